@@ -1,0 +1,60 @@
+"""Seconds of a collective: latency and bandwidth over the links of a node and the network between nodes.
+
+A group has `members` devices in each of `nodes` nodes. Inside a node its bandwidth per device is that of the innermost
+link that spans it: a pair, a ring at its slowest edge, a switch, or a mesh, where a group of m devices drives m - 1
+links at once. Between nodes all devices of a node share its network, each carrying an equal part.
+"""
+
+import numpy as np
+
+from estimator.counts import Array, Num
+from hardware.models import Node
+
+
+def group_links(node: Node, members: Num) -> tuple[Array, Array]:
+    """Bandwidth per device and direction [bytes/s] and latency [s] inside a node, for a group of `members` devices.
+
+    Returns infinite bandwidth and no latency for a group of one.
+    """
+    count = np.asarray(members)
+    bandwidth, latency = np.full(count.shape, np.inf), np.zeros(count.shape)
+    for link in reversed(node.links):
+        fits = (count > 1) & (count <= link.span)
+        links = count - 1 if link.topology == "mesh" else 1
+        bandwidth = np.where(fits, link.bytes_per_s * link.efficiency.value * links, bandwidth)
+        latency = np.where(fits, link.latency_s, latency)
+    return bandwidth, latency
+
+
+def gather_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> Array:
+    """Seconds of an all-gather, or a reduce-scatter, of `num_bytes` in all over a group.
+
+    Hierarchical: between nodes every member gathers its 1/m of the bytes from the same member of the other nodes, the
+    node's network shared by all its devices; then the members exchange inside the node.
+
+    between: (n - 1) / n * (bytes / m) / (B_net / d) + (n - 1) a_net;  inside: (m - 1) / m * bytes / B + (m - 1) a
+    (ring terms of Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521, section 4.1; d devices per node).
+    One member of one node: 0.
+    """
+    members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
+    bandwidth, latency = group_links(node, members)
+    share = node.network.bytes_per_s * node.network.efficiency.value / node.num_devices
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + (nodes - 1) * node.network.latency_s
+    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + (members - 1) * latency
+    return np.asarray(between + inside)
+
+
+def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> Array:
+    """Seconds of an all-reduce: a reduce-scatter and an all-gather (Rabenseifner's algorithm)."""
+    return 2.0 * gather_seconds(num_bytes, members, nodes, node)
+
+
+def transfer_seconds(num_bytes: Num, crosses_nodes: Num, node: Node) -> Array:
+    """Seconds of one device sending `num_bytes` to one device of the next pipeline stage, as all its peers do at once."""
+    outermost = node.links[-1] if node.links else None
+    share = node.network.bytes_per_s * node.network.efficiency.value / node.num_devices
+    between = np.asarray(num_bytes) / share + node.network.latency_s
+    if outermost is None:
+        return np.asarray(between)
+    inside = np.asarray(num_bytes) / (outermost.bytes_per_s * outermost.efficiency.value) + outermost.latency_s
+    return np.where(crosses_nodes, between, inside)

@@ -1,0 +1,219 @@
+"""Parameters, FLOP and bytes of a transformer, op by op.
+
+Every function is pure and takes scalars or broadcastable arrays. A multiply-add is 2 FLOP. `passes` of a matrix
+product: one forward, one for the input gradient, one for the weight gradient, each with the same FLOP.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from estimator.shape import Shape
+
+Array = npt.NDArray[np.float64]
+Num = float | Array
+"""A quantity for one plan, or for many at once."""
+
+
+class MatMul(NamedTuple):
+    """A weight matrix that multiplies the tokens of a layer, or of the vocabulary projection."""
+
+    name: str
+    in_size: int
+    out_size: int
+    num_copies: int
+    """Matrices held: 1, or the experts of a mixture."""
+    num_active: int
+    """Matrices that one token meets."""
+    has_bias: bool
+    splits_output: bool
+    """Tensor parallelism splits the output width (column parallel), else the input width (row parallel)."""
+
+
+def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
+    """Return the weight matrices of one layer, in the order in which the forward pass meets them."""
+    hidden, ffn = shape.hidden_size, shape.ffn_size
+    attention = (
+        MatMul("q", hidden, shape.q_size, 1, 1, shape.qkv_bias, True),
+        MatMul("k", hidden, shape.kv_size, 1, 1, shape.qkv_bias, True),
+        MatMul("v", hidden, shape.kv_size, 1, 1, shape.qkv_bias, True),
+        MatMul("o", shape.q_size, hidden, 1, 1, shape.out_bias, False),
+    )
+    held, active = max(shape.num_experts, 1), max(shape.num_experts_per_token, 1)
+    router = (MatMul("router", hidden, shape.num_experts, 1, 1, False, False),) if shape.num_experts else ()
+    gate = (MatMul("gate", hidden, ffn, held, active, shape.ffn_bias, True),) if shape.gated_ffn else ()
+    up = (MatMul("up", hidden, ffn, held, active, shape.ffn_bias, True),)
+    down = (MatMul("down", ffn, hidden, held, active, shape.ffn_bias, False),)
+    return attention + router + gate + up + down
+
+
+def head_matmul(shape: Shape) -> MatMul:
+    """Return the vocabulary projection (a tied one multiplies by the embedding's matrix)."""
+    return MatMul("head", shape.hidden_size, shape.vocab_size, 1, 1, False, True)
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def layer_parameters(shape: Shape) -> int:
+    """Parameters of one layer: its matrices, their biases, and its norms."""
+    matrices = sum(m.num_copies * (m.in_size * m.out_size + m.has_bias * m.out_size) for m in layer_matmuls(shape))
+    norms = 2 * norm_parameters(shape) + (2 * shape.head_dim if shape.qk_norm else 0)
+    return matrices + norms
+
+
+def norm_parameters(shape: Shape) -> int:
+    """Parameters of one norm over the hidden size: a scale, and a bias where it has one."""
+    return shape.hidden_size * (2 if shape.norm_bias else 1)
+
+
+def embedding_parameters(shape: Shape) -> int:
+    """Parameters of the token embedding and of learned positions."""
+    return (shape.vocab_size + shape.num_positions) * shape.hidden_size
+
+
+def head_parameters(shape: Shape) -> int:
+    """Parameters of the vocabulary projection, 0 where it is the embedding's matrix."""
+    return 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
+
+
+def num_parameters(shape: Shape) -> int:
+    """Parameters of the whole model, each counted once.
+
+    >>> from estimator.shape import load_shape
+    >>> num_parameters(load_shape("mistralai/Mistral-7B-v0.1"))  # as its card's checkpoint holds
+    7241732096
+    """
+    return (
+        embedding_parameters(shape)
+        + shape.num_layers * layer_parameters(shape)
+        + norm_parameters(shape)
+        + head_parameters(shape)
+    )
+
+
+def stage_parameters(shape: Shape, layers: Num, is_first: Num, is_last: Num) -> Num:
+    """Parameters of one pipeline stage.
+
+    A stage holds its layers; the first the embedding too, the last the final norm and the vocabulary projection. Where
+    the projection is tied to the embedding and they lie on different stages, the last stage holds a copy.
+    """
+    head = shape.vocab_size * shape.hidden_size * (1 - shape.tied_embeddings * np.asarray(is_first))
+    return (
+        layers * layer_parameters(shape)
+        + is_first * embedding_parameters(shape)
+        + is_last * (norm_parameters(shape) + head)
+    )
+
+
+# --- FLOP -------------------------------------------------------------------------------------------------------------
+
+
+def matmul_flop(num_tokens: Num, matmul: MatMul) -> Num:
+    """FLOP of one pass of a weight matrix over its tokens: 2 n k m, m its tokens.
+
+    >>> matmul_flop(2048, MatMul("q", 4096, 4096, 1, 1, False, True)) / 1e9
+    68.719476736
+    """
+    return 2.0 * num_tokens * matmul.in_size * matmul.out_size * matmul.num_active
+
+
+def mean_context(seq_len: Num, window: int, causal: bool) -> Num:
+    """Keys that the mean query meets: all of them, or with a causal kernel those up to its own, within the window.
+
+    causal: (S + 1) / 2; with a window w < S: w - w (w - 1) / (2 S).
+
+    >>> float(mean_context(4, window=0, causal=True)), float(mean_context(4, window=2, causal=True))
+    (2.5, 1.75)
+    """
+    if not causal:
+        return np.asarray(seq_len, dtype=np.float64)
+    look_back = np.minimum(seq_len, window) if window else np.asarray(seq_len)
+    return np.asarray(look_back - look_back * (look_back - 1.0) / (2.0 * seq_len))
+
+
+def attention_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool) -> Num:
+    """FLOP of scores and weighted values of one layer, forward: 4 T C h, C the keys met, h the query width.
+
+    The two products have the same FLOP: Q K^T and P V (Dao et al. 2022, arXiv:2205.14135, Algorithm 1). The backward
+    pass has four, and one more where the kernel does not keep the scores (`attention_backward_flop`).
+    """
+    return 4.0 * num_tokens * mean_context(seq_len, shape.sliding_window, causal) * shape.q_size
+
+
+def attention_backward_flop(forward: Num, *, keeps_scores: bool) -> Num:
+    """FLOP of attention's backward pass: 4 products, or 5 with the scores computed again, where forward has 2."""
+    return forward * (2.0 if keeps_scores else 2.5)
+
+
+def layer_forward_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool) -> Num:
+    """FLOP of one layer's forward pass: its matrix products and its attention."""
+    products = sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
+    return products + attention_flop(num_tokens, seq_len, shape, causal=causal)
+
+
+def recomputed_layer_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool) -> Num:
+    """FLOP of repeating one layer's forward pass for its backward pass.
+
+    The last product's result is not needed again, and checkpointing stops before it, unless a dropout follows.
+    """
+    skipped = 0.0 if shape.residual_dropout else matmul_flop(num_tokens, layer_matmuls(shape)[-1])
+    return layer_forward_flop(num_tokens, seq_len, shape, causal=causal) - skipped
+
+
+def step_flop(
+    num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool, keeps_scores: bool, recompute: bool
+) -> Num:
+    """FLOP of forward and backward over `num_tokens`: what the devices do, recomputation included."""
+    products = sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
+    attention = attention_flop(num_tokens, seq_len, shape, causal=causal)
+    layer = 3.0 * products + attention + attention_backward_flop(attention, keeps_scores=keeps_scores)
+    if recompute:
+        layer = layer + recomputed_layer_flop(num_tokens, seq_len, shape, causal=causal)
+    return shape.num_layers * layer + 3.0 * matmul_flop(num_tokens, head_matmul(shape))
+
+
+def model_flop(num_tokens: Num, seq_len: Num, shape: Shape) -> Num:
+    """FLOP that training the model takes at the least: causal attention, nothing repeated.
+
+    The numerator of model FLOP utilization: 6 N T + 3 * (causal attention), N without the input embedding
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with attention halved by causality).
+    """
+    return step_flop(num_tokens, seq_len, shape, causal=True, keeps_scores=True, recompute=False)
+
+
+# --- bytes through memory ---------------------------------------------------------------------------------------------
+
+
+class Traffic(NamedTuple):
+    """Bytes that the element-wise ops of a layer move through memory, per token."""
+
+    forward: float
+    backward: float
+
+
+def layer_traffic(shape: Shape, activation_bytes: int = 2) -> Traffic:
+    """Bytes per token through memory of a layer's norms, rotary, residuals and activation, each op fused into one pass.
+
+    In elements, forward: norm 2 (read, write), rotary 2 of q and k, residual 3, gated activation 3, plain 2; backward:
+    norm 4 (input, gradient twice, write), rotary 2, residual 3, gated activation 5, plain 3.
+    """
+    hidden, width = shape.hidden_size, shape.q_size + shape.kv_size
+    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
+    rotary = 0 if shape.num_positions else 2 * width
+    forward = 2 * 2 * hidden + rotary + 2 * 3 * hidden + (3 if shape.gated_ffn else 2) * ffn
+    backward = 2 * 4 * hidden + rotary + 2 * 3 * hidden + (5 if shape.gated_ffn else 3) * ffn
+    return Traffic(float(activation_bytes * forward), float(activation_bytes * backward))
+
+
+MATERIALIZED_ATTENTION = Traffic(forward=28.0, backward=36.0)
+"""Bytes per score through memory where attention is not fused, in 16-bit precision with a 32-bit softmax.
+
+Counted from the ops of the eager attention of Hugging Face decoders, bytes read + written: forward: product 0 + 2,
+scale 2 + 2, mask 2 + 4, softmax 4 + 4, cast 4 + 2, product 2 + 0; backward: product 0 + 2, cast 2 + 4, softmax 8 + 4,
+mask 4 + 2, scale 2 + 2, three products 6 + 0.
+"""
+
+LOSS_TRAFFIC_BYTES = 12.0
+"""Bytes per logit through memory, forward and backward: read 2, write 4; read 4, write 2."""

@@ -1,0 +1,270 @@
+"""A software stack: its efficiencies and habits, with their uncertainty.
+
+A stack file (TOML) has two halves: habits and priors, written by hand with their evidence, and what the fit found
+(`estimator/calibrate.py` writes it).
+"""
+
+import math
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from estimator.counts import Array, Num
+from estimator.shape import Shape
+from hardware.catalog import first_error, shown
+
+NORMAL_90 = 1.6448536269514722
+"""Standard deviations either side that hold 90 % of a normal distribution."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Base of the tables of a stack file: immutable, and a misspelt key is an error."""
+
+
+class Evidence(Record):
+    """Why a table of the file says what it says."""
+
+    kind: Literal["documented", "measured", "assumed"]
+    text: str
+
+
+class Habits(Record):
+    """What the stack keeps in memory, in which precision, and how it issues and overlaps its work."""
+
+    weight_bytes: Positive
+    """Bytes per parameter of the copy that the devices compute with."""
+    master_bytes: NonNegative
+    """Bytes per parameter of the copy that the optimizer updates; 0 without one."""
+    optimizer_bytes: NonNegative
+    """Bytes per parameter of the optimizer's state."""
+    gradient_bytes: Positive
+    activation_bytes: int = Field(ge=1, le=4)
+    logit_bytes: Positive
+    """Bytes per logit that the loss holds at once."""
+    fused_attention: Literal["always", "multi-head", "never"]
+    """Which attention runs in one kernel that never writes the scores: any, only that without grouped heads, none."""
+    keeps_weights_gathered: bool
+    """With parameters sharded (ZeRO-3), a stage still holds all of its compute copy for the whole step."""
+    reduces_every_micro_batch: bool
+    """Gradients are reduced after each micro-batch, since only their shard is kept; else once per step."""
+    single_controller: bool
+    """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
+    usable_memory_fraction: Fraction
+    """Part of a device's memory that a plan may fill."""
+    evidence: dict[str, Evidence]
+
+    def fuses_attention(self, shape: Shape) -> bool:
+        """Whether the model's attention runs fused on this stack."""
+        return self.fused_attention == "always" or (
+            self.fused_attention == "multi-head" and shape.num_kv_heads == shape.num_heads
+        )
+
+
+class Window(Record):
+    """What the stack's log times, and the two paces of its host."""
+
+    times: Literal["issue", "step"]
+    """The clock covers only the issue of the work, or the whole step."""
+    slow_fraction: Fraction
+    """Part of the steps in which the host issues at its slow pace."""
+    slow_ratio: float = Field(ge=1, lt=100)
+    """Issue time at the slow pace over that at the fast pace."""
+    evidence: str
+
+
+class Startup(Record):
+    """One-off seconds of a run."""
+
+    load_s: NonNegative
+    """Imports, and the checkpoint into host memory."""
+    request_s: NonNegative
+    """From asking for the accelerator until it is ready."""
+    search_s_per_candidate: NonNegative
+    """Compiling and costing one candidate plan."""
+    first_step_s: NonNegative
+    """First step, once its plan is chosen: lazy compilation and weights to the devices included."""
+    evidence: str
+
+
+class Prior(Record):
+    """A log-normal belief about a parameter before any run was measured."""
+
+    median: Positive
+    log_sd: Positive
+    unit: str
+    evidence: str
+
+
+PARAMETERS = (
+    "matmul_efficiency",
+    "memory_efficiency",
+    "exposed_communication",
+    "issue_s_per_layer",
+    "issue_s_per_step",
+    "allocator_ratio",
+)
+
+
+class Efficiencies(NamedTuple):
+    """The parameters of a stack, as numbers, or as arrays that broadcast against those of the plans."""
+
+    matmul_efficiency: Num
+    """Sustained 16-bit matrix rate of large products, over the device's best measured rate."""
+    memory_efficiency: Num
+    """Sustained memory bandwidth of element-wise ops, over the device's best measured bandwidth."""
+    exposed_communication: Num
+    """Part of the seconds of data-parallel collectives and stage transfers that no computation hides."""
+    issue_s_per_layer: Num
+    """Host seconds to issue one layer's forward and backward pass of one micro-batch."""
+    issue_s_per_step: Num
+    """Host seconds per step whatever its size."""
+    allocator_ratio: Num
+    """Bytes that the allocator reserves, over the bytes the tensors need."""
+    family_factor: Num = 1.0
+    """Device seconds of this model family over those of the population."""
+
+
+class Family(Record):
+    """A model family measured on the stack: its factor on device seconds."""
+
+    log_factor: float = Field(allow_inf_nan=False)
+    log_sd: NonNegative
+    runs: int = Field(ge=1)
+
+
+class Fit(Record):
+    """What the fit found: parameters and family factors, in logarithms, with their joint covariance."""
+
+    accelerator: str
+    """The device all runs were measured on."""
+    names: tuple[str, ...]
+    """The stack's parameters, then the families in the order of `families`."""
+    log_values: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    families: dict[str, Family]
+    family_log_sd: NonNegative
+    """Spread of the factors between families."""
+    step_log_sd: NonNegative
+    """Spread of a run's seconds per step around the model."""
+    issue_log_sd: NonNegative
+    """Spread of a run's issue seconds around the model."""
+    memory_log_sd: NonNegative
+    """Spread of a run's memory around the model."""
+    device_log_sd: NonNegative
+    """Further spread of device seconds on a device the stack was never measured on."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        expected = PARAMETERS + tuple(self.families)
+        if self.names != expected:
+            raise ValueError(f"names are {', '.join(self.names)}; they must be {', '.join(expected)}")
+        n = len(expected)
+        square = len(self.covariance) == n and all(len(row) == n for row in self.covariance)
+        if len(self.log_values) != n or not square:
+            raise ValueError(f"log_values and covariance must have {n} rows, as names has")
+        if not np.isfinite([*self.log_values, *(x for row in self.covariance for x in row)]).all():
+            raise ValueError("log_values and covariance must be finite")
+        return self
+
+
+class MeasuredRun(Record):
+    """A run the stack was fitted to, and how far the prediction was without it."""
+
+    log: str
+    sha256: str
+    model: str
+    step_s: Positive
+    left_out_step_error: float
+    """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
+
+
+class Stack(Record):
+    """A software stack on accelerators."""
+
+    schema_: Literal["stack/1"] = Field(alias="schema")
+    name: str
+    about: str
+    not_modelled: tuple[str, ...]
+    habits: Habits
+    startup: Startup
+    window: Window
+    priors: dict[str, Prior]
+    fit: Fit
+    runs: tuple[MeasuredRun, ...]
+
+    @model_validator(mode="after")
+    def _has_every_prior(self) -> Self:
+        if tuple(self.priors) != PARAMETERS:
+            raise ValueError(f"priors are {', '.join(self.priors)}; they must be {', '.join(PARAMETERS)}")
+        return self
+
+    def efficiencies(self, family: str) -> Efficiencies:
+        """Return the fitted parameters for a model family; the population's factor, 1, for an unseen one."""
+        values = dict(zip(self.fit.names, np.exp(self.fit.log_values).tolist(), strict=True))
+        return Efficiencies(*(values[name] for name in PARAMETERS), family_factor=values.get(family, 1.0))
+
+    def directions(self, family: str) -> Array:
+        """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the family factor.
+
+        The rows of a matrix square root of the covariance: a quantity's log variance is the sum over rows of its
+        squared change. An unseen family's factor moves by the spread between families.
+        """
+        columns = len(PARAMETERS) + 1
+        covariance = np.asarray(self.fit.covariance)
+        values, vectors = np.linalg.eigh(covariance)
+        root = (vectors * np.sqrt(np.clip(values, 0, None))).T
+        moves = np.zeros((len(root) + 1, columns))
+        moves[:-1, : len(PARAMETERS)] = root[:, : len(PARAMETERS)]
+        if family in self.fit.families:
+            moves[:-1, -1] = root[:, self.fit.names.index(family)]
+        else:
+            moves[-1, -1] = self.fit.family_log_sd
+        return moves
+
+
+def builtin_stacks() -> tuple[str, ...]:
+    """Return the names of the stacks that come with the package."""
+    folder = resources.files("estimator").joinpath("data/stacks")
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def load_stack(name: str) -> Stack:
+    """Return a built-in stack by name, or the one a TOML file holds.
+
+    Raises:
+        ValueError: there is no such stack, or the file breaks a rule: which one, and where.
+    """
+    folder = resources.files("estimator").joinpath("data/stacks")
+    try:
+        text = (folder.joinpath(f"{name}.toml") if name in builtin_stacks() else Path(name)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        known = ", ".join(builtin_stacks())
+        raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
+    return parse_stack(text, name)
+
+
+def parse_stack(text: str, name: str) -> Stack:
+    """Return the stack that a TOML document describes; `name` stands in errors."""
+    try:
+        return Stack.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"stack {shown(name)}: not valid TOML: {shown(str(error))}") from error
+    except ValidationError as error:
+        raise ValueError(f"stack {shown(name)}: {first_error(error)}") from error
+
+
+def interval_ratio(log_sd: Num) -> Array:
+    """Ratio of the upper end of a log-normal quantity's 90 % interval to its median.
+
+    >>> round(float(interval_ratio(math.log(2))), 3)
+    3.127
+    """
+    return np.exp(NORMAL_90 * np.asarray(log_sd))

@@ -1,0 +1,122 @@
+"""Quantities as sources print them ("80 GB", "3.35 TB/s", "200 Gb/s"), parsed into SI base units.
+
+A bare number is already in the base unit. Decimal and binary prefixes differ ("80 GB" is not "80 GiB"), bits are only
+for rates, and work is not a rate.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from hardware.errors import shown
+
+MIB = 2**20
+"""Bytes of a mebibyte."""
+
+GIB = 2**30
+"""Bytes of a gibibyte."""
+
+_PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+_PREFIX_NAMES = {"": "", "k": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta"}
+_BYTES = {f"{prefix}B": Fraction(size) for prefix, size in _PREFIXES.items()} | {
+    f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate("KMGTP", start=1)
+}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z/]+)\s*", re.ASCII)
+_BITS = re.compile(r"([kMGTP]?)b(?:it|ps)?")
+_WORK = re.compile(r"[kMGTP]?(?:FLOPS?|FLOPs|flops?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """What a quantity measures, and the units that it may be written in."""
+
+    name: str
+    """The base unit, in words."""
+
+    example: str
+    """A quantity that parses."""
+
+    units: Mapping[str, Fraction]
+    """Base units per unit."""
+
+    def parse(self, value: object) -> float:
+        """Return a quantity in base units.
+
+        Raises:
+            ValueError: not a positive finite number, bare or with a unit of this dimension.
+
+        >>> BANDWIDTH.parse("200 Gb/s")
+        25000000000.0
+        """
+        mend = f"write {self.name}, for example {self.example!r}"
+        try:
+            number = self._number(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; {mend}") from None
+        if not 0 < number < math.inf:
+            raise ValueError(f"{shown(value)} is not positive and finite; {mend}")
+        return number
+
+    def _number(self, value: object) -> float:
+        if isinstance(value, str):
+            return self._number_of_text(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _as_float(value)
+        raise ValueError(f"{shown(value)} is not a quantity")
+
+    def _number_of_text(self, text: str) -> float:
+        found = _QUANTITY.fullmatch(text)
+        if not found:
+            raise ValueError(f"{shown(text)} is not a number and a unit")
+        number, unit = found.groups()
+        if unit in self.units:
+            size = self.units[unit]
+            return float(number) * size.numerator / size.denominator
+        if bits := _BITS.fullmatch(unit):
+            raise ValueError(f"{shown(text)} is {_PREFIX_NAMES[bits[1]]}bits")
+        if _WORK.fullmatch(unit):
+            raise ValueError(f"{shown(text)} may be work or a rate")
+        raise ValueError(f"{shown(text)} has a unit that is none of {', '.join(self.units)}")
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf
+
+
+SIZE = Dimension("bytes", "80 GB", _BYTES)
+BANDWIDTH = Dimension(
+    "bytes per second",
+    "3.35 TB/s",
+    {f"{unit}/s": size for unit, size in _BYTES.items()}
+    | {f"{prefix}b/s": Fraction(size, 8) for prefix, size in _PREFIXES.items()},  # as networks are sold
+)
+COMPUTE = Dimension(
+    "FLOP per second", "989.4 TFLOP/s", {f"{prefix}FLOP/s": Fraction(size) for prefix, size in _PREFIXES.items()}
+)
+TIME = Dimension(
+    "seconds", "5 us", {unit: Fraction(1, 1000**power) for power, unit in enumerate(("s", "ms", "us", "ns"))}
+)
+POWER = Dimension("watts", "560 W", {"W": Fraction(1), "kW": Fraction(1000)})
+
+Bytes = Annotated[float, BeforeValidator(SIZE.parse)]
+"""Bytes: "80 GB" is 80e9, "65520 MiB" is 65520 * 2**20; "80 Gb" is refused."""
+
+BytesPerSecond = Annotated[float, BeforeValidator(BANDWIDTH.parse)]
+"""Bytes per second: "3.35 TB/s" is 3.35e12, "200 Gb/s" is 25e9."""
+
+FlopPerSecond = Annotated[float, BeforeValidator(COMPUTE.parse)]
+"""FLOP per second: "989.4 TFLOP/s" is 989.4e12; "989.4 TFLOPS" is refused."""
+
+Seconds = Annotated[float, BeforeValidator(TIME.parse)]
+"""Seconds: "5 us" is 5e-6."""
+
+Watts = Annotated[float, BeforeValidator(POWER.parse)]
+"""Watts: "560 W" is 560."""

@@ -1,0 +1,166 @@
+from datetime import date
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hardware.errors import first_error
+from hardware.models import MOST_DEVICES, Accelerator, Flavor, Link, Measured, Node, Price, Record, Source
+
+SOURCE = {"url": "https://example.com/a", "checked": date(2026, 1, 15)}
+HALF = {"value": 0.5, "evidence": "assumed", "note": "for this test", "source": SOURCE}
+ACCELERATOR = {
+    "id": "test-chip",
+    "name": "Test chip",
+    "vendor": "Nobody",
+    "architecture": "none",
+    "hbm_bytes": "80 GB",
+    "hbm_bytes_per_s": "2 TB/s",
+    "bf16_flop_per_s": "100 TFLOP/s",
+    "fp32_flop_per_s": "10 TFLOP/s",
+    "num_compute_units": 100,
+    "tdp_w": "400 W",
+    "matmul_efficiency": HALF,
+    "hbm_efficiency": HALF,
+    "sources": [SOURCE],
+}
+LINK = {"span": 8, "topology": "switch", "bytes_per_s": "300 GB/s", "latency_s": "5 us", "efficiency": HALF}
+NETWORK = {"bytes_per_s": "200 Gb/s", "latency_s": "5 us", "efficiency": HALF}
+NODE = {
+    "id": "test-node",
+    "accelerator": "test-chip",
+    "num_devices": 8,
+    "links": [LINK],
+    "network": NETWORK,
+    "sources": [SOURCE],
+}
+FLAVOR = {"id": "Test.1", "node": "test-node", "num_devices": 8, "num_nodes": 1, "sources": [SOURCE]}
+PRICE = {
+    "accelerator": "test-chip",
+    "provider": "Nobody",
+    "market": "spot",
+    "usd_per_device_h": 2.5,
+    "on": date(2026, 1, 15),
+    "sources": [SOURCE],
+}
+RECORDS: list[tuple[type[Record], dict[str, Any]]] = [
+    (Accelerator, ACCELERATOR),
+    (Node, NODE),
+    (Flavor, FLAVOR),
+    (Price, PRICE),
+]
+EACH_RECORD = pytest.mark.parametrize(("model", "fields"), RECORDS, ids=["accelerator", "node", "flavor", "price"])
+
+
+def refusal(model: type[Record], fields: dict[str, Any]) -> str:
+    """Return what the model says when it refuses the fields."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(fields)
+    return first_error(caught.value)
+
+
+@EACH_RECORD
+def test_a_record_is_frozen_and_hashable(model: type[Record], fields: dict[str, Any]) -> None:
+    """No field of a record can be set, and equal records hash alike: nothing mutable hides inside."""
+    record = model.model_validate(fields)
+    with pytest.raises(ValidationError, match="frozen"):
+        record.sources = ()  # type: ignore[attr-defined]
+    assert hash(record) == hash(model.model_validate(fields))
+
+
+@EACH_RECORD
+def test_a_record_round_trips(model: type[Record], fields: dict[str, Any]) -> None:
+    """A record dumped and read again is the same record."""
+    record = model.model_validate(fields)
+    assert model.model_validate(record.model_dump()) == record
+
+
+@EACH_RECORD
+def test_every_field_that_has_no_default_is_needed(model: type[Record], fields: dict[str, Any]) -> None:
+    """Leaving out a required field is refused by name."""
+    for field, info in model.model_fields.items():
+        if info.is_required():
+            rest = {key: value for key, value in fields.items() if key != field}
+            assert refusal(model, rest) == f"{field}: is missing; add it"
+
+
+@EACH_RECORD
+def test_a_record_without_a_source_does_not_load(model: type[Record], fields: dict[str, Any]) -> None:
+    """Every record names at least one page."""
+    assert refusal(model, fields | {"sources": []}).startswith("sources: [] does not fit; tuple should have at least 1")
+
+
+@EACH_RECORD
+def test_a_misspelt_key_is_an_error(model: type[Record], fields: dict[str, Any]) -> None:
+    """A key that the record does not have is refused by name, control characters and all."""
+    assert (
+        refusal(model, fields | {"tpd_w": 1}) == "tpd_w: is not a field of this record; remove it or correct its name"
+    )
+    assert refusal(model, fields | {"a\nb": 1}).startswith("'a\\nb': is not a field")
+
+
+@given(value=st.floats())
+def test_a_measured_fraction_is_in_the_half_open_unit_interval(value: float) -> None:
+    """A fraction of a peak is above 0 and at most 1, else it is refused."""
+    if 0 < value <= 1:
+        assert Measured.model_validate(HALF | {"value": value}).value == value
+    else:
+        assert refusal(Measured, HALF | {"value": value}).startswith("value: ")
+
+
+@given(spans=st.lists(st.integers(2, 16), max_size=3), num_devices=st.integers(1, 16))
+def test_links_nest_up_to_the_node(spans: list[int], num_devices: int) -> None:
+    """Spans increase strictly and the last one is the node; a node of one device has no link."""
+    fields = NODE | {"num_devices": num_devices, "links": [LINK | {"span": span} for span in spans]}
+    nested = spans == sorted(set(spans)) and (spans[-1:] == [num_devices] if num_devices > 1 else not spans)
+    if nested:
+        assert [link.span for link in Node.model_validate(fields).links] == spans
+    else:
+        assert refusal(Node, fields).startswith("links: ")
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        (Accelerator, ACCELERATOR | {"id": "MI 250"}, "id: 'MI 250' does not fit; string should match pattern"),
+        (Accelerator, ACCELERATOR | {"hbm_bytes": "80 Gb"}, "hbm_bytes: '80 Gb' is gigabits; write bytes, for example"),
+        (
+            Accelerator,
+            ACCELERATOR | {"fp8_flop_per_s": "1 PFLOPS"},
+            "fp8_flop_per_s: '1 PFLOPS' may be work or a rate;",
+        ),
+        (
+            Accelerator,
+            ACCELERATOR | {"num_compute_units": True},
+            "num_compute_units: True does not fit; input should be",
+        ),
+        (Accelerator, ACCELERATOR | {"hbm_efficiency": 0.5}, "hbm_efficiency: 0.5 is not a table; write the fields"),
+        (
+            Measured,
+            HALF | {"evidence": "guess"},
+            "evidence: 'guess' does not fit; input should be 'datasheet', 'measured'",
+        ),
+        (Source, SOURCE | {"url": "a page"}, "url: 'a page' does not fit; string should match pattern"),
+        (Source, SOURCE | {"checked": 0}, "checked: 0 does not fit; input should be a valid date"),
+        (Link, LINK | {"span": 1}, "span: 1 does not fit; input should be greater than or equal to 2"),
+        (Node, NODE | {"links": [LINK, LINK]}, "links: spans [8, 8] do not increase; list the innermost link first"),
+        (Node, NODE | {"links": []}, "links: none spans num_devices=8; end with a link of that span"),
+        (Node, NODE | {"num_devices": 1}, "links: a node of one device has none; remove them"),
+        (Node, NODE | {"links": [LINK | {"latency_s": 0}]}, "links.0.latency_s: 0 is not positive and finite; write"),
+        (Flavor, FLAVOR | {"num_devices": MOST_DEVICES + 1}, "num_devices: 1000001 does not fit; input should be less"),
+        (Flavor, FLAVOR | {"aliases": ["a b"]}, "aliases.0: 'a b' does not fit; string should match pattern"),
+        (Price, PRICE | {"usd_per_device_h": 0}, "usd_per_device_h: 0 does not fit; input should be greater than 0"),
+        (
+            Price,
+            PRICE | {"usd_per_device_h_high": 1.0},
+            "usd_per_device_h_high: 1.0 is below usd_per_device_h=2.5; swap them",
+        ),
+    ],
+)
+def test_refusals(model: type[Record], fields: dict[str, Any], message: str) -> None:
+    """Each refusal names the field, what was given and the rule, in one line."""
+    found = refusal(model, fields)
+    assert found.startswith(message)
+    assert found.isprintable()

@@ -1,0 +1,102 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from hardware.units import BANDWIDTH, COMPUTE, GIB, MIB, POWER, SIZE, TIME, Bytes, Dimension
+
+DIMENSIONS = st.sampled_from([SIZE, BANDWIDTH, COMPUTE, TIME, POWER])
+NUMBERS = st.floats(min_value=1e-6, max_value=1e9)
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.integers())
+
+
+@given(dimension=DIMENSIONS, number=NUMBERS, data=st.data())
+def test_round_trip(dimension: Dimension, number: float, data: st.DataObject) -> None:
+    """A number written with any unit of the dimension parses to that many units."""
+    unit = data.draw(st.sampled_from(sorted(dimension.units)))
+    assert dimension.parse(f"{number!r} {unit}") == pytest.approx(number * float(dimension.units[unit]), rel=1e-12)
+
+
+@given(dimension=DIMENSIONS, number=NUMBERS)
+def test_bare_number_is_in_base_units(dimension: Dimension, number: float) -> None:
+    """A positive number without a unit is taken as it is."""
+    assert dimension.parse(number) == number
+
+
+@given(dimension=DIMENSIONS, value=ANYTHING)
+def test_anything_parses_or_is_refused_in_one_line(dimension: Dimension, value: object) -> None:
+    """Whatever is given, the result is positive and finite, or a ValueError of one short line of ASCII."""
+    try:
+        parsed = dimension.parse(value)
+    except ValueError as error:
+        message = str(error)
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) < 250
+        assert message.endswith(f"write {dimension.name}, for example {dimension.example!r}")
+    else:
+        assert 0 < parsed < math.inf
+
+
+@given(dimension=DIMENSIONS)
+def test_the_example_of_an_error_parses(dimension: Dimension) -> None:
+    """What the error proposes is accepted."""
+    assert dimension.parse(dimension.example) > 0
+
+
+@pytest.mark.parametrize(
+    ("dimension", "text", "value"),
+    [
+        (SIZE, "80 GB", 80e9),
+        (SIZE, "65520 MiB", 65520 * MIB),
+        (SIZE, "256GiB", 256 * GIB),
+        (BANDWIDTH, "3.35 TB/s", 3.35e12),
+        (BANDWIDTH, "50 GB/s", 50e9),
+        (BANDWIDTH, "200 Gb/s", 25e9),
+        (COMPUTE, "989.4 TFLOP/s", 989.4e12),
+        (TIME, "5 us", 5e-6),
+        (POWER, "560 W", 560.0),
+    ],
+)
+def test_as_sources_print_them(dimension: Dimension, text: str, value: float) -> None:
+    """A quantity in the form of a data sheet is exactly its value in base units."""
+    assert dimension.parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "message"),
+    [
+        (SIZE, "80 Gb", r"^'80 Gb' is gigabits; write bytes, for example '80 GB'$"),
+        (SIZE, "80 kbit", r"^'80 kbit' is kilobits; "),
+        (
+            COMPUTE,
+            "312 TFLOPS",
+            r"^'312 TFLOPS' may be work or a rate; write FLOP per second, for example '989.4 TFLOP/s'",
+        ),
+        (TIME, "5 W", r"^'5 W' has a unit that is none of s, ms, us, ns; write seconds"),
+        (SIZE, "much", r"^'much' is not a number and a unit; write bytes"),
+        (SIZE, "80", r"^'80' is not a number and a unit; "),
+        (POWER, "0 W", r"^'0 W' is not positive and finite; write watts"),
+        (POWER, -1, r"^-1 is not positive and finite; "),
+        (POWER, math.nan, r"^nan is not positive and finite; "),
+        (SIZE, "1e999 GB", r"^'1e999 GB' is not positive and finite; "),
+        pytest.param(SIZE, 10**9999, r"^<int too long to show> is not positive and finite; ", id="huge"),
+        (SIZE, True, r"^True is not a quantity; "),
+        (SIZE, None, r"^None is not a quantity; "),
+    ],
+)
+def test_refusals(dimension: Dimension, value: Any, message: str) -> None:
+    """Each refusal says what was given, the rule and the mend."""
+    with pytest.raises(ValueError, match=message):
+        dimension.parse(value)
+
+
+def test_as_a_field_type() -> None:
+    """The annotated types parse and refuse inside pydantic."""
+    size = TypeAdapter[float](Bytes)
+    assert size.validate_python("80 GB") == 80e9
+    with pytest.raises(ValidationError, match="is gigabits"):
+        size.validate_python("80 Gb")

@@ -1,0 +1,1 @@
+"""The reference trainer, which will run the plans that the estimator predicts."""
