@@ -9,7 +9,7 @@ factor u_f on device seconds for each model family f:
     log M_r = log memory(theta) + e,      e ~ N(0, s_memory^2)             log s ~ N(log median, SPREAD_LOG_SD^2)
 
 theta and u are fitted together (maximum a posteriori), so that families are pooled partially: a family with few or
-noisy runs stays near the population. The four spreads s maximise the Laplace approximation of the evidence. The
+noisy runs stays near the population. The four spreads s maximise the evidence of the model linearised there. The
 covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
 """
 
@@ -43,6 +43,9 @@ PRIOR_SPREAD = Spread(family=0.10, step=0.04, issue=0.05, memory=0.04)
 assumed: 4 % is what repeated cases of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
 families differ by their kernels, by more.
 """
+
+MAX_ROUNDS = 20
+"""Rounds of fitting values and spreads in turn; a handful suffices."""
 
 SPREAD_LOG_SD = 0.5
 """How sure these medians are.  # assumed: within a factor of e for 95 %"""
@@ -87,7 +90,15 @@ def observe(run: Run, catalog: Catalog, window: Window) -> Observation:
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Return the logarithms of a run's seconds per step, issue seconds and bytes, shape (3,)."""
     shape, seq_len = observation.run.workload.shape, observation.run.workload.seq_len
-    step = plan_step(shape, seq_len, observation.plan, observation.machine, habits, efficiencies)
+    step = plan_step(
+        shape,
+        seq_len,
+        observation.plan,
+        observation.machine,
+        habits,
+        efficiencies,
+        observation.run.log.steps_per_line(),
+    )
     memory = plan_memory(shape, seq_len, observation.plan, habits, efficiencies.allocator_ratio)
     return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(memory.total_bytes.item())])
 
@@ -105,15 +116,19 @@ def fit_stack(
     if not observations:
         raise ValueError("fit: no measured runs; give a table with at least one")
     problem = _Problem(observations, habits, priors)
-    start = np.log(PRIOR_SPREAD)
-    best = minimize(
-        lambda log_spread: -problem.solve(Spread(*np.exp(log_spread))).log_evidence,
-        start,
-        method="Nelder-Mead",
-        options={"xatol": 1e-4, "fatol": 1e-6, "maxiter": 2000},
-    )
-    spread = Spread(*np.exp(best.x).tolist())
-    solution = problem.solve(spread)
+    spread, solution = PRIOR_SPREAD, problem.solve(PRIOR_SPREAD)
+    for _ in range(MAX_ROUNDS):
+        found = minimize(
+            lambda log_spread, at=solution: -problem.log_evidence(Spread(*np.exp(log_spread)), at),
+            np.log(spread),
+            method="Nelder-Mead",
+            options={"xatol": 1e-5, "fatol": 1e-8, "maxiter": 4000},
+        )
+        converged = np.allclose(found.x, np.log(spread), atol=1e-3)
+        spread = Spread(*np.exp(found.x).tolist())
+        solution = problem.solve(spread)
+        if converged:
+            break
     families = {
         name: Family(
             log_factor=float(solution.values[i]),
@@ -137,13 +152,16 @@ def fit_stack(
 
 
 class _Solution(NamedTuple):
+    """Fitted values, their covariance, and the model there: measured less predicted, and its slopes."""
+
     values: Array
     covariance: Array
-    log_evidence: float
+    errors: Array
+    slopes: Array
 
 
 class _Problem:
-    """The fit for given spreads: residuals in units of their standard deviation, minimised by Gauss-Newton steps."""
+    """Parameters and family factors as one vector, to be fitted for given spreads."""
 
     def __init__(self, observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior]) -> None:
         self.observations = observations
@@ -171,26 +189,38 @@ class _Problem:
         return measured, np.concatenate([self.prior_sd, np.full(len(self.families), spread.family)])
 
     def solve(self, spread: Spread) -> _Solution:
+        """Return the values that are most probable for these spreads (Levenberg-Marquardt)."""
         from scipy.optimize import least_squares  # noqa: PLC0415 - as above
 
         measured_sd, prior_sd = self.standard_deviations(spread)
         known = np.isfinite(self.measured)
+        sd = measured_sd[known]
 
         def residuals(values: Array) -> Array:
-            errors = ((self.predicted(values) - self.measured) / measured_sd)[known]
+            errors = (self.predicted(values) - self.measured)[known] / sd
             return np.concatenate([errors, (values - self.prior_mean) / prior_sd])
 
-        found = least_squares(residuals, self.values, method="lm", xtol=1e-10, ftol=1e-10)
+        found = least_squares(residuals, self.values, method="lm", xtol=1e-9, ftol=1e-9)
         self.values = found.x
-        hessian = found.jac.T @ found.jac
-        log_prior = -0.5 * float(((np.log(spread) - np.log(PRIOR_SPREAD)) ** 2).sum()) / SPREAD_LOG_SD**2
-        log_evidence = (
-            -float(found.cost)
-            - float(np.log(measured_sd[known]).sum() + np.log(prior_sd).sum())
-            - 0.5 * float(np.linalg.slogdet(hessian)[1])
-            + log_prior
+        return _Solution(
+            values=found.x,
+            covariance=np.linalg.inv(found.jac.T @ found.jac),
+            errors=-found.fun[: len(sd)] * sd,
+            slopes=found.jac[: len(sd)] * sd[:, None],
         )
-        return _Solution(found.x, np.linalg.inv(hessian), log_evidence)
+
+    def log_evidence(self, spread: Spread, at: _Solution) -> float:
+        """Return the log probability of the measurements for these spreads, the model taken linear around `at`.
+
+        Then the measurements are jointly normal: errors + slopes (values - prior mean) ~ N(0, V), with
+        V = diag(sd^2) + slopes diag(prior_sd^2) slopes'.
+        """
+        measured_sd, prior_sd = self.standard_deviations(spread)
+        sd = measured_sd[np.isfinite(self.measured)]
+        off = at.errors + at.slopes @ (at.values - self.prior_mean)
+        covariance = np.diag(sd**2) + (at.slopes * prior_sd**2) @ at.slopes.T
+        log_prior = -0.5 * float(((np.log(spread) - np.log(PRIOR_SPREAD)) ** 2).sum()) / SPREAD_LOG_SD**2
+        return log_prior - 0.5 * float(off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1])
 
 
 def host_paces(runs: Sequence[Run]) -> tuple[float, float]:

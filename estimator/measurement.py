@@ -15,7 +15,7 @@ from estimator.counts import model_flop
 from estimator.plan import Plan
 from estimator.shape import load_shape
 from estimator.workload import Workload
-from hardware.catalog import shown
+from hardware.errors import shown
 
 _STEP = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) \| INFO\b.*?\[Step (?P<step>\d+)/(?P<steps>\d+)\]"
@@ -60,6 +60,10 @@ class StepLog:
         number = np.diff([s.step for s in self.steps])
         seconds = np.diff([s.time_s for s in self.steps])
         return number, seconds / number
+
+    def steps_per_line(self) -> int:
+        """Return how many steps lie between two lines, and so between two reads of the loss."""
+        return int(np.median(self.intervals()[0]))
 
     def mean_step_s(self) -> tuple[float, float]:
         """Return the mean seconds per step, and the standard error of its logarithm.

@@ -126,6 +126,7 @@ def stage_bytes(
     layer_params = layer_parameters(shape) / np.asarray(plan.tp)
     zero = np.asarray(plan.zero_stage)
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
+    shards_gradients = (zero >= 2) & (habits.reduces_every_micro_batch | (np.asarray(plan.micro_batches) == 1))
     is_full = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("full")
     repeats = np.asarray(plan.recomputation) != RECOMPUTATIONS.index("none")
     act = habits.activation_bytes
@@ -136,7 +137,7 @@ def stage_bytes(
         "weights": sharded_bytes(params, habits.weight_bytes, plan.dp, shards_weights),
         "master_weights": sharded_bytes(params, habits.master_bytes, plan.dp, zero >= 1),
         "optimizer": sharded_bytes(params, habits.optimizer_bytes, plan.dp, zero >= 1),
-        "gradients": sharded_bytes(params, habits.gradient_bytes, plan.dp, zero >= 2),
+        "gradients": sharded_bytes(params, habits.gradient_bytes, plan.dp, shards_gradients),
         "communication_buffers": (
             2 * layer_params * (habits.gradient_bytes * (zero >= 2) + habits.weight_bytes * shards_weights)
         )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from estimator.workload import Workload
-from hardware.catalog import shown
+from hardware.errors import shown
 from hardware.models import Flavor
 
 RECOMPUTATIONS = ("none", "selective", "full")

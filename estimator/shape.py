@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hardware.catalog import shown, unknown_name
+from hardware.errors import shown, unknown_name
 
 MAX_SIZE = 2**31
 """No size of a config reaches this; above it a config is a mistake (or an attack), not a model."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from estimator.counts import Array, Num
 from estimator.shape import Shape
-from hardware.catalog import first_error, shown
+from hardware.errors import first_error, shown
 
 NORMAL_90 = 1.6448536269514722
 """Standard deviations either side that hold 90 % of a normal distribution."""
@@ -49,8 +49,8 @@ class Habits(Record):
     activation_bytes: int = Field(ge=1, le=4)
     logit_bytes: Positive
     """Bytes per logit that the loss holds at once."""
-    fused_attention: Literal["always", "multi-head", "never"]
-    """Which attention runs in one kernel that never writes the scores: any, only that without grouped heads, none."""
+    fused_attention: Literal["always"] | tuple[str, ...]
+    """Model families whose attention runs in one kernel that never writes the scores; the others write them."""
     keeps_weights_gathered: bool
     """With parameters sharded (ZeRO-3), a stage still holds all of its compute copy for the whole step."""
     reduces_every_micro_batch: bool
@@ -63,9 +63,7 @@ class Habits(Record):
 
     def fuses_attention(self, shape: Shape) -> bool:
         """Whether the model's attention runs fused on this stack."""
-        return self.fused_attention == "always" or (
-            self.fused_attention == "multi-head" and shape.num_kv_heads == shape.num_heads
-        )
+        return self.fused_attention == "always" or shape.family in self.fused_attention
 
 
 class Window(Record):

@@ -171,7 +171,13 @@ class Step(NamedTuple):
 
 
 def plan_step(
-    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, efficiencies: Efficiencies
+    shape: Shape,
+    seq_len: Num,
+    plan: Layout,
+    machine: Machine,
+    habits: Habits,
+    efficiencies: Efficiencies,
+    steps_per_read: int = 1,
 ) -> Step:
     """Return the time of one step of a plan, or of many.
 
@@ -182,6 +188,7 @@ def plan_step(
         machine: devices, links and network.
         habits: how the stack works.
         efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
+        steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
     rates = sustained_rates(machine.accelerator, efficiencies)
     stages, micro_batches = np.asarray(plan.stages), np.asarray(plan.micro_batches)
@@ -210,7 +217,11 @@ def plan_step(
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
     issue = issue_seconds(shape, plan, habits, efficiencies)
     total = np.asarray(sum(device.values()))
-    host = issue if habits.single_controller else np.maximum(issue - total, 0.0)
+    hidden = np.maximum(issue - total, 0.0)
+    if habits.single_controller:  # issue precedes execution; only up to the next read of the loss it runs ahead
+        host = (issue + (steps_per_read - 1) * hidden) / steps_per_read
+    else:
+        host = hidden
     return Step({**device, "host": np.asarray(host + 0.0 * total)}, np.asarray(issue + 0.0 * total))
 
 
