@@ -13,17 +13,32 @@ noisy runs stays near the population. The four spreads s maximise the evidence o
 covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from estimator.counts import Array
 from estimator.measurement import Run, sustained_step_s
 from estimator.memory import Layout, layout, plan_memory
-from estimator.stack import PARAMETERS, Efficiencies, Family, Fit, Habits, Prior, Window
-from estimator.step import Machine, plan_step
+from estimator.planner import Range, search
+from estimator.stack import (
+    PARAMETERS,
+    Efficiencies,
+    Family,
+    Fit,
+    Habits,
+    MeasuredRun,
+    Premises,
+    Prior,
+    Stack,
+    Startup,
+    Window,
+    parse_stack,
+)
+from estimator.step import Machine, logged_tokens_per_s, plan_step
 from hardware.catalog import Catalog
 from hardware.units import MIB
 
@@ -71,11 +86,11 @@ class Observation:
     log_memory: float
 
 
-def observe(run: Run, catalog: Catalog, window: Window) -> Observation:
+def observe(run: Run, catalog: Catalog) -> Observation:
     """Return what the fit sees of a run."""
     machine = Machine.of(catalog, catalog.flavor(run.flavor))
     step, log_se = sustained_step_s(run)
-    windows = run.log.timed_windows() if window.times == "issue" else np.array([])
+    windows = run.log.timed_windows()
     return Observation(
         run=run,
         machine=machine,
@@ -148,6 +163,7 @@ def fit_stack(
         issue_log_sd=spread.issue,
         memory_log_sd=spread.memory,
         device_log_sd=UNSEEN_DEVICE_LOG_SD,
+        degrees_of_freedom=max(len(observations) - 1, 1),
     )
 
 
@@ -226,9 +242,9 @@ class _Problem:
 def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     """Return the fraction of steps at the host's slow pace, and the slow pace's issue time over the fast one's.
 
-    In each log that times the issue of work, the windows are split at their widest gap, if the means on its two sides
-    differ by more than 10 %; a log without such a gap has one pace and says nothing of the other. The fraction is
-    pooled over windows, the ratio is the geometric mean over logs.
+    In each log, the timed windows are split at their widest gap, if the means on its two sides differ by more than
+    10 %; a log without such a gap shows one pace and says nothing of the other. The fraction is pooled over windows,
+    the ratio is the geometric mean over logs.
     """
     slow, total, ratios = 0, 0, []
     for run in runs:
@@ -243,3 +259,159 @@ def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     if not ratios:
         return 0.0, 1.0
     return slow / total, float(np.exp(np.mean(ratios)))
+
+
+LOAD_S = 43.7
+"""From the program's first log line to its request for the accelerator [s].
+
+measured: 00:49:47.350 to 00:50:31.097 on the seed page (imports, two checkpoint shards); the other logs start later.
+"""
+
+
+def startup_of(runs: Sequence[Run]) -> Startup:
+    """Return the one-off seconds of a run: medians over the logs."""
+    request, per_candidate, first_step = [], [], []
+    for run in runs:
+        events, first = run.log.startup, run.log.steps[0]
+        if {"request", "ready", "train"} <= events.keys():
+            request.append(events["ready"] - events["request"])
+            per_candidate.append((events["train"] - events["ready"]) / run.num_candidates)
+            first_step.append(first.time_s - events["train"] - (first.step - 1) * run.log.mean_step_s()[0])
+    return Startup(
+        load_s=LOAD_S,
+        request_s=float(np.median(request)),
+        search_s_per_candidate=float(np.median(per_candidate)),
+        first_step_s=float(np.median(first_step)),
+        evidence=f"medians over {len(request)} logs; the load from the seed page's own log",
+    )
+
+
+def window_of(runs: Sequence[Run]) -> Window:
+    """Return what the log times, and the host's two paces."""
+    fraction, ratio = host_paces(runs)
+    return Window(
+        times="issue",
+        slow_fraction=fraction,
+        slow_ratio=ratio,
+        evidence="the clock stops before the loss is read back, so that it times the issue of work alone: some windows "
+        "imply more than the devices' peak; windows fall into two groups in three of four logs",
+    )
+
+
+def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> Stack:
+    """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
+    observations = [observe(run, catalog) for run in runs]
+    accelerators = {o.machine.accelerator.id for o in observations}
+    if len(accelerators) > 1:
+        raise ValueError(f"fit: runs on {', '.join(sorted(accelerators))}; one fit takes runs on one accelerator")
+    fit = fit_stack(observations, premises.habits, premises.priors, *accelerators)
+    found = {"startup": startup_of(runs), "window": window_of(runs), "fit": fit, "runs": ()}
+    return Stack.model_validate(premises.model_dump(by_alias=True) | found)
+
+
+class Trial(NamedTuple):
+    """A run held against the prediction of a stack."""
+
+    run: Run
+    step_s: Range
+    measured_step_s: float
+    minutes: Range
+    """From the end of the first step to that of the last."""
+    logged_tokens_per_s: float
+    measured_logged_tokens_per_s: float
+    memory_mib: Range
+    num_candidates: int
+    num_possible: int
+    chosen: str
+
+    @property
+    def step_error(self) -> float:
+        """Predicted over measured seconds per step, less 1."""
+        return self.step_s.value / self.measured_step_s - 1
+
+
+def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
+    """Predict a measured run: its own plan, as it ran, and the plan that the planner would choose."""
+    flavor = catalog.flavor(run.flavor)
+    space = search(run.workload, flavor, stack, catalog)
+    own = search(run.workload, flavor, stack, catalog, plan=run.plan).plans[0]
+    efficiencies = stack.efficiencies(run.workload.shape.family)
+    observed = observe(run, catalog)
+    log_step, log_issue, _ = predict_logs(observed, stack.habits, efficiencies)
+    step_s = float(np.exp(log_step))
+    as_it_ran = own.step_s.times(step_s / own.step_s.value)  # its loop may read the loss less often
+    tokens = run.workload.tokens_per_step
+    windows = run.log.timed_windows()
+    return Trial(
+        run=run,
+        step_s=as_it_ran,
+        measured_step_s=float(np.exp(observed.log_step)),
+        minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
+        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_issue)), stack.window)),
+        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else float("nan"),
+        memory_mib=own.total_bytes.times(1 / MIB),
+        num_candidates=space.num_candidates,
+        num_possible=space.num_possible,
+        chosen=str(space.best.plan) if space.best else "none fits",
+    )
+
+
+def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> list[Trial]:
+    """Predict each run with a stack that was fitted to all the others."""
+    return [
+        try_run(run, stack_from_runs(premises, [r for r in runs if r is not run], catalog), catalog) for run in runs
+    ]
+
+
+# --- the stack file ---------------------------------------------------------------------------------------------------
+
+DIVIDER = "# " + "-" * 118 + "\n"
+"""Stands between the premises of a stack file and what the fit found."""
+
+
+def read_premises(text: str, name: str) -> Premises:
+    """Return the half of a stack file above the divider."""
+    return parse_stack(Premises, text.partition(DIVIDER)[0], name)
+
+
+def stack_text(text: str, stack: Stack, trials: Sequence[Trial]) -> str:
+    """Return a stack file: the premises of `text`, then what the fit found and how far off it was on unseen runs."""
+    runs = [
+        MeasuredRun(
+            log=t.run.log_name,
+            sha256=t.run.sha256,
+            model=t.run.workload.shape.name,
+            step_s=round(t.measured_step_s, 3),
+            left_out_step_error=round(t.step_error, 4),
+        )
+        for t in trials
+    ]
+    fit = stack.fit.model_dump()
+    families = fit.pop("families")
+    lines = [
+        text.partition(DIVIDER)[0].rstrip("\n"),
+        "",
+        DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
+        *_toml_table("startup", stack.startup.model_dump()),
+        *_toml_table("window", stack.window.model_dump()),
+        *_toml_table("fit", fit),
+    ]
+    for name, family in families.items():
+        lines += _toml_table(f"fit.families.{name}", family)
+    for run in runs:
+        lines += ["", "[[runs]]", *_toml_table("", run.model_dump())[2:]]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_table(name: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(float(f"{value:.6g}"))
+    if isinstance(value, tuple):
+        rows = [_toml_value(item) for item in value]
+        nested = any(isinstance(item, tuple) for item in value)
+        return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
+    return json.dumps(value)

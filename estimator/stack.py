@@ -4,11 +4,10 @@ A stack file (TOML) has two halves: habits and priors, written by hand with thei
 (`estimator/calibrate.py` writes it).
 """
 
-import math
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -18,7 +17,7 @@ from estimator.shape import Shape
 from hardware.errors import first_error, shown
 
 NORMAL_90 = 1.6448536269514722
-"""Standard deviations either side that hold 90 % of a normal distribution."""
+"""Standard deviations either side of the mean that hold 90 % of a normal distribution."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -59,6 +58,8 @@ class Habits(Record):
     """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
     usable_memory_fraction: Fraction
     """Part of a device's memory that a plan may fill."""
+    ranks_by: Literal["device", "step"]
+    """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
     evidence: dict[str, Evidence]
 
     def fuses_attention(self, shape: Shape) -> bool:
@@ -82,7 +83,7 @@ class Startup(Record):
     """One-off seconds of a run."""
 
     load_s: NonNegative
-    """Imports, and the checkpoint into host memory."""
+    """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
     request_s: NonNegative
     """From asking for the accelerator until it is ready."""
     search_s_per_candidate: NonNegative
@@ -158,6 +159,8 @@ class Fit(Record):
     """Spread of a run's memory around the model."""
     device_log_sd: NonNegative
     """Further spread of device seconds on a device the stack was never measured on."""
+    degrees_of_freedom: int = Field(ge=1)
+    """Runs less one: the spreads are known no better, so intervals are Student's t."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -184,25 +187,30 @@ class MeasuredRun(Record):
     """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
 
 
-class Stack(Record):
-    """A software stack on accelerators."""
+class Premises(Record):
+    """The half of a stack file that is written by hand."""
 
     schema_: Literal["stack/1"] = Field(alias="schema")
     name: str
     about: str
     not_modelled: tuple[str, ...]
     habits: Habits
-    startup: Startup
-    window: Window
     priors: dict[str, Prior]
-    fit: Fit
-    runs: tuple[MeasuredRun, ...]
 
     @model_validator(mode="after")
     def _has_every_prior(self) -> Self:
         if tuple(self.priors) != PARAMETERS:
             raise ValueError(f"priors are {', '.join(self.priors)}; they must be {', '.join(PARAMETERS)}")
         return self
+
+
+class Stack(Premises):
+    """A software stack on accelerators."""
+
+    startup: Startup
+    window: Window
+    fit: Fit
+    runs: tuple[MeasuredRun, ...]
 
     def efficiencies(self, family: str) -> Efficiencies:
         """Return the fitted parameters for a model family; the population's factor, 1, for an unseen one."""
@@ -234,35 +242,57 @@ def builtin_stacks() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
+def stack_path(name: str) -> Path:
+    """Return the file of a built-in stack, or else the name as a path."""
+    folder = resources.files("estimator").joinpath("data/stacks")
+    return Path(str(folder.joinpath(f"{name}.toml"))) if name in builtin_stacks() else Path(name)
+
+
 def load_stack(name: str) -> Stack:
     """Return a built-in stack by name, or the one a TOML file holds.
 
     Raises:
         ValueError: there is no such stack, or the file breaks a rule: which one, and where.
     """
-    folder = resources.files("estimator").joinpath("data/stacks")
+    return parse_stack(Stack, read_stack_text(name), name)
+
+
+def read_stack_text(name: str) -> str:
+    """Return the text of a stack's file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        text = (folder.joinpath(f"{name}.toml") if name in builtin_stacks() else Path(name)).read_text(encoding="utf-8")
+        return stack_path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         known = ", ".join(builtin_stacks())
         raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
-    return parse_stack(text, name)
 
 
-def parse_stack(text: str, name: str) -> Stack:
-    """Return the stack that a TOML document describes; `name` stands in errors."""
+DocumentT = TypeVar("DocumentT", bound=Record)
+
+
+def parse_stack(kind: type[DocumentT], text: str, name: str) -> DocumentT:
+    """Return the stack, or the half of one, that a TOML document describes; `name` stands in errors."""
     try:
-        return Stack.model_validate(tomllib.loads(text))
+        return kind.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"stack {shown(name)}: not valid TOML: {shown(str(error))}") from error
     except ValidationError as error:
         raise ValueError(f"stack {shown(name)}: {first_error(error)}") from error
 
 
-def interval_ratio(log_sd: Num) -> Array:
-    """Ratio of the upper end of a log-normal quantity's 90 % interval to its median.
+def interval_ratio(log_sd: Num, degrees_of_freedom: int) -> Array:
+    """Ratio of the upper end of a quantity's 90 % interval to its median, its logarithm Student's t.
 
-    >>> round(float(interval_ratio(math.log(2))), 3)
+    The quantile is the expansion of Cornish and Fisher in 1 / dof to the third order (Abramowitz and Stegun 1964,
+    26.7.5): within 1 % from 3 degrees of freedom on.
+
+    >>> round(float(interval_ratio(np.log(2), degrees_of_freedom=10**6)), 3)
     3.127
     """
-    return np.exp(NORMAL_90 * np.asarray(log_sd))
+    x, n = NORMAL_90, float(max(degrees_of_freedom, 3))
+    quantile = x + (x**3 + x) / (4 * n) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * n**2)
+    quantile += (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * n**3)
+    return np.exp(quantile * np.asarray(log_sd))

@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from estimator.collectives import all_reduce_seconds, gather_seconds, transfer_seconds
-from estimator.compute import matmul_seconds, roofline_seconds
+from estimator.compute import matmul_seconds, roofline_seconds, shape_efficiency
 from estimator.counts import (
     LOSS_TRAFFIC_BYTES,
     MATERIALIZED_ATTENTION,
@@ -87,18 +87,24 @@ def _matmul_passes(tokens: Num, matmul: MatMul, tp: Num, rates: Rates) -> tuple[
 def _attention_passes(
     tokens: Num, seq_len: Num, shape: Shape, tp: Num, rates: Rates, *, fused: bool
 ) -> tuple[Array, Array]:
-    """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank."""
+    """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
+
+    Fused, at the rate of fused kernels. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched
+    products of their shapes, and the passes over the scores between them.
+    """
     forward_flop = attention_flop(tokens, seq_len, shape, causal=fused) / np.asarray(tp)
-    backward_flop = attention_backward_flop(forward_flop, keeps_scores=not fused)
     if fused:
+        backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
         rate = {name: share * np.asarray(rates.flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
         return forward_flop / rate["forward"], backward_flop / rate["backward"]
-    scores = np.asarray(tokens) * seq_len * shape.num_heads / tp
-    traffic = MATERIALIZED_ATTENTION
-    return (
-        forward_flop / rates.flop_per_s + scores * traffic.forward / rates.bytes_per_s,
-        backward_flop / rates.flop_per_s + scores * traffic.backward / rates.bytes_per_s,
-    )
+    queries = np.asarray(tokens) * shape.num_heads / tp
+    onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
+    from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
+    product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones
+    score_s = queries * seq_len / rates.bytes_per_s  # one byte of every score through memory
+    forward = product_s * (1 / onto_scores + 1 / from_scores) + score_s * MATERIALIZED_ATTENTION.forward
+    backward = product_s * (1 / onto_scores + 3 / from_scores) + score_s * MATERIALIZED_ATTENTION.backward
+    return forward, backward
 
 
 def layer_seconds(
