@@ -20,7 +20,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 fit: $(VENV)/base.stamp  ## refit the stack moai-24.2 from its logs and rewrite its file and report
-	$(BIN)/calibrate --stack moai-24.2 --write
+	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

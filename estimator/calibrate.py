@@ -118,9 +118,7 @@ def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficie
     return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(memory.total_bytes.item())])
 
 
-def fit_stack(
-    observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str
-) -> Fit:
+def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:
     """Fit a stack's parameters, family factors and spreads to measured runs.
 
     Raises:
@@ -318,7 +316,7 @@ class Trial(NamedTuple):
     minutes: Range
     """From the end of the first step to that of the last."""
     logged_tokens_per_s: float
-    measured_logged_tokens_per_s: float
+    measured_logged_tokens_per_s: float | None
     memory_mib: Range
     num_candidates: int
     num_possible: int
@@ -328,6 +326,18 @@ class Trial(NamedTuple):
     def step_error(self) -> float:
         """Predicted over measured seconds per step, less 1."""
         return self.step_s.value / self.measured_step_s - 1
+
+    @property
+    def logged_error(self) -> float | None:
+        """Predicted over measured mean logged throughput, less 1; None where the log has no timed window."""
+        measured = self.measured_logged_tokens_per_s
+        return None if measured is None else self.logged_tokens_per_s / measured - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """Predicted over measured memory, less 1; None where it was not read."""
+        measured = self.run.memory_mib
+        return None if measured is None else self.memory_mib.value / measured - 1
 
 
 def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
@@ -348,7 +358,7 @@ def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
         measured_step_s=float(np.exp(observed.log_step)),
         minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
         logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_issue)), stack.window)),
-        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else float("nan"),
+        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
         memory_mib=own.total_bytes.times(1 / MIB),
         num_candidates=space.num_candidates,
         num_possible=space.num_possible,

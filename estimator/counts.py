@@ -162,9 +162,7 @@ def recomputed_layer_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal
     return layer_forward_flop(num_tokens, seq_len, shape, causal=causal) - skipped
 
 
-def step_flop(
-    num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool, keeps_scores: bool, recompute: bool
-) -> Num:
+def step_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool, keeps_scores: bool, recompute: bool) -> Num:
     """FLOP of forward and backward over `num_tokens`: what the devices do, recomputation included."""
     products = sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
     attention = attention_flop(num_tokens, seq_len, shape, causal=causal)

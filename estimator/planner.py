@@ -61,7 +61,10 @@ class PlanEstimate:
     flop_per_device_s: float
     """Model FLOP per device and second."""
     wall: Wall
+    training_s: Range
+    """From the end of the first step to that of the last, as the platform's pages state training time."""
     wall_s: Range
+    """From the start of the program to the end of the last step."""
     usd: Range | None
     kwh: float
 
@@ -185,7 +188,8 @@ class Table:
         device_s = step_s.value - breakdown["host"]
         duration = wall(step_s.value, workload.num_steps, stack.startup, len(self.plans))
         before = duration.startup_s + duration.first_step_s
-        wall_s = Range(*(before + later for later in step_s.times(workload.num_steps - 1)))
+        training_s = step_s.times(workload.num_steps - 1)
+        wall_s = Range(*(before + later for later in training_s))
         hours = wall_s.times(machine.num_devices / SECONDS_PER_HOUR)
         flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
         return PlanEstimate(
@@ -204,6 +208,7 @@ class Table:
             logged_tokens_per_s=ranged(self.logged_tokens_per_s, self.logged_log_sd),
             flop_per_device_s=flop / machine.num_devices / step_s.value,
             wall=duration,
+            training_s=training_s,
             wall_s=wall_s,
             usd=Range(*(h * p for h, p in zip(hours, prices, strict=True))) if prices else None,
             kwh=energy_kwh(wall_s.value, machine.num_devices, machine.accelerator),
@@ -244,9 +249,7 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -
     fit, family = stack.fit, workload.shape.family
     efficiencies = stack.efficiencies(family)
     step, memory = _predict(plans, workload, machine, stack, efficiencies)
-    moved_step, moved_memory = _predict(
-        plans, workload, machine, stack, _moved(efficiencies, stack.directions(family))
-    )
+    moved_step, moved_memory = _predict(plans, workload, machine, stack, _moved(efficiencies, stack.directions(family)))
     new_device = 0.0 if machine.accelerator.id == fit.accelerator else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
     step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, new_device * device_share))

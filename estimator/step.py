@@ -207,9 +207,7 @@ def plan_step(
     middle = layers * sum(per_layer.values()) + gradient_pass
     alone = stages == 1
     ends = head + loss
-    work = pipeline_seconds(
-        middle + embedding + alone * ends, middle, middle + ends, stages, micro_batches
-    )
+    work = pipeline_seconds(middle + embedding + alone * ends, middle, middle + ends, stages, micro_batches)
     per_device = micro_batches / stages
     busy = {name: per_device * shape.num_layers * seconds for name, seconds in per_layer.items()}
     busy["matmul"] = busy["matmul"] + per_device * head

@@ -1,0 +1,178 @@
+"""The commands `estimate` and `calibrate`: parse, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from estimator import report
+from estimator.planner import SPACES, Estimate, search
+from estimator.plan import Plan, parse_plan
+from estimator.shape import load_shape
+from estimator.stack import Stack, load_stack, read_stack_text, stack_path
+from estimator.workload import Workload, num_steps
+from hardware.catalog import Catalog, load_catalog
+from hardware.errors import shown, unknown_name
+from hardware.models import Flavor
+
+SEED_FLAVOR, SEED_MODEL, SEED_STACK = "4xLarge.2048GB", "mistralai/Mistral-7B-v0.1", "moai-24.2"
+SEED_ROWS, SEED_EPOCHS = 18612, 2
+EXIT_FOUND, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 0, 2, 3
+
+estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+calibrate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def estimate_main() -> None:
+    """Run `estimate`."""
+    sys.exit(_run(estimate_app, "estimate"))
+
+
+def calibrate_main() -> None:
+    """Run `calibrate`."""
+    sys.exit(_run(calibrate_app, "calibrate"))
+
+
+def _run(app: typer.Typer, name: str) -> int:
+    """Run a command: bad input is one line on standard error and exit status 2."""
+    try:
+        status = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
+    except TyperException as error:
+        return _refuse(f"{error.format_message()}; see {name} --help")
+    except ValueError as error:
+        return _refuse(str(error))
+    except typer.Abort:
+        return _refuse("interrupted")
+    return status if isinstance(status, int) else EXIT_FOUND
+
+
+def _refuse(message: str) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+@estimate_app.command()
+def estimate(
+    flavor: Annotated[str | None, typer.Option(help="name of a flavor, or 'all'")] = None,
+    model: Annotated[str, typer.Option(help="built-in name, directory, or config.json")] = SEED_MODEL,
+    seq_len: Annotated[int, typer.Option(help="tokens per row")] = 2048,
+    batch: Annotated[int, typer.Option(help="rows per step, over all devices")] = 256,
+    rows: Annotated[int | None, typer.Option(help=f"rows of the data set  [default: {SEED_ROWS}]")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"passes over the rows  [default: {SEED_EPOCHS}]")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimizer steps, instead of rows and epochs")] = None,
+    plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
+    space: Annotated[str, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}")] = SPACES[0],
+    stack: Annotated[str, typer.Option(help="name of a stack, or its TOML file")] = SEED_STACK,
+    accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
+    devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
+    catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="how many plans to list")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
+    explain: Annotated[bool, typer.Option(help="list every assumption with its evidence")] = False,
+) -> int:
+    """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
+    hardware = load_catalog(catalog or [])
+    if space not in SPACES:
+        raise ValueError(unknown_name("space", space, SPACES))
+    if steps is not None and (rows is not None or epochs is not None):
+        raise ValueError(f"steps: --steps {steps} is given beside --rows or --epochs; give one or the other")
+    rows, epochs = SEED_ROWS if rows is None else rows, SEED_EPOCHS if epochs is None else epochs
+    count = num_steps(rows, epochs, batch) if steps is None else steps
+    workload = Workload(load_shape(model), seq_len, batch, count)
+    fixed = None if plan == "best" else parse_plan(plan)
+    loaded = load_stack(stack)
+    if flavor is not None and flavor.casefold() == "all" and accelerator is None:
+        return _estimate_all(workload, loaded, hardware, fixed, as_json=as_json, top=top)
+    where = _flavor(hardware, flavor, accelerator, devices)
+    found = search(workload, where, loaded, hardware, fixed)
+    if fixed is not None and found.plans[0].is_illegal:
+        raise ValueError(f"plan: {found.plans[0].reason}")
+    if as_json:
+        _print_json(report.estimate_document(found, top))
+    else:
+        console = Console()
+        report.print_estimate(console, found, top or 8)
+        if explain:
+            console.print()
+            report.print_explanation(console, found)
+    if found.best is None:
+        print(_nothing_fits(found, hardware), file=sys.stderr)
+        return EXIT_NOTHING_FITS
+    return EXIT_FOUND
+
+
+def _flavor(hardware: Catalog, flavor: str | None, accelerator: str | None, devices: int | None) -> Flavor:
+    if accelerator is None and devices is None:
+        return hardware.flavor(SEED_FLAVOR if flavor is None else flavor)
+    if flavor is not None:
+        raise ValueError(f"flavor: {shown(flavor)} is given beside --accelerator or --devices; give one or the other")
+    if accelerator is None or devices is None:
+        raise ValueError("accelerator: --accelerator ID and --devices N go together; give both")
+    return hardware.flavor_of(accelerator, devices)
+
+
+def _estimate_all(
+    workload: Workload, stack: Stack, hardware: Catalog, plan: Plan | None, *, as_json: bool, top: int | None
+) -> int:
+    found = [search(workload, flavor, stack, hardware, plan) for flavor in hardware.flavors]
+    if as_json:
+        documents = [report.estimate_document(estimate, top or 1) for estimate in found]
+        _print_json({"schema": "estimates/1", "estimates": documents})
+    else:
+        report.print_flavors(Console(), found)
+    if any(estimate.best for estimate in found):
+        return EXIT_FOUND
+    print(f"no flavor fits: {report.no_plan_reason(found[-1])}", file=sys.stderr)
+    return EXIT_NOTHING_FITS
+
+
+def _nothing_fits(found: Estimate, hardware: Catalog) -> str:
+    """Return the line that says how far the nearest plan is from fitting, and on which flavor one fits."""
+    accelerator = found.machine.accelerator.id
+    same = sorted(
+        (f for f in hardware.flavors if hardware.node(f.node).accelerator == accelerator), key=lambda f: f.num_devices
+    )
+    fits = next((f.id for f in same if search(found.workload, f, found.stack, hardware).best), None)
+    mend = f"the smallest flavor that fits is {fits}" if fits else f"no flavor of {accelerator} fits; shorten the rows"
+    return f"no plan fits {found.flavor.id}: {report.no_plan_reason(found)}; {mend}"
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+@calibrate_app.command()
+def calibrate(
+    runs: Annotated[Path, typer.Argument(help="CSV table of measured runs, their logs beside it")],
+    stack: Annotated[str, typer.Option(help="name of the stack to fit, or its TOML file")] = SEED_STACK,
+    write: Annotated[bool, typer.Option(help="write what was found into the stack's file")] = False,
+) -> int:
+    """Fit a stack to measured runs, and show how far off it is on each run when that run is left out."""
+    from estimator.calibrate import leave_one_out, read_premises, stack_from_runs, stack_text, try_run  # noqa: PLC0415
+    from estimator.measurement import read_runs, refuse_impossible_speed  # noqa: PLC0415
+
+    hardware = load_catalog()
+    text = read_stack_text(stack)
+    premises = read_premises(text, stack)
+    measured = read_runs(runs)
+    console = Console()
+    found = stack_from_runs(premises, measured, hardware)
+    report.print_stack(console, found)
+    for run in measured:
+        flavor = hardware.flavor(run.flavor)
+        peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
+        for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
+            if line:
+                console.print(f"refused: {line}", style="dim", markup=False, highlight=False)
+    trials = leave_one_out(premises, measured, hardware)
+    console.print("\nin sample: fitted to all runs")
+    report.print_trials(console, [try_run(run, found, hardware) for run in measured])
+    console.print("\nout of sample: each run predicted by a fit to the others")
+    report.print_trials(console, trials)
+    if write:
+        stack_path(stack).write_text(stack_text(text, found, trials), encoding="utf-8")
+    return EXIT_FOUND

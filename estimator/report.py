@@ -1,0 +1,512 @@
+"""What a user reads: the JSON document of an estimate, and its tables on a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from estimator.calibrate import Trial
+from estimator.planner import Estimate, PlanEstimate, Range
+from estimator.stack import Stack
+from hardware.units import MIB
+
+BAR_WIDTH = 20
+MEMORY_NAMES = {
+    "weights": "weights, compute copy",
+    "master_weights": "weights, 32-bit copy",
+    "optimizer": "optimizer state",
+    "gradients": "gradients",
+    "communication_buffers": "communication buffers",
+    "activations": "activations in flight",
+    "recomputed_layer": "one recomputed layer",
+    "attention_workspace": "attention workspace",
+    "logits": "logits and loss",
+    "allocator": "allocator",
+}
+STEP_NAMES = {
+    "matmul": "matrix products",
+    "attention": "attention",
+    "elementwise": "element-wise ops",
+    "tensor_parallel": "tensor-parallel communication",
+    "pipeline_bubble": "pipeline bubble",
+    "stage_transfer": "transfers between stages",
+    "data_parallel": "data-parallel communication",
+    "optimizer": "optimizer",
+    "host": "host issues the work",
+}
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, Any]:
+    """Return the object that `estimate --json` prints, schema `estimate/1`; `top` limits the list of plans."""
+    workload, flavor = estimate.workload, estimate.flavor
+    plans = [_plan_document(plan, estimate) for plan in estimate.plans[:top]]
+    return {
+        "schema": "estimate/1",
+        "workload": {
+            "model": workload.shape.name,
+            "num_params": estimate.num_params,
+            "seq_len": workload.seq_len,
+            "global_batch": workload.global_batch,
+            "steps": workload.num_steps,
+            "tokens_per_step": workload.tokens_per_step,
+        },
+        "flavor": {
+            "name": flavor.id,
+            "accelerator": estimate.machine.accelerator.id,
+            "num_devices": flavor.num_devices,
+            "num_nodes": flavor.num_nodes,
+            "memory_mib": estimate.machine.accelerator.hbm_bytes * flavor.num_devices / MIB,
+        },
+        "stack": estimate.stack.name,
+        "search": {
+            "space": estimate.space,
+            "num_candidates": estimate.num_candidates,
+            "num_possible": estimate.num_possible,
+            "seconds": estimate.search_s,
+        },
+        "best": plans[0] if plans and estimate.best else None,
+        "plans": plans,
+        "not_modelled": list(estimate.stack.not_modelled),
+    }
+
+
+def _range(value: Range) -> dict[str, float]:
+    return value._asdict()
+
+
+def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
+    plan, tokens = found.plan, estimate.workload.tokens_per_step
+    return {
+        "plan": {
+            "num_stages": plan.num_stages,
+            "num_micro_batches": plan.num_micro_batches,
+            "batch_per_device": plan.batch_per_device,
+            "data_parallel": found.data_parallel,
+            "tensor_parallel": plan.tp,
+            "context_parallel": plan.cp,
+            "recomputation": plan.recomputation,
+            "distribute_param": plan.distribute_param,
+            "zero_stage": plan.zero_stage,
+            "schedule": plan.schedule,
+            "virtual_stages": plan.virtual_stages,
+        },
+        "possible": found.possible,
+        "reason": found.reason,
+        "memory": {
+            "per_device_mib": _range(found.device_bytes.times(1 / MIB)),
+            "total_mib": _range(found.total_bytes.times(1 / MIB)),
+            "usable_mib_per_device": estimate.usable_bytes / MIB,
+            "breakdown_mib": {name: part / MIB for name, part in found.memory_breakdown.items()},
+        },
+        "step": {
+            "seconds": _range(found.step_s),
+            "breakdown_s": found.step_breakdown,
+            "paces": {
+                "fast_s": found.fast_step_s,
+                "slow_s": found.slow_step_s,
+                "slow_fraction": estimate.stack.window.slow_fraction,
+            },
+        },
+        "throughput": {
+            "tokens_per_s": _range(found.step_s.inverse(tokens)),
+            "logged_tokens_per_s": _range(found.logged_tokens_per_s),
+            "useful_tokens_per_s": None,
+            "tflops_per_device": found.flop_per_device_s / 1e12,
+            "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
+        },
+        "wall": {
+            "minutes": _range(found.training_s.times(1 / 60)),
+            "startup_s": found.wall.startup_s,
+            "first_step_s": found.wall.first_step_s,
+            "total_minutes": _range(found.wall_s.times(1 / 60)),
+        },
+        "cost": {"usd": _range(found.usd) if found.usd else None, "energy_kwh": found.kwh},
+    }
+
+
+# --- a terminal -------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    """Three significant digits or more, never an exponent."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _with_interval(value: Range, unit: str, show: Any = _number) -> Text:
+    return Text.assemble((show(value.value), "bold"), f" {unit}  ", (f"{show(value.low)} to {show(value.high)}", "dim"))
+
+
+def bar(fraction: float, width: int = BAR_WIDTH) -> str:
+    """Return a bar of text, full at 1.
+
+    >>> bar(0.5, width=8), bar(2.0, width=4)
+    ('####....', '####')
+    """
+    filled = round(min(max(fraction, 0.0), 1.0) * width)
+    return "#" * filled + "." * (width - filled)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def headline(estimate: Estimate) -> RenderableType:
+    """Return what is trained, on what, and with which software."""
+    workload, machine = estimate.workload, estimate.machine
+    nodes = f"{machine.num_nodes} node{'s' if machine.num_nodes > 1 else ''}"
+    table = _grid()
+    table.add_row(
+        "model",
+        f"{workload.shape.name}, {estimate.num_params:,} parameters; {workload.num_steps:,} steps of "
+        f"{workload.global_batch:,} x {workload.seq_len:,} = {workload.tokens_per_step:,} tokens",
+    )
+    table.add_row(
+        "flavor",
+        f"{estimate.flavor.id}: {machine.num_devices} x {machine.accelerator.name} on {nodes}, "
+        f"{machine.accelerator.hbm_bytes / MIB:,.0f} MiB each",
+    )
+    trained = (
+        ""
+        if machine.accelerator.id == estimate.stack.fit.accelerator
+        else (f"; measured on {estimate.stack.fit.accelerator} only, so the interval is wider")
+    )
+    seen = workload.shape.family in estimate.stack.fit.families
+    unseen = "" if seen else f"; no {workload.shape.family} model was measured on it, so the interval is wider"
+    table.add_row("stack", f"{estimate.stack.name}{trained}{unseen}")
+    return table
+
+
+def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
+    """Return the headline numbers of a plan."""
+    workload, stack = estimate.workload, estimate.stack
+    used = found.device_bytes.value
+    table = _grid()
+    table.add_row("plan", Text(found.plan.platform_line(), style="bold"))
+    table.add_row(
+        "memory",
+        Text.assemble(
+            (f"{found.total_bytes.value / MIB:,.0f}", "bold"),
+            " MiB in all  ",
+            (f"{found.total_bytes.low / MIB:,.0f} to {found.total_bytes.high / MIB:,.0f}", "dim"),
+        ),
+    )
+    table.add_row(
+        "",
+        f"fullest device {used / MIB:,.0f} MiB [{bar(used / estimate.usable_bytes)}] "
+        f"{used / estimate.usable_bytes:.0%} of the usable {estimate.usable_bytes / MIB:,.0f}",
+    )
+    step = _with_interval(found.step_s, "s")
+    if stack.window.slow_fraction > 0:
+        step.append(
+            f"  ({_number(found.fast_step_s)} s, or {_number(found.slow_step_s)} s in the "
+            f"{stack.window.slow_fraction:.0%} where the host is slow)"
+        )
+    table.add_row("step", step)
+    table.add_row("sustained", _with_interval(found.step_s.inverse(workload.tokens_per_step), "tokens/s"))
+    logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
+    if stack.window.times == "issue":
+        logged.append("  (the log's clock times only the issue of the work)")
+    table.add_row("as logged", logged)
+    table.add_row("training", _with_interval(found.training_s.times(1 / 60), "min"))
+    whole = _with_interval(found.wall_s.times(1 / 60), "min")
+    whole.append(
+        f"  (after {found.wall.startup_s:.0f} s of startup and a first step of {found.wall.first_step_s:.0f} s)"
+    )
+    table.add_row("start to end", whole)
+    cost = _with_interval(found.usd, "USD") if found.usd else Text("no price known")
+    cost.append(f"  {_number(found.kwh)} kWh at most")
+    table.add_row("cost", cost)
+    return table
+
+
+def plans_table(estimate: Estimate, top: int) -> RenderableType:
+    """Return the candidates, the stack's choice first."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    for name in ("stages", "micro-batches", "rows", "tp", "recompute"):
+        table.add_column(name, justify="right")
+    table.add_column("MiB per device", justify="right")
+    table.add_column("of usable", no_wrap=True)
+    for name in ("device s", "step s", "tokens/s"):
+        table.add_column(name, justify="right")
+    for found in estimate.plans[:top]:
+        plan, share = found.plan, found.device_bytes.value / estimate.usable_bytes
+        risky = found.possible and found.device_bytes.high > estimate.usable_bytes
+        table.add_row(
+            str(plan.num_stages),
+            str(plan.num_micro_batches),
+            str(plan.batch_per_device),
+            str(plan.tp),
+            plan.recomputation,
+            f"{found.device_bytes.value / MIB:,.0f}",
+            Text(f"{bar(share, 12)} {share:4.0%}{' risky' if risky else ''}{'' if share <= 1 else ' too big'}"),
+            _number(found.device_s),
+            _number(found.step_s.value),
+            _number(estimate.workload.tokens_per_step / found.step_s.value),
+            style="bold" if found is estimate.best else None if found.possible else "dim",
+        )
+    return table
+
+
+def breakdown_table(found: PlanEstimate) -> RenderableType:
+    """Return where the step's seconds and the fullest device's memory go."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    for name, justify in (("step", "left"), ("s", "right"), ("", "left"), ("fullest device", "left"), ("MiB", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    left = _shares(found.step_breakdown, STEP_NAMES, 1.0)
+    right = _shares(found.memory_breakdown, MEMORY_NAMES, MIB)
+    for i in range(max(len(left), len(right))):
+        table.add_row(*(left[i] if i < len(left) else ("", "", "")), *(right[i] if i < len(right) else ("", "", "")))
+    return table
+
+
+def _shares(parts: dict[str, float], names: dict[str, str], unit: float) -> list[tuple[str, str, str]]:
+    total = sum(parts.values())
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    return [
+        (names[name], _number(part / unit), bar(part / total, 12))
+        for name, part in ordered
+        if abs(part) > 0.0005 * total
+    ]
+
+
+def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
+    """Print an estimate: the workload, the best plan, the candidates, and where time and memory go."""
+    console.print(headline(estimate))
+    best = estimate.best
+    if best is not None:
+        console.print()
+        console.print(best_plan(estimate, best))
+    console.print()
+    console.print(
+        f"{estimate.num_possible} of {estimate.num_candidates} candidates fit; space {estimate.space}, searched in "
+        f"{estimate.search_s * 1000:.0f} ms",
+        style="dim",
+    )
+    if estimate.plans:
+        console.print(plans_table(estimate, top))
+    if best is None:
+        return
+    fastest = estimate.fastest
+    if fastest is not None and fastest.step_s.value < best.step_s.value:
+        console.print(
+            f"The platform compares seconds of the devices. Counting the issue of work too, {fastest.plan} would be "
+            f"faster: {_number(fastest.step_s.value)} s per step.",
+            style="dim",
+        )
+    console.print()
+    console.print(breakdown_table(best))
+    console.print()
+    for text in estimate.stack.not_modelled:
+        console.print(f"not modelled: {text}", style="dim")
+
+
+def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
+    """Print one line per flavor: its best plan, or why it has none."""
+    workload, stack = estimates[0].workload, estimates[0].stack
+    console.print(
+        f"{workload.shape.name}, {workload.num_steps:,} steps of {workload.global_batch:,} x {workload.seq_len:,} "
+        f"tokens, stack {stack.name}; each flavor's plan as the stack would choose it"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    table.add_column("flavor", no_wrap=True)
+    for name in ("devices", "plan", "of usable", "step s", "tokens/s", "as logged", "min", "USD"):
+        table.add_column(name, justify="right")
+    missing = []
+    for estimate in estimates:
+        best = estimate.best
+        if best is None:
+            missing.append(f"{estimate.flavor.id}: {no_plan_reason(estimate)}")
+            continue
+        plan = best.plan
+        table.add_row(
+            estimate.flavor.id,
+            str(estimate.flavor.num_devices),
+            f"{plan.num_stages} x {best.data_parallel} x {plan.num_micro_batches} x {plan.batch_per_device}"
+            + (" recompute" if plan.recomputation != "none" else ""),
+            f"{best.device_bytes.value / estimate.usable_bytes:.0%}",
+            _number(best.step_s.value),
+            _number(workload.tokens_per_step / best.step_s.value),
+            _number(best.logged_tokens_per_s.value),
+            _number(best.wall_s.value / 60),
+            _number(best.usd.value) if best.usd else "-",
+        )
+    console.print(table)
+    console.print("plan: stages x data parallel x micro-batches x rows; min: from start to end", style="dim")
+    for text in missing:
+        console.print(f"no plan on {text}", style="dim")
+
+
+def no_plan_reason(estimate: Estimate) -> str:
+    """Return why no plan of a space is possible, in one line."""
+    miss = estimate.nearest_miss
+    if miss is not None:
+        return f"the nearest, {miss.plan}, {miss.reason}"
+    if estimate.plans:
+        return estimate.plans[0].reason
+    return (
+        f"{estimate.flavor.num_devices} devices on {estimate.flavor.num_nodes} nodes, stages of 2, 4 or 8 or none, leave "
+        f"no data-parallel degree that divides a batch of {estimate.workload.global_batch}"
+    )
+
+
+def print_explanation(console: Console, estimate: Estimate) -> None:
+    """Print every assumption behind an estimate: value, unit, evidence, source."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    for name in ("assumption", "value", "unit", "evidence", "source"):
+        table.add_column(name, overflow="fold")
+    for row in assumptions(estimate):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+Assumption = tuple[str, str, str, str, str]
+"""Name, value, unit, kind of evidence, source."""
+
+
+def assumptions(estimate: Estimate) -> list[Assumption]:
+    """Return every assumption behind an estimate: its name, value, unit, kind of evidence, and source."""
+    return [*_machine_assumptions(estimate), *_stack_assumptions(estimate), *_run_assumptions(estimate)]
+
+
+def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
+    accelerator, node = estimate.machine.accelerator, estimate.machine.node
+    url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
+    rows = [
+        ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", "datasheet", url),
+        ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", "datasheet", url),
+        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", "datasheet", url),
+        ("device power", f"{accelerator.tdp_w:,.0f}", "W", "datasheet", url),
+    ]
+    for name, share in (
+        ("best matrix rate", accelerator.matmul_efficiency),
+        ("best memory bandwidth", accelerator.hbm_efficiency),
+    ):
+        rows.append((name, f"{share.value:.3f}", "of peak", share.evidence, f"{share.note} ({share.source.url})"))
+    for link in node.links:
+        name, reached = f"link of {link.span} devices ({link.topology})", link.efficiency
+        rows.append((name, f"{link.bytes_per_s / 1e9:,.0f}", "GB/s per direction", "datasheet", node_url))
+        rows.append((f"{name}, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
+    reached = network.efficiency
+    kind = "assumed" if "ssumed" in node.note else "datasheet"
+    rows.append(("network per node", f"{network.bytes_per_s / 1e9:,.0f}", "GB/s", kind, node.note or node_url))
+    rows.append(("network, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
+    return rows
+
+
+def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
+    stack, family = estimate.stack, estimate.workload.shape.family
+    fit, values = stack.fit, stack.efficiencies(family)._asdict()
+    rows = []
+    for name, habit in stack.habits.model_dump(exclude={"evidence"}).items():
+        why = stack.habits.evidence.get(name)
+        shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
+        rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))
+    for i, (name, prior) in enumerate(stack.priors.items()):
+        value = f"{values[name]:.4g} +- {fit.covariance[i][i] ** 0.5:.0%}"
+        source = f"{len(stack.runs)} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"
+        rows.append((f"stack: {name}", value, prior.unit, "fitted", source))
+    if family in fit.families:
+        own = fit.families[family]
+        factor, source = (
+            f"{values['family_factor']:.3f} +- {own.log_sd:.0%}",
+            f"measured runs of the family: {own.runs}",
+        )
+    else:
+        factor, source = f"1 +- {fit.family_log_sd:.0%}", "an unseen family: the spread between the measured ones"
+    rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
+    return rows
+
+
+def _run_assumptions(estimate: Estimate) -> list[Assumption]:
+    startup, window = estimate.stack.startup, estimate.stack.window
+    rows = [
+        (f"startup: {name}", f"{value:.1f}", "s", "measured", startup.evidence)
+        for name, value in (
+            ("load", startup.load_s),
+            ("request", startup.request_s),
+            ("search per candidate", startup.search_s_per_candidate),
+            ("first step", startup.first_step_s),
+        )
+    ]
+    slow = f"{window.slow_fraction:.2f} of steps, {window.slow_ratio:.2f} times the issue time"
+    rows.append(("log: timed window", window.times, "", "measured", window.evidence))
+    rows.append(("log: slow pace of the host", slow, "", "measured", window.evidence))
+    rows.extend(("not modelled", text, "", "-", "-") for text in estimate.stack.not_modelled)
+    return rows
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def print_stack(console: Console, stack: Stack) -> None:
+    """Print what a fit found."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    for name in ("parameter", "prior", "fitted", "unit"):
+        table.add_column(name)
+    values = stack.efficiencies("")._asdict()
+    for i, (name, prior) in enumerate(stack.priors.items()):
+        sd = stack.fit.covariance[i][i] ** 0.5
+        table.add_row(name, f"{prior.median:g} +- {prior.log_sd:.0%}", f"{values[name]:.4g} +- {sd:.1%}", prior.unit)
+    for name, family in stack.fit.families.items():
+        factor, spread = stack.efficiencies(name).family_factor, stack.fit.family_log_sd
+        table.add_row(
+            f"factor of {name}", f"1 +- {spread:.0%}", f"{factor:.3f} +- {family.log_sd:.1%}", "device seconds"
+        )
+    console.print(table)
+
+
+def print_trials(console: Console, trials: Sequence[Trial]) -> None:
+    """Print runs held against predictions, and the median error."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    table.add_column("run")
+    for name in (
+        "step s",
+        "measured",
+        "error",
+        "minutes",
+        "as logged",
+        "error",
+        "MiB",
+        "error",
+        "candidates",
+        "possible",
+    ):
+        table.add_column(name, justify="right")
+    for trial in trials:
+        run, step = trial.run, trial.step_s
+        logged_error, memory_error = trial.logged_error, trial.memory_error
+        table.add_row(
+            run.log_name.removesuffix(".log"),
+            f"{_number(step.value)} ({_number(step.low)}-{_number(step.high)})",
+            _number(trial.measured_step_s),
+            f"{trial.step_error:+.1%}",
+            _number(trial.minutes.value),
+            _number(trial.logged_tokens_per_s),
+            "-" if logged_error is None else f"{logged_error:+.1%}",
+            _number(trial.memory_mib.value),
+            "-" if memory_error is None else f"{memory_error:+.1%}",
+            f"{trial.num_candidates} ({run.num_candidates})",
+            f"{trial.num_possible} ({run.num_possible})",
+        )
+    console.print(table)
+    errors = sorted(abs(trial.step_error) for trial in trials)
+    covered = sum(trial.step_s.low <= trial.measured_step_s <= trial.step_s.high for trial in trials)
+    console.print(
+        f"seconds per step: median absolute error {errors[len(errors) // 2]:.1%}, {covered} of {len(trials)} inside the "
+        "90 % interval; in parentheses what the log says"
+    )
+    for trial in trials:
+        ran, chosen = str(trial.run.plan), trial.chosen
+        console.print(
+            f"{trial.run.log_name}: ran {ran}; chosen here: {'the same' if ran == chosen else chosen}", style="dim"
+        )
