@@ -1,7 +1,7 @@
 """Fit a stack to measured runs, and say how wrong it is on a run that it never saw.
 
-The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window, for
-a stack whose log times only the issue of work), memory M_r. With parameters theta (`PARAMETERS`, in logarithms) and a
+The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window
+of a log that times only the issue of work), memory M_r. With parameters theta (`PARAMETERS`, in logarithms) and a
 factor u_f on device seconds for each model family f:
 
     log t_r = log step(theta, u_f) + e,   e ~ N(0, s_step^2 + se_r^2)      theta_j ~ N(log median_j, log_sd_j^2)
@@ -114,7 +114,7 @@ def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficie
         efficiencies,
         observation.run.log.steps_per_line(),
     )
-    memory = plan_memory(shape, seq_len, observation.plan, habits, efficiencies.allocator_ratio)
+    memory = plan_memory(shape, seq_len, observation.plan, habits, efficiencies.memory_ratio)
     return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(memory.total_bytes.item())])
 
 
@@ -192,7 +192,7 @@ class _Problem:
         parameters = np.exp(values[: len(PARAMETERS)])
         factors = dict(zip(self.families, np.exp(values[len(PARAMETERS) :]), strict=True))
         return np.array([
-            predict_logs(o, self.habits, Efficiencies(*parameters, family_factor=factors[o.run.workload.shape.family]))
+            predict_logs(o, self.habits, Efficiencies(*[*parameters, factors[o.run.workload.shape.family]]))
             for o in self.observations
         ])  # fmt: skip
 

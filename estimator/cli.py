@@ -1,6 +1,7 @@
 """The commands `estimate` and `calibrate`: parse, call, print."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from estimator import report
-from estimator.planner import SPACES, Estimate, search
 from estimator.plan import Plan, parse_plan
+from estimator.planner import SPACES, Estimate, search
 from estimator.shape import load_shape
 from estimator.stack import Stack, load_stack, read_stack_text, stack_path
 from estimator.workload import Workload, num_steps
@@ -21,6 +22,7 @@ from hardware.models import Flavor
 
 SEED_FLAVOR, SEED_MODEL, SEED_STACK = "4xLarge.2048GB", "mistralai/Mistral-7B-v0.1", "moai-24.2"
 SEED_ROWS, SEED_EPOCHS = 18612, 2
+PLAIN_WIDTH = 132
 EXIT_FOUND, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 0, 2, 3
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -47,7 +49,18 @@ def _run(app: typer.Typer, name: str) -> int:
         return _refuse(str(error))
     except typer.Abort:
         return _refuse("interrupted")
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FOUND
     return status if isinstance(status, int) else EXIT_FOUND
+
+
+def _console() -> Console:
+    """Return where tables go: as wide as the terminal, or wide enough for them all where there is none."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def _refuse(message: str) -> int:
@@ -94,7 +107,7 @@ def estimate(
     if as_json:
         _print_json(report.estimate_document(found, top))
     else:
-        console = Console()
+        console = _console()
         report.print_estimate(console, found, top or 8)
         if explain:
             console.print()
@@ -123,10 +136,12 @@ def _estimate_all(
         documents = [report.estimate_document(estimate, top or 1) for estimate in found]
         _print_json({"schema": "estimates/1", "estimates": documents})
     else:
-        report.print_flavors(Console(), found)
+        report.print_flavors(_console(), found)
     if any(estimate.best for estimate in found):
         return EXIT_FOUND
-    print(f"no flavor fits: {report.no_plan_reason(found[-1])}", file=sys.stderr)
+    print(
+        f"no plan fits any flavor; the last, {found[-1].flavor.id}: {report.no_plan_reason(found[-1])}", file=sys.stderr
+    )
     return EXIT_NOTHING_FITS
 
 
@@ -159,7 +174,7 @@ def calibrate(
     text = read_stack_text(stack)
     premises = read_premises(text, stack)
     measured = read_runs(runs)
-    console = Console()
+    console = _console()
     found = stack_from_runs(premises, measured, hardware)
     report.print_stack(console, found)
     for run in measured:

@@ -50,7 +50,7 @@ def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> 
 
 
 def transfer_seconds(num_bytes: Num, crosses_nodes: Num, node: Node) -> Array:
-    """Seconds of one device sending `num_bytes` to one device of the next pipeline stage, as all its peers do at once."""
+    """Seconds of a device sending `num_bytes` to one of the next pipeline stage, as all its peers do at once."""
     outermost = node.links[-1] if node.links else None
     share = node.network.bytes_per_s * node.network.efficiency.value / node.num_devices
     between = np.asarray(num_bytes) / share + node.network.latency_s

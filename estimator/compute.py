@@ -14,12 +14,12 @@ assumed: the tile sizes that hipBLASLt and cuBLAS ship; the relative rate falls 
 PIPELINE_DEPTH = 192
 """Products of the inner dimension that fill a kernel's pipeline before it runs at its rate.
 
-measured: with `WAVE_EXPONENT`, the round value nearest to 72 published bf16 and fp16 matrix products on MI300X, H100 and
-A100 (AMD-AGI/TraceLens traces, Azure AI-benchmarking-guide): median error 9 % given each device's best rate.
+measured: with `WAVE_EXPONENT`, the round value nearest to 72 published bf16 and fp16 matrix products on MI300X, H100
+and A100 (AMD-AGI/TraceLens traces, Azure AI-benchmarking-guide): median error 9 % given each device's best rate.
 """
 
 WAVE_EXPONENT = 0.5
-"""How much of a last, partly filled wave is lost: 1 all of it, 0 nothing.  # measured: as above; kernels split the rest"""
+"""How much of a last, partly filled wave is lost: 1 all of it, 0 nothing.  # measured: as above"""
 
 
 def shape_efficiency(rows: Num, columns: Num, inner: Num, num_compute_units: Num) -> Array:

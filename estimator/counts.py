@@ -4,14 +4,14 @@ Every function is pure and takes scalars or broadcastable arrays. A multiply-add
 product: one forward, one for the input gradient, one for the weight gradient, each with the same FLOP.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from estimator.shape import Shape
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 Num = float | Array
 """A quantity for one plan, or for many at once."""
 

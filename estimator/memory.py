@@ -163,7 +163,7 @@ class Memory(NamedTuple):
         return np.asarray(sum(self.peak.values()))
 
 
-def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, allocator_ratio: Num) -> Memory:
+def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory_ratio: Num) -> Memory:
     """Memory of the fullest device and of all devices.
 
     The first stage holds the embedding and the most micro-batches in flight, the last one the logits; those between
@@ -174,7 +174,7 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, alloca
         seq_len: tokens per row.
         plan: degrees and counts.
         habits: what the stack keeps.
-        allocator_ratio: bytes reserved from the device over bytes allocated.
+        memory_ratio: bytes that devices were measured to hold, over the bytes counted here.
     """
     stages, gpipe = np.asarray(plan.stages), plan.gpipe
     alone = stages == 1
@@ -186,6 +186,6 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, alloca
     between = stage_bytes(shape, seq_len, plan, habits, first=False, last=False, held=held_between)
     first_bytes, last_bytes, between_bytes = (sum(stage.values()) for stage in (first, last, between))
     peak = {name: np.where(first_bytes >= last_bytes, first[name], last[name]) for name in first}
-    peak["allocator"] = np.asarray((allocator_ratio - 1.0) * sum(peak.values()))
+    peak["correction"] = np.asarray((memory_ratio - 1.0) * sum(peak.values()))
     pipeline = np.where(alone, first_bytes, first_bytes + last_bytes + (stages - 2) * between_bytes)
-    return Memory(peak, np.asarray(allocator_ratio * pipeline * plan.dp * plan.tp))
+    return Memory(peak, np.asarray(memory_ratio * pipeline * plan.dp * plan.tp))

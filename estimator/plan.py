@@ -172,6 +172,7 @@ def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
     shape, batch = workload.shape, workload.global_batch
     dp = plans.data_parallel(num_devices)
     rows = dp * plans.num_micro_batches * plans.batch_per_device
+    model = shown(shape.name).replace("{", "{{").replace("}", "}}")  # it stands in a template
     rules: Sequence[tuple[npt.NDArray[np.bool_], str]] = (
         (plans.cp > 1, "cp={cp} is not modelled; use cp=1"),
         (plans.virtual_stages > 1, "virtual_stages={virtual_stages} is not modelled; use virtual_stages=1"),
@@ -181,18 +182,24 @@ def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
         ),
         (
             rows != batch,
-            "data_parallel * num_micro_batches * batch_per_device = {dp} * {num_micro_batches} * {batch_per_device} "
-            f"= {{rows}} is not the global batch {batch}; change one of them",
+            (
+                f"data_parallel * num_micro_batches * batch_per_device = {{dp}} * {{num_micro_batches}} * "
+                f"{{batch_per_device}} = {{rows}} is not the global batch {batch}; change one of them"
+            ),
         ),
         (
             shape.num_layers % plans.num_stages != 0,
-            f"num_stages={{num_stages}} does not divide num_layers={shape.num_layers} of {shape.name!r}; "
-            f"use one of {_divisors(shape.num_layers)}",
+            (
+                f"num_stages={{num_stages}} does not divide num_layers={shape.num_layers} of {model}; "
+                f"use one of {_divisors(shape.num_layers)}"
+            ),
         ),
         (
             shape.num_kv_heads % plans.tp != 0,
-            f"tp={{tp}} does not divide num_kv_heads={shape.num_kv_heads} of {shape.name!r}; "
-            f"use one of {_divisors(shape.num_kv_heads)}",
+            (
+                f"tp={{tp}} does not divide num_kv_heads={shape.num_kv_heads} of {model}; "
+                f"use one of {_divisors(shape.num_kv_heads)}"
+            ),
         ),
         (
             (plans.schedule == SCHEDULES.index("1f1b")) & (plans.num_micro_batches < plans.num_stages),
@@ -202,7 +209,7 @@ def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
     found = [""] * len(plans)
     for broken, template in reversed(rules):  # the first rule of the list has the last word
         for i in np.flatnonzero(broken):
-            found[i] = template.format(**asdict(plans[i]), dp=dp[i], rows=rows[i])
+            found[i] = template.format(**asdict(plans[int(i)]), dp=dp[i], rows=rows[i])
     return found
 
 
@@ -230,6 +237,12 @@ def moai_space(flavor: Flavor, global_batch: int) -> Plans:
         for plan in _moai_plans(stages, flavor.num_devices, global_batch, fewest=2)
     ]
     return Plans.of(staged or _moai_plans(1, flavor.num_devices, global_batch, fewest=1))
+
+
+def nearest_batch(flavor: Flavor, global_batch: int) -> int | None:
+    """Return the largest batch, no larger than the given one, that leaves the platform a candidate, if one is near."""
+    near = range(global_batch, max(global_batch - 1024, 0), -1)
+    return next((batch for batch in near if len(moai_space(flavor, batch))), None)
 
 
 def _moai_plans(stages: int, num_devices: int, global_batch: int, fewest: int) -> list[Plan]:

@@ -229,7 +229,7 @@ def _predict(
 ) -> tuple[Step, Memory]:
     where = layout(plans, machine.num_devices)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
-    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies.allocator_ratio)
+    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies.memory_ratio)
 
 
 def _moved(efficiencies: Efficiencies, directions: Array) -> Efficiencies:

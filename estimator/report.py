@@ -1,13 +1,14 @@
 """What a user reads: the JSON document of an estimate, and its tables on a terminal."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from estimator.calibrate import Trial
+from estimator.plan import nearest_batch
 from estimator.planner import Estimate, PlanEstimate, Range
 from estimator.stack import Stack
 from hardware.units import MIB
@@ -23,7 +24,7 @@ MEMORY_NAMES = {
     "recomputed_layer": "one recomputed layer",
     "attention_workspace": "attention workspace",
     "logits": "logits and loss",
-    "allocator": "allocator",
+    "correction": "fitted correction",
 }
 STEP_NAMES = {
     "matmul": "matrix products",
@@ -152,6 +153,15 @@ def bar(fraction: float, width: int = BAR_WIDTH) -> str:
     return "#" * filled + "." * (width - filled)
 
 
+def _table(*columns: str, wraps: bool = False) -> Table:
+    """Return an empty table; a column whose name ends in `>` is aligned to the right."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="cyan")
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name.endswith(">") else "left"
+        table.add_column(name.removesuffix(" >"), justify=justify, no_wrap=not wraps, overflow="fold")
+    return table
+
+
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
@@ -230,13 +240,18 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
 
 def plans_table(estimate: Estimate, top: int) -> RenderableType:
     """Return the candidates, the stack's choice first."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    for name in ("stages", "micro-batches", "rows", "tp", "recompute"):
-        table.add_column(name, justify="right")
-    table.add_column("MiB per device", justify="right")
-    table.add_column("of usable", no_wrap=True)
-    for name in ("device s", "step s", "tokens/s"):
-        table.add_column(name, justify="right")
+    table = _table(
+        "stages >",
+        "batches >",
+        "rows >",
+        "tp >",
+        "recompute >",
+        "MiB >",
+        "of usable",
+        "device s >",
+        "step s >",
+        "tokens/s >",
+    )
     for found in estimate.plans[:top]:
         plan, share = found.plan, found.device_bytes.value / estimate.usable_bytes
         risky = found.possible and found.device_bytes.high > estimate.usable_bytes
@@ -247,7 +262,7 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
             str(plan.tp),
             plan.recomputation,
             f"{found.device_bytes.value / MIB:,.0f}",
-            Text(f"{bar(share, 12)} {share:4.0%}{' risky' if risky else ''}{'' if share <= 1 else ' too big'}"),
+            Text(f"{bar(share, 8)} {share:4.0%}{' risky' if risky else ''}"),
             _number(found.device_s),
             _number(found.step_s.value),
             _number(estimate.workload.tokens_per_step / found.step_s.value),
@@ -258,10 +273,7 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
 
 def breakdown_table(found: PlanEstimate) -> RenderableType:
     """Return where the step's seconds and the fullest device's memory go."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    for name, justify in (("step", "left"), ("s", "right"), ("", "left"), ("fullest device", "left"), ("MiB", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("")
+    table = _table("step", "s >", "", "fullest device", "MiB >", "")
     left = _shares(found.step_breakdown, STEP_NAMES, 1.0)
     right = _shares(found.memory_breakdown, MEMORY_NAMES, MIB)
     for i in range(max(len(left), len(right))):
@@ -317,10 +329,9 @@ def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
         f"{workload.shape.name}, {workload.num_steps:,} steps of {workload.global_batch:,} x {workload.seq_len:,} "
         f"tokens, stack {stack.name}; each flavor's plan as the stack would choose it"
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    table.add_column("flavor", no_wrap=True)
-    for name in ("devices", "plan", "of usable", "step s", "tokens/s", "as logged", "min", "USD"):
-        table.add_column(name, justify="right")
+    table = _table(
+        "flavor", "devices >", "plan >", "usable >", "step s >", "tokens/s >", "as logged >", "min >", "USD >"
+    )
     missing = []
     for estimate in estimates:
         best = estimate.best
@@ -353,17 +364,15 @@ def no_plan_reason(estimate: Estimate) -> str:
         return f"the nearest, {miss.plan}, {miss.reason}"
     if estimate.plans:
         return estimate.plans[0].reason
-    return (
-        f"{estimate.flavor.num_devices} devices on {estimate.flavor.num_nodes} nodes, stages of 2, 4 or 8 or none, leave "
-        f"no data-parallel degree that divides a batch of {estimate.workload.global_batch}"
-    )
+    flavor, batch = estimate.flavor, estimate.workload.global_batch
+    near = nearest_batch(flavor, batch)
+    mend = f"; use --batch {near}" if near else ""
+    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}{mend}"
 
 
 def print_explanation(console: Console, estimate: Estimate) -> None:
     """Print every assumption behind an estimate: value, unit, evidence, source."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    for name in ("assumption", "value", "unit", "evidence", "source"):
-        table.add_column(name, overflow="fold")
+    table = _table("assumption", "value", "unit", "evidence", "source", wraps=True)
     for row in assumptions(estimate):
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
@@ -406,7 +415,7 @@ def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
 def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
     stack, family = estimate.stack, estimate.workload.shape.family
     fit, values = stack.fit, stack.efficiencies(family)._asdict()
-    rows = []
+    rows: list[Assumption] = []
     for name, habit in stack.habits.model_dump(exclude={"evidence"}).items():
         why = stack.habits.evidence.get(name)
         shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
@@ -450,9 +459,7 @@ def _run_assumptions(estimate: Estimate) -> list[Assumption]:
 
 def print_stack(console: Console, stack: Stack) -> None:
     """Print what a fit found."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    for name in ("parameter", "prior", "fitted", "unit"):
-        table.add_column(name)
+    table = _table("parameter", "prior", "fitted", "unit")
     values = stack.efficiencies("")._asdict()
     for i, (name, prior) in enumerate(stack.priors.items()):
         sd = stack.fit.covariance[i][i] ** 0.5
@@ -502,8 +509,8 @@ def print_trials(console: Console, trials: Sequence[Trial]) -> None:
     errors = sorted(abs(trial.step_error) for trial in trials)
     covered = sum(trial.step_s.low <= trial.measured_step_s <= trial.step_s.high for trial in trials)
     console.print(
-        f"seconds per step: median absolute error {errors[len(errors) // 2]:.1%}, {covered} of {len(trials)} inside the "
-        "90 % interval; in parentheses what the log says"
+        f"seconds per step: median absolute error {errors[len(errors) // 2]:.1%}, {covered} of {len(trials)} inside "
+        "the 90 % interval; in parentheses what the log says"
     )
     for trial in trials:
         ran, chosen = str(trial.run.plan), trial.chosen

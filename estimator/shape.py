@@ -218,7 +218,7 @@ def shape_from_config(document: Any, name: str) -> Shape:
     256
     """
     if not isinstance(document, Mapping):
-        raise ValueError(f"model {shown(name)}: its config is not a JSON object")  # noqa: TRY004 - bad input, one type
+        raise ValueError(f"model {shown(name)}: its config is not a JSON object")
     model_type = document.get("model_type")
     reader = _READERS.get(model_type) if isinstance(model_type, str) else None
     if reader is None:

@@ -108,7 +108,7 @@ PARAMETERS = (
     "exposed_communication",
     "issue_s_per_layer",
     "issue_s_per_step",
-    "allocator_ratio",
+    "memory_ratio",
 )
 
 
@@ -125,8 +125,8 @@ class Efficiencies(NamedTuple):
     """Host seconds to issue one layer's forward and backward pass of one micro-batch."""
     issue_s_per_step: Num
     """Host seconds per step whatever its size."""
-    allocator_ratio: Num
-    """Bytes that the allocator reserves, over the bytes the tensors need."""
+    memory_ratio: Num
+    """Bytes that devices hold, over the bytes counted: allocator, runtime, and what the count misses."""
     family_factor: Num = 1.0
     """Device seconds of this model family over those of the population."""
 
@@ -215,7 +215,7 @@ class Stack(Premises):
     def efficiencies(self, family: str) -> Efficiencies:
         """Return the fitted parameters for a model family; the population's factor, 1, for an unseen one."""
         values = dict(zip(self.fit.names, np.exp(self.fit.log_values).tolist(), strict=True))
-        return Efficiencies(*(values[name] for name in PARAMETERS), family_factor=values.get(family, 1.0))
+        return Efficiencies(*[*(values[name] for name in PARAMETERS), values.get(family, 1.0)])
 
     def directions(self, family: str) -> Array:
         """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the family factor.

@@ -34,7 +34,7 @@ sequence 8192, head size 128 (AMD-AGI/TraceLens, Hyperloom llama70b_analysis).
 """
 
 SELECTIVE_ISSUE = 1 / 9
-"""Issue work of repeating attention alone, over one layer's forward and backward pass.  # assumed: a third of forward"""
+"""Issue work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
 
 
 class Machine(NamedTuple):
@@ -222,10 +222,8 @@ def plan_step(
     issue = issue_seconds(shape, plan, habits, efficiencies)
     total = np.asarray(sum(device.values()))
     hidden = np.maximum(issue - total, 0.0)
-    if habits.single_controller:  # issue precedes execution; only up to the next read of the loss it runs ahead
-        host = (issue + (steps_per_read - 1) * hidden) / steps_per_read
-    else:
-        host = hidden
+    # a single controller issues before the devices run; only until the next read of the loss does it run ahead
+    host = (issue + (steps_per_read - 1) * hidden) / steps_per_read if habits.single_controller else hidden
     return Step({**device, "host": np.asarray(host + 0.0 * total)}, np.asarray(issue + 0.0 * total))
 
 
@@ -278,7 +276,7 @@ def _data_parallel(params: Num, plan: Layout, machine: Machine, habits: Habits) 
 
 
 def _optimizer(params: Num, plan: Layout, habits: Habits, rates: Rates) -> Array:
-    """Seconds of the update of a rank's shard: gradient read; master weights and state read and written; copy written."""
+    """Seconds of a rank's update: gradient read; master weights and state read and written; compute copy written."""
     shard = params / np.where(np.asarray(plan.zero_stage) >= 1, plan.dp, 1)
     moved = habits.gradient_bytes + 2 * (habits.master_bytes + habits.optimizer_bytes) + habits.weight_bytes
     return roofline_seconds(0.0, rates.flop_per_s, shard * moved, rates.bytes_per_s)

@@ -133,7 +133,7 @@ def _with_file(catalog: Catalog, path: Traversable, file: str) -> Catalog:
         rows = document.get(table, [])
         if not isinstance(rows, list):
             what = f"{file}: {table} is not an array of tables; write [[{table}]]"
-            raise ValueError(what)  # noqa: TRY004 - bad input is a ValueError, whatever its type
+            raise ValueError(what)
         for index, row in enumerate(rows, start=1):
             catalog = _with_row(catalog, model, row, f"{file}: {table} {_label(row, index)}")
     return catalog
