@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,18 +32,18 @@ calibrate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 def estimate_main() -> None:
     """Run `estimate`."""
-    sys.exit(_run(estimate_app, "estimate"))
+    sys.exit(run_command(estimate_app, "estimate", sys.argv[1:]))
 
 
 def calibrate_main() -> None:
     """Run `calibrate`."""
-    sys.exit(_run(calibrate_app, "calibrate"))
+    sys.exit(run_command(calibrate_app, "calibrate", sys.argv[1:]))
 
 
-def _run(app: typer.Typer, name: str) -> int:
-    """Run a command: bad input is one line on standard error and exit status 2."""
+def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; bad input is one line on standard error and status 2."""
     try:
-        status = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
+        status = typer.main.get_command(app).main(list(arguments), prog_name=name, standalone_mode=False)
     except TyperException as error:
         return _refuse(f"{error.format_message()}; see {name} --help")
     except ValueError as error:

@@ -15,13 +15,13 @@ from hardware.units import MIB
 
 BAR_WIDTH = 20
 MEMORY_NAMES = {
-    "weights": "weights, compute copy",
-    "master_weights": "weights, 32-bit copy",
+    "weights": "weights, compute",
+    "master_weights": "weights, 32-bit",
     "optimizer": "optimizer state",
     "gradients": "gradients",
-    "communication_buffers": "communication buffers",
-    "activations": "activations in flight",
-    "recomputed_layer": "one recomputed layer",
+    "communication_buffers": "comm. buffers",
+    "activations": "activations",
+    "recomputed_layer": "recomputed layer",
     "attention_workspace": "attention workspace",
     "logits": "logits and loss",
     "correction": "fitted correction",
@@ -30,12 +30,12 @@ STEP_NAMES = {
     "matmul": "matrix products",
     "attention": "attention",
     "elementwise": "element-wise ops",
-    "tensor_parallel": "tensor-parallel communication",
+    "tensor_parallel": "tensor parallel",
     "pipeline_bubble": "pipeline bubble",
-    "stage_transfer": "transfers between stages",
-    "data_parallel": "data-parallel communication",
+    "stage_transfer": "stage transfers",
+    "data_parallel": "data parallel",
     "optimizer": "optimizer",
-    "host": "host issues the work",
+    "host": "host issues work",
 }
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def headline(estimate: Estimate) -> RenderableType:
     )
     table.add_row(
         "flavor",
-        f"{estimate.flavor.id}: {machine.num_devices} x {machine.accelerator.name} on {nodes}, "
+        f"{estimate.flavor.id}: {machine.num_devices} devices ({machine.accelerator.name}) on {nodes}, "
         f"{machine.accelerator.hbm_bytes / MIB:,.0f} MiB each",
     )
     trained = (
@@ -285,7 +285,7 @@ def _shares(parts: dict[str, float], names: dict[str, str], unit: float) -> list
     total = sum(parts.values())
     ordered = sorted(parts.items(), key=lambda item: -item[1])
     return [
-        (names[name], _number(part / unit), bar(part / total, 12))
+        (names[name], _number(part / unit), bar(part / total, 10))
         for name, part in ordered
         if abs(part) > 0.0005 * total
     ]
@@ -312,7 +312,7 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
     if fastest is not None and fastest.step_s.value < best.step_s.value:
         console.print(
             f"The platform compares seconds of the devices. Counting the issue of work too, {fastest.plan} would be "
-            f"faster: {_number(fastest.step_s.value)} s per step.",
+            f"faster: {_number(fastest.step_s.value)} s per step (the intervals overlap).",
             style="dim",
         )
     console.print()
@@ -329,9 +329,7 @@ def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
         f"{workload.shape.name}, {workload.num_steps:,} steps of {workload.global_batch:,} x {workload.seq_len:,} "
         f"tokens, stack {stack.name}; each flavor's plan as the stack would choose it"
     )
-    table = _table(
-        "flavor", "devices >", "plan >", "usable >", "step s >", "tokens/s >", "as logged >", "min >", "USD >"
-    )
+    table = _table("flavor", "dev >", "plan >", "usable >", "step s >", "tokens/s >", "logged/s >", "min >", "USD >")
     missing = []
     for estimate in estimates:
         best = estimate.best
@@ -342,8 +340,8 @@ def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
         table.add_row(
             estimate.flavor.id,
             str(estimate.flavor.num_devices),
-            f"{plan.num_stages} x {best.data_parallel} x {plan.num_micro_batches} x {plan.batch_per_device}"
-            + (" recompute" if plan.recomputation != "none" else ""),
+            f"{plan.num_stages}x{best.data_parallel}x{plan.num_micro_batches}x{plan.batch_per_device}"
+            + ("R" if plan.recomputation != "none" else ""),
             f"{best.device_bytes.value / estimate.usable_bytes:.0%}",
             _number(best.step_s.value),
             _number(workload.tokens_per_step / best.step_s.value),
@@ -352,7 +350,10 @@ def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
             _number(best.usd.value) if best.usd else "-",
         )
     console.print(table)
-    console.print("plan: stages x data parallel x micro-batches x rows; min: from start to end", style="dim")
+    console.print(
+        "dev: devices; plan: stages x data parallel x micro-batches x rows, R recomputes; min: from start to end",
+        style="dim",
+    )
     for text in missing:
         console.print(f"no plan on {text}", style="dim")
 

@@ -9,6 +9,7 @@ from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.shape import Shape, shape_from_config
 from estimator.stack import Efficiencies, Evidence, Habits
 
+ONE = st.just(1)
 DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MODEL_TYPES = (*DENSE_TYPES, "mixtral")
 
@@ -34,17 +35,18 @@ EFFICIENCIES = Efficiencies(
     exposed_communication=0.5,
     issue_s_per_layer=1e-3,
     issue_s_per_step=0.5,
-    allocator_ratio=1.1,
+    memory_ratio=1.1,
 )
 
-habits = st.builds(
-    lambda **changes: HABITS.model_copy(update=changes),
-    fused_attention=st.sampled_from(["always", (), ("qwen2", "llama")]),
-    keeps_weights_gathered=st.booleans(),
-    reduces_every_micro_batch=st.booleans(),
-    single_controller=st.booleans(),
-    activation_bytes=st.sampled_from([2, 4]),
-)
+habits = st.fixed_dictionaries(
+    {
+        "fused_attention": st.sampled_from(["always", (), ("qwen2", "llama")]),
+        "keeps_weights_gathered": st.booleans(),
+        "reduces_every_micro_batch": st.booleans(),
+        "single_controller": st.booleans(),
+        "activation_bytes": st.sampled_from([2, 4]),
+    }
+).map(lambda changes: HABITS.model_copy(update=changes))
 """Ways in which a stack may work."""
 
 
@@ -71,7 +73,7 @@ def documents(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
             "resid_pdrop": draw(st.sampled_from([0.0, 0.1])),
         }
     explicit = draw(st.booleans()) or model_type == "qwen3"  # left out, transformers takes 128 for Qwen3
-    width = {"hidden_size": draw(st.integers(1, 70)), "head_dim": head_dim}
+    width = {"hidden_size": heads * draw(st.integers(1, 12)), "head_dim": head_dim}
     common |= {
         **(width if explicit else {"hidden_size": heads * head_dim}),
         "intermediate_size": ffn,
@@ -99,9 +101,8 @@ def shapes(*model_types: str) -> st.SearchStrategy[Shape]:
     return chosen.flatmap(documents).map(lambda document: shape_from_config(document, "small"))
 
 
-def plans(degrees: st.SearchStrategy[int], limits: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Plan]:
-    """Draw a plan of any kind; `limits` draws the degrees that only 1 can run, which are 1 by default."""
-    unmodelled = limits or st.just(1)
+def plans(degrees: st.SearchStrategy[int], unmodelled: st.SearchStrategy[int] = ONE) -> st.SearchStrategy[Plan]:
+    """Draw a plan of any kind; `unmodelled` draws the degrees that only run at 1."""
     return st.builds(
         Plan,
         num_stages=degrees,

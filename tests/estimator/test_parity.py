@@ -140,7 +140,7 @@ def test_parameters_of_a_builtin_model(name: str) -> None:
 @FEW
 @given(st.data())
 def test_parameters_of_any_model(model_type: str, data: st.DataObject) -> None:
-    """A model of any sizes has as many parameters as PyTorch holds, read from its document or as transformers saves it."""
+    """A model of any sizes has as many parameters as PyTorch holds, read from what is written or saved."""
     document = data.draw(documents(model_type))
     config = config_of(document)
     counted = counted_parameters(model_of(config))

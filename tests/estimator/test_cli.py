@@ -1,0 +1,271 @@
+import json
+import subprocess
+import sys
+import tomllib
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from estimator.cli import calibrate_app, estimate_app, run_command
+
+GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "seed.toml").read_text(encoding="utf-8"))["seed"]
+RUNS = Path(__file__).parents[2] / "reports" / "measured" / "moai" / "runs.csv"
+
+
+def call(*arguments: str, app: typer.Typer = estimate_app) -> tuple[int, str, str]:
+    """Run a command in this process: exit status, standard output, standard error."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = run_command(app, "estimate", arguments)
+    return status, out.getvalue(), err.getvalue()
+
+
+def call_json(*arguments: str) -> dict:
+    """Run a command with --json that must succeed."""
+    status, out, err = call(*arguments, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def walk_numbers(document: object) -> list[float]:
+    """Return every number of a document."""
+    if isinstance(document, dict):
+        return [n for value in document.values() for n in walk_numbers(value)]
+    if isinstance(document, list):
+        return [n for value in document for n in walk_numbers(value)]
+    return [document] if isinstance(document, int | float) else []
+
+
+@pytest.fixture(scope="module")
+def seed() -> dict:
+    """Return the document of the seed run, as it comes without any option."""
+    return call_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("logged_tokens_per_s", ("throughput", "logged_tokens_per_s")),
+        ("minutes", ("wall", "minutes")),
+        ("total_mib", ("memory", "total_mib")),
+    ],
+)
+def test_seed_numbers(seed: dict, name: str, path: tuple[str, str]) -> None:
+    """Out of the box, the published numbers of the seed run are met within the promised tolerance."""
+    predicted = seed["best"][path[0]][path[1]]
+    published = GOLDEN[name]
+    assert predicted["value"] == pytest.approx(published["value"], rel=published["tolerance"])
+    assert predicted["low"] < published["value"] < predicted["high"]
+
+
+def test_seed_plan_is_the_platforms(seed: dict) -> None:
+    """The candidates are as many as the platform's log counts, and the best is the one that it chose."""
+    assert seed["search"]["num_candidates"] == GOLDEN["candidates"]
+    status, out, _ = call("--flavor", "4xlarge")
+    assert status == 0
+    assert GOLDEN["line"] in out
+
+
+def test_seed_flop(seed: dict) -> None:
+    """Rate, devices and seconds multiply to the FLOP of the work: 6 N T + causal attention, N without the embedding."""
+    best, tokens = seed["best"], 256 * 2048
+    flop = best["throughput"]["tflops_per_device"] * 1e12 * 32 * best["step"]["seconds"]["value"]
+    num_matmul_params = 7_241_732_096 - 32000 * 4096 - 65 * 4096
+    assert flop == pytest.approx(6 * num_matmul_params * tokens + 6 * 32 * 4096 * 2049 * tokens, rel=1e-12)
+
+
+def test_contract_fields(seed: dict) -> None:
+    """The document has the fields of the contract."""
+    assert seed["schema"] == "estimate/1"
+    assert {"workload", "flavor", "stack", "search", "best", "plans"} <= seed.keys()
+    assert set(seed["best"]) == {"plan", "possible", "reason", "memory", "step", "throughput", "wall", "cost"}
+    assert seed["best"] == seed["plans"][0]
+    assert len(seed["plans"]) == seed["search"]["num_candidates"]
+    assert sum(plan["possible"] for plan in seed["plans"]) == seed["search"]["num_possible"]
+
+
+def test_breakdowns_sum(seed: dict) -> None:
+    """Of every plan, seconds by purpose sum to the step, and bytes by purpose to the fullest device."""
+    for plan in seed["plans"]:
+        assert sum(plan["step"]["breakdown_s"].values()) == pytest.approx(plan["step"]["seconds"]["value"])
+        assert sum(plan["memory"]["breakdown_mib"].values()) == pytest.approx(plan["memory"]["per_device_mib"]["value"])
+
+
+def test_throughputs_follow_from_the_step(seed: dict) -> None:
+    """Sustained tokens per second are the tokens of a step over its seconds, and run parts sum to the whole."""
+    best, tokens = seed["best"], seed["workload"]["tokens_per_step"]
+    assert best["throughput"]["tokens_per_s"]["value"] == pytest.approx(tokens / best["step"]["seconds"]["value"])
+    wall = best["wall"]
+    whole = wall["startup_s"] + wall["first_step_s"] + 60 * wall["minutes"]["value"]
+    assert 60 * wall["total_minutes"]["value"] == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("flavor", ["Large.256GB", "xlarge", "2xLarge.1024GB", "8xlarge", "mi210x32", "mi300x8"])
+def test_ranges_are_ordered(flavor: str) -> None:
+    """Every range has low <= value <= high, and every number is finite."""
+    document = call_json("--flavor", flavor)
+    assert all(abs(number) < float("inf") for number in walk_numbers(document))
+    for plan in document["plans"]:
+        for part in (plan["step"]["seconds"], plan["memory"]["total_mib"], plan["wall"]["total_minutes"]):
+            assert 0 < part["low"] <= part["value"] <= part["high"]
+
+
+def test_every_flavor_is_answered() -> None:
+    """`--flavor all` has an entry for each of the 13 flavors of the menu and for both others."""
+    document = call_json("--flavor", "all")
+    assert document["schema"] == "estimates/1"
+    names = [entry["flavor"]["name"] for entry in document["estimates"]]
+    assert len(names) == 15
+    assert {"Small.64GB", "48xLarge.24576GB", "mi210x32", "mi300x8"} <= set(names)
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_the_table_of_flavors_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    """On 80 columns and on 200, each flavor's name and headline number stand whole."""
+    monkeypatch.setenv("COLUMNS", columns)
+    status, out, _ = call("--flavor", "all")
+    assert status == 0
+    for entry in call_json("--flavor", "all")["estimates"]:
+        assert entry["flavor"]["name"] in out
+        if entry["best"]:
+            assert f"{entry['best']['throughput']['tokens_per_s']['value']:,.0f}" in out
+
+
+def test_both_spellings_are_one_flavor() -> None:
+    """Either spelling of a flavor gives the same estimate."""
+    one, other = call_json("--flavor", "4xLarge.2048GB"), call_json("--flavor", "4xlarge")
+    one["search"]["seconds"] = other["search"]["seconds"] = 0
+    assert one == other
+
+
+def test_a_plan_text_is_estimated_alone(seed: dict) -> None:
+    """A plan given as text gets the numbers that it has among the candidates."""
+    text = "num_stages=2,num_micro_batches=16,batch_per_device=1,tp=1,recomputation=none,distribute_param=true"
+    alone = call_json("--plan", text)["best"]
+    assert alone["step"] == seed["best"]["step"]
+    assert alone["memory"] == seed["best"]["memory"]
+
+
+def test_explain_names_evidence() -> None:
+    """`--explain` lists every habit and parameter of the stack with a kind of evidence."""
+    status, out, _ = call("--explain")
+    assert status == 0
+    for name in ("stack: matmul_efficiency", "stack: fused_attention", "log: timed window", "startup: load"):
+        assert name in out
+    assert {"fitted", "measured", "assumed", "datasheet", "documented"} <= set(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--flavor", "5xLarge"), "did you mean 4xLarge.2048GB or 6xLarge.3072GB?"),
+        (("--model", "nothing"), "unknown model 'nothing'"),
+        (("--model", "./nowhere/config.json"), "cannot be read"),
+        (("--batch", "abc"), "valid integer"),
+        (("--batch", "0"), "batch: 0"),
+        (("--seq-len", "-1"), "seq-len: -1"),
+        (("--rows", "3"), "rows: 3 rows do not fill one batch of 256"),
+        (("--steps", "3", "--rows", "300"), "give one or the other"),
+        (("--plan", "num_stages=3"), "plan: num_stages"),
+        (("--plan", "num_stages=2,num_micro_batches=16,tp=2"), "is not the global batch 256"),
+        (("--plan", "nonsense"), "is not key=value"),
+        (("--space", "full"), "unknown space 'full'"),
+        (("--stack", "none"), "unknown stack 'none'"),
+        (("--accelerator", "mi300x"), "go together"),
+        (("--accelerator", "mi300x", "--devices", "8", "--flavor", "small"), "give one or the other"),
+        (("--catalog", "missing.toml"), "missing.toml"),
+        (("--no-such-option",), "No such option"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    """Bad input: exit status 2, nothing on standard output, one line that says what and the mend."""
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(["--flavor", "--plan", "--model", "--stack", "--catalog", "--space"]), st.text(max_size=80))
+def test_any_text_ends_in_one_line(option: str, text: str) -> None:
+    """Whatever the text, the command ends with status 0, or with 2 (3 where nothing fits) and one line."""
+    status, _, err = call(f"{option}={text}", "--json")
+    assert status in {0, 2, 3}
+    assert err.count("\n") == (status != 0)
+    assert "Traceback" not in err
+
+
+def test_any_bytes_as_config(tmp_path: Path) -> None:
+    """A config or a catalog of arbitrary bytes ends in exit status 2 and one line."""
+    for content in (b"", b"\xff\xfe", b"[" * 100_000, b'{"model_type": "llama"}', b"[[flavor]]\nid = 3", b"null"):
+        path = tmp_path / "config.json"
+        path.write_bytes(content)
+        for option in ("--model", "--catalog", "--stack"):
+            status, out, err = call(option, str(path))
+            if not (option == "--catalog" and not content):
+                assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_nothing_fits_names_the_miss_and_a_flavor() -> None:
+    """Where no plan fits: exit status 3, the nearest miss in MiB, and the smallest flavor that fits."""
+    status, out, err = call("--flavor", "small", "--json")
+    assert status == 3
+    assert json.loads(out)["best"] is None
+    assert "MiB more than the usable 52,416" in err
+    assert "the smallest flavor that fits is Large.256GB" in err
+
+
+def test_a_batch_that_nothing_divides_names_a_batch() -> None:
+    """Where no degree divides the batch, the line names a batch, and that batch works."""
+    status, _, err = call("--flavor", "6xlarge")
+    assert status == 3
+    batch = err.partition("use --batch ")[2].partition(";")[0]
+    assert call("--flavor", "6xlarge", "--batch", batch)[0] == 0
+
+
+def test_a_users_catalog_adds_a_flavor(tmp_path: Path) -> None:
+    """A flavor of a user's own catalog is estimated."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[[flavor]]\nid = "pair"\nnode = "h100-x8"\nnum_devices = 2\nnum_nodes = 1\n'
+        'sources = [{ url = "https://example.org", checked = 2026-01-01 }]\n',
+        encoding="utf-8",
+    )
+    document = call_json(
+        "--flavor", "pair", "--catalog", str(path), "--model", "openai-community/gpt2", "--seq-len", "1024"
+    )
+    assert document["flavor"]["num_devices"] == 2
+    assert document["best"]["possible"]
+
+
+def test_estimate_imports_neither_torch_nor_pandas() -> None:
+    """A cold estimate loads neither torch, nor pandas, nor scipy."""
+    script = (
+        "import sys; from estimator.cli import estimate_app, run_command; "
+        "status = run_command(estimate_app, 'estimate', ['--flavor', '4xLarge.2048GB', '--json']); "
+        "print(status, sorted({'torch', 'pandas', 'scipy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stderr.strip() == "0 []"
+
+
+def test_calibrate_shows_both_errors() -> None:
+    """`calibrate` prints the fit, what it refused, and the errors in and out of sample."""
+    status, out, err = call(str(RUNS), app=calibrate_app)
+    assert (status, err) == (0, "")
+    for words in ("matmul_efficiency", "refused as evidence of speed", "in sample", "out of sample"):
+        assert words in out
+
+
+def test_calibrate_refuses_a_bad_table(tmp_path: Path) -> None:
+    """A table without the columns ends in exit status 2 and one line that names what is missing."""
+    path = tmp_path / "runs.csv"
+    path.write_text("log\nnone.log\n", encoding="utf-8")
+    status, _, err = call(str(path), app=calibrate_app)
+    assert status == 2
+    assert "none.log" in err
