@@ -156,9 +156,9 @@ def layer_forward_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: b
 def recomputed_layer_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool) -> Num:
     """FLOP of repeating one layer's forward pass for its backward pass.
 
-    The last product's result is not needed again, and checkpointing stops before it, unless a dropout follows.
+    The last product's result is not needed again: checkpointing stops before it, unless something after it keeps it.
     """
-    skipped = 0.0 if shape.residual_dropout else matmul_flop(num_tokens, layer_matmuls(shape)[-1])
+    skipped = 0.0 if shape.repeats_last_product else matmul_flop(num_tokens, layer_matmuls(shape)[-1])
     return layer_forward_flop(num_tokens, seq_len, shape, causal=causal) - skipped
 
 

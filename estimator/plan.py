@@ -163,15 +163,17 @@ class Plans:
 
     def data_parallel(self, num_devices: int) -> Ints:
         """Data-parallel degree, dp = devices / (stages tp cp); 0 where that does not divide."""
-        model_parallel = self.num_stages * self.tp * self.cp
-        return np.where(num_devices % model_parallel == 0, num_devices // model_parallel, 0)
+        degree = np.full(len(self), num_devices, dtype=np.int64)
+        for ways in (self.num_stages, self.tp, self.cp):  # one by one: their product may not fit 64 bits
+            degree = np.where(degree % ways == 0, degree // ways, 0)
+        return degree
 
 
 def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
     """Return why each plan cannot run on this many devices: "" where it can."""
     shape, batch = workload.shape, workload.global_batch
     dp = plans.data_parallel(num_devices)
-    rows = dp * plans.num_micro_batches * plans.batch_per_device
+    rows = dp * plans.num_micro_batches * plans.batch_per_device.astype(object)  # of any size
     model = shown(shape.name).replace("{", "{{").replace("}", "}}")  # it stands in a template
     rules: Sequence[tuple[npt.NDArray[np.bool_], str]] = (
         (plans.cp > 1, "cp={cp} is not modelled; use cp=1"),

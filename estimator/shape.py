@@ -6,7 +6,6 @@ A shape comes from a Hugging Face `config.json` (a file, or the directory that h
 
 import functools
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +51,15 @@ class Shape:
     sliding_window: int = 0
     """Tokens that attention looks back; 0 without a window."""
     residual_dropout: bool = False
-    """A dropout after the feed-forward block keeps a mask, so that recomputation repeats the whole layer."""
+    """A dropout after the feed-forward block, which keeps a mask."""
+
+    @property
+    def repeats_last_product(self) -> bool:
+        """Whether checkpointing repeats a layer's last product: something after it keeps what it needs.
+
+        The mask of a dropout, or a mixture's experts' outputs, which the gradient of their weights needs.
+        """
+        return self.residual_dropout or self.num_experts > 0
 
     @property
     def q_size(self) -> int:
@@ -97,7 +104,7 @@ class _Config:
         value = self.document.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_SIZE:
             raise ValueError(f"model {shown(self.name)}: {key} = {shown(value)} is not a finite number")
         return float(value)
 
@@ -251,14 +258,13 @@ def load_shape(model: str) -> Shape:
     found = [name for name in configs if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
     if len(found) == 1:
         return shape_from_config({k: v for k, v in configs[found[0]].items() if k != "source"}, found[0])
+    path, is_path = Path(model), model.endswith(".json") or model.startswith((".", "/", "~"))
     try:
-        path = Path(model)
         if path.is_dir():
-            path = path / "config.json"
+            is_path, path = True, path / "config.json"
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        looks_like_a_path = model.endswith(".json") or model.startswith((".", "/", "~")) or Path(model[:255]).is_dir()
-        if looks_like_a_path:
+        if is_path:
             raise ValueError(f"model {shown(model)}: its config.json cannot be read; check the path") from error
         raise ValueError(unknown_name("model", model, configs)) from error
     try:

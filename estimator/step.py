@@ -115,7 +115,7 @@ def layer_seconds(
     repeats_all = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("full")
     repeats_attention = np.asarray(plan.recomputation) != RECOMPUTATIONS.index("none")
     passes = [_matmul_passes(tokens, m, plan.tp, rates) for m in layer_matmuls(shape)]
-    repeated = sum(forward for forward, _ in (passes if shape.residual_dropout else passes[:-1]))
+    repeated = sum(forward for forward, _ in (passes if shape.repeats_last_product else passes[:-1]))
     fused = habits.fuses_attention(shape)
     forward, backward = _attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
     traffic = layer_traffic(shape, habits.activation_bytes)
@@ -266,7 +266,7 @@ def _data_parallel(params: Num, plan: Layout, machine: Machine, habits: Habits) 
     """
     per_node = -(-machine.num_devices // machine.num_nodes)
     dp, micro_batches, zero = np.asarray(plan.dp), np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
-    nodes = np.ceil(dp * plan.tp / per_node)
+    nodes = np.minimum(dp, np.ceil(dp * plan.tp / per_node))
     members = np.ceil(dp / nodes)
     gradients = gather_seconds(params * habits.gradient_bytes, members, nodes, machine.node)
     weights = gather_seconds(params * habits.weight_bytes, members, nodes, machine.node)
