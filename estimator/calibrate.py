@@ -13,10 +13,9 @@ noisy runs stays near the population. The four spreads s maximise the evidence o
 covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,7 +35,6 @@ from estimator.stack import (
     Stack,
     Startup,
     Window,
-    parse_stack,
 )
 from estimator.step import Machine, logged_tokens_per_s, plan_step
 from hardware.catalog import Catalog
@@ -373,55 +371,16 @@ def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> 
     ]
 
 
-# --- the stack file ---------------------------------------------------------------------------------------------------
-
-DIVIDER = "# " + "-" * 118 + "\n"
-"""Stands between the premises of a stack file and what the fit found."""
-
-
-def read_premises(text: str, name: str) -> Premises:
-    """Return the half of a stack file above the divider."""
-    return parse_stack(Premises, text.partition(DIVIDER)[0], name)
-
-
-def stack_text(text: str, stack: Stack, trials: Sequence[Trial]) -> str:
-    """Return a stack file: the premises of `text`, then what the fit found and how far off it was on unseen runs."""
-    runs = [
+def with_runs(stack: Stack, trials: Sequence[Trial]) -> Stack:
+    """Return a stack that lists the runs it was fitted to, and how far off it is on each when that run is left out."""
+    runs = tuple(
         MeasuredRun(
-            log=t.run.log_name,
-            sha256=t.run.sha256,
-            model=t.run.workload.shape.name,
-            step_s=round(t.measured_step_s, 3),
-            left_out_step_error=round(t.step_error, 4),
+            log=trial.run.log_name,
+            sha256=trial.run.sha256,
+            model=trial.run.workload.shape.name,
+            step_s=round(trial.measured_step_s, 3),
+            left_out_step_error=round(trial.step_error, 4),
         )
-        for t in trials
-    ]
-    fit = stack.fit.model_dump()
-    families = fit.pop("families")
-    lines = [
-        text.partition(DIVIDER)[0].rstrip("\n"),
-        "",
-        DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
-        *_toml_table("startup", stack.startup.model_dump()),
-        *_toml_table("window", stack.window.model_dump()),
-        *_toml_table("fit", fit),
-    ]
-    for name, family in families.items():
-        lines += _toml_table(f"fit.families.{name}", family)
-    for run in runs:
-        lines += ["", "[[runs]]", *_toml_table("", run.model_dump())[2:]]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_table(name: str, values: Mapping[str, Any]) -> list[str]:
-    return ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(float(f"{value:.6g}"))
-    if isinstance(value, tuple):
-        rows = [_toml_value(item) for item in value]
-        nested = any(isinstance(item, tuple) for item in value)
-        return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
-    return json.dumps(value)
+        for trial in trials
+    )
+    return stack.model_copy(update={"runs": runs})

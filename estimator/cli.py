@@ -12,10 +12,13 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from estimator import report
+from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
+from estimator.document import estimate_document
+from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.plan import Plan, parse_plan
 from estimator.planner import SPACES, Estimate, search
 from estimator.shape import load_shape
-from estimator.stack import Stack, load_stack, read_stack_text, stack_path
+from estimator.stack import Stack, load_stack, read_premises, read_stack_text, stack_path, stack_text
 from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown, unknown_name
@@ -106,7 +109,7 @@ def estimate(
     if fixed is not None and found.plans[0].is_illegal:
         raise ValueError(f"plan: {found.plans[0].reason}")
     if as_json:
-        _print_json(report.estimate_document(found, top))
+        _print_json(estimate_document(found, top))
     else:
         console = _console()
         report.print_estimate(console, found, top or 8)
@@ -134,7 +137,7 @@ def _estimate_all(
 ) -> int:
     found = [search(workload, flavor, stack, hardware, plan) for flavor in hardware.flavors]
     if as_json:
-        documents = [report.estimate_document(estimate, top or 1) for estimate in found]
+        documents = [estimate_document(estimate, top or 1) for estimate in found]
         _print_json({"schema": "estimates/1", "estimates": documents})
     else:
         report.print_flavors(_console(), found)
@@ -168,9 +171,6 @@ def calibrate(
     write: Annotated[bool, typer.Option(help="write what was found into the stack's file")] = False,
 ) -> int:
     """Fit a stack to measured runs, and show how far off it is on each run when that run is left out."""
-    from estimator.calibrate import leave_one_out, read_premises, stack_from_runs, stack_text, try_run  # noqa: PLC0415
-    from estimator.measurement import read_runs, refuse_impossible_speed  # noqa: PLC0415
-
     hardware = load_catalog()
     text = read_stack_text(stack)
     premises = read_premises(text, stack)
@@ -190,5 +190,5 @@ def calibrate(
     console.print("\nout of sample: each run predicted by a fit to the others")
     report.print_trials(console, trials)
     if write:
-        stack_path(stack).write_text(stack_text(text, found, trials), encoding="utf-8")
+        stack_path(stack).write_text(stack_text(text, with_runs(found, trials)), encoding="utf-8")
     return EXIT_FOUND

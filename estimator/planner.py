@@ -14,7 +14,7 @@ from estimator.stack import Efficiencies, Stack, interval_ratio
 from estimator.step import Machine, Step, logged_tokens_per_s, paces, plan_step
 from estimator.workload import Workload
 from hardware.catalog import Catalog
-from hardware.models import Flavor
+from hardware.models import Flavor, Price
 from hardware.units import MIB
 
 SPACES = ("moai",)
@@ -87,6 +87,8 @@ class Estimate:
     """Bytes per device that a plan may fill."""
     num_candidates: int
     plans: tuple[PlanEstimate, ...]
+    prices: tuple[Price, ...]
+    """Latest prices of the accelerator, which the cost is taken from."""
     search_s: float
 
     @property
@@ -126,8 +128,8 @@ def search(workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog, p
     machine = Machine.of(catalog, flavor)
     plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
     table = evaluate(plans, workload, machine, stack)
-    prices = price_range(catalog.latest_prices(machine.accelerator.id))
-    found = [table.row(i, prices) for i in range(len(plans))]
+    prices = catalog.latest_prices(machine.accelerator.id)
+    found = [table.row(i, price_range(prices)) for i in range(len(plans))]
     by_device = stack.habits.ranks_by == "device"
     found.sort(
         key=lambda p: (
@@ -145,6 +147,7 @@ def search(workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog, p
         usable_bytes=usable_bytes(machine, stack),
         num_candidates=len(plans),
         plans=tuple(found),
+        prices=prices,
         search_s=time.perf_counter() - started,
     )
 

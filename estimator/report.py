@@ -1,4 +1,4 @@
-"""What a user reads: the JSON document of an estimate, and its tables on a terminal."""
+"""What a user reads on a terminal: the tables of an estimate and of a calibration."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from estimator.calibrate import Trial
+from estimator.explain import assumptions
 from estimator.plan import nearest_batch
 from estimator.planner import Estimate, PlanEstimate, Range
 from estimator.stack import Stack
@@ -37,99 +38,6 @@ STEP_NAMES = {
     "optimizer": "optimizer",
     "host": "host issues work",
 }
-
-# --- JSON -------------------------------------------------------------------------------------------------------------
-
-
-def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, Any]:
-    """Return the object that `estimate --json` prints, schema `estimate/1`; `top` limits the list of plans."""
-    workload, flavor = estimate.workload, estimate.flavor
-    plans = [_plan_document(plan, estimate) for plan in estimate.plans[:top]]
-    return {
-        "schema": "estimate/1",
-        "workload": {
-            "model": workload.shape.name,
-            "num_params": estimate.num_params,
-            "seq_len": workload.seq_len,
-            "global_batch": workload.global_batch,
-            "steps": workload.num_steps,
-            "tokens_per_step": workload.tokens_per_step,
-        },
-        "flavor": {
-            "name": flavor.id,
-            "accelerator": estimate.machine.accelerator.id,
-            "num_devices": flavor.num_devices,
-            "num_nodes": flavor.num_nodes,
-            "memory_mib": estimate.machine.accelerator.hbm_bytes * flavor.num_devices / MIB,
-        },
-        "stack": estimate.stack.name,
-        "search": {
-            "space": estimate.space,
-            "num_candidates": estimate.num_candidates,
-            "num_possible": estimate.num_possible,
-            "seconds": estimate.search_s,
-        },
-        "best": plans[0] if plans and estimate.best else None,
-        "plans": plans,
-        "not_modelled": list(estimate.stack.not_modelled),
-    }
-
-
-def _range(value: Range) -> dict[str, float]:
-    return value._asdict()
-
-
-def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
-    plan, tokens = found.plan, estimate.workload.tokens_per_step
-    return {
-        "plan": {
-            "num_stages": plan.num_stages,
-            "num_micro_batches": plan.num_micro_batches,
-            "batch_per_device": plan.batch_per_device,
-            "data_parallel": found.data_parallel,
-            "tensor_parallel": plan.tp,
-            "context_parallel": plan.cp,
-            "recomputation": plan.recomputation,
-            "distribute_param": plan.distribute_param,
-            "zero_stage": plan.zero_stage,
-            "schedule": plan.schedule,
-            "virtual_stages": plan.virtual_stages,
-        },
-        "possible": found.possible,
-        "reason": found.reason,
-        "memory": {
-            "per_device_mib": _range(found.device_bytes.times(1 / MIB)),
-            "total_mib": _range(found.total_bytes.times(1 / MIB)),
-            "usable_mib_per_device": estimate.usable_bytes / MIB,
-            "breakdown_mib": {name: part / MIB for name, part in found.memory_breakdown.items()},
-        },
-        "step": {
-            "seconds": _range(found.step_s),
-            "breakdown_s": found.step_breakdown,
-            "paces": {
-                "fast_s": found.fast_step_s,
-                "slow_s": found.slow_step_s,
-                "slow_fraction": estimate.stack.window.slow_fraction,
-            },
-        },
-        "throughput": {
-            "tokens_per_s": _range(found.step_s.inverse(tokens)),
-            "logged_tokens_per_s": _range(found.logged_tokens_per_s),
-            "useful_tokens_per_s": None,
-            "tflops_per_device": found.flop_per_device_s / 1e12,
-            "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
-        },
-        "wall": {
-            "minutes": _range(found.training_s.times(1 / 60)),
-            "startup_s": found.wall.startup_s,
-            "first_step_s": found.wall.first_step_s,
-            "total_minutes": _range(found.wall_s.times(1 / 60)),
-        },
-        "cost": {"usd": _range(found.usd) if found.usd else None, "energy_kwh": found.kwh},
-    }
-
-
-# --- a terminal -------------------------------------------------------------------------------------------------------
 
 
 def _number(value: float) -> str:
@@ -214,13 +122,13 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
         f"fullest device {used / MIB:,.0f} MiB [{bar(used / estimate.usable_bytes)}] "
         f"{used / estimate.usable_bytes:.0%} of the usable {estimate.usable_bytes / MIB:,.0f}",
     )
-    step = _with_interval(found.step_s, "s")
+    seconds = _with_interval(found.step_s, "s")
     if stack.window.slow_fraction > 0:
-        step.append(
+        seconds.append(
             f"  ({_number(found.fast_step_s)} s, or {_number(found.slow_step_s)} s in the "
             f"{stack.window.slow_fraction:.0%} where the host is slow)"
         )
-    table.add_row("step", step)
+    table.add_row("step", seconds)
     table.add_row("sustained", _with_interval(found.step_s.inverse(workload.tokens_per_step), "tokens/s"))
     logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
     if stack.window.times == "issue":
@@ -379,82 +287,6 @@ def print_explanation(console: Console, estimate: Estimate) -> None:
     console.print(table)
 
 
-Assumption = tuple[str, str, str, str, str]
-"""Name, value, unit, kind of evidence, source."""
-
-
-def assumptions(estimate: Estimate) -> list[Assumption]:
-    """Return every assumption behind an estimate: its name, value, unit, kind of evidence, and source."""
-    return [*_machine_assumptions(estimate), *_stack_assumptions(estimate), *_run_assumptions(estimate)]
-
-
-def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
-    accelerator, node = estimate.machine.accelerator, estimate.machine.node
-    url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
-    rows = [
-        ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", "datasheet", url),
-        ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", "datasheet", url),
-        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", "datasheet", url),
-        ("device power", f"{accelerator.tdp_w:,.0f}", "W", "datasheet", url),
-    ]
-    for name, share in (
-        ("best matrix rate", accelerator.matmul_efficiency),
-        ("best memory bandwidth", accelerator.hbm_efficiency),
-    ):
-        rows.append((name, f"{share.value:.3f}", "of peak", share.evidence, f"{share.note} ({share.source.url})"))
-    for link in node.links:
-        name, reached = f"link of {link.span} devices ({link.topology})", link.efficiency
-        rows.append((name, f"{link.bytes_per_s / 1e9:,.0f}", "GB/s per direction", "datasheet", node_url))
-        rows.append((f"{name}, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
-    reached = network.efficiency
-    kind = "assumed" if "ssumed" in node.note else "datasheet"
-    rows.append(("network per node", f"{network.bytes_per_s / 1e9:,.0f}", "GB/s", kind, node.note or node_url))
-    rows.append(("network, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
-    return rows
-
-
-def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
-    stack, family = estimate.stack, estimate.workload.shape.family
-    fit, values = stack.fit, stack.efficiencies(family)._asdict()
-    rows: list[Assumption] = []
-    for name, habit in stack.habits.model_dump(exclude={"evidence"}).items():
-        why = stack.habits.evidence.get(name)
-        shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
-        rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))
-    for i, (name, prior) in enumerate(stack.priors.items()):
-        value = f"{values[name]:.4g} +- {fit.covariance[i][i] ** 0.5:.0%}"
-        source = f"{len(stack.runs)} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"
-        rows.append((f"stack: {name}", value, prior.unit, "fitted", source))
-    if family in fit.families:
-        own = fit.families[family]
-        factor, source = (
-            f"{values['family_factor']:.3f} +- {own.log_sd:.0%}",
-            f"measured runs of the family: {own.runs}",
-        )
-    else:
-        factor, source = f"1 +- {fit.family_log_sd:.0%}", "an unseen family: the spread between the measured ones"
-    rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
-    return rows
-
-
-def _run_assumptions(estimate: Estimate) -> list[Assumption]:
-    startup, window = estimate.stack.startup, estimate.stack.window
-    rows = [
-        (f"startup: {name}", f"{value:.1f}", "s", "measured", startup.evidence)
-        for name, value in (
-            ("load", startup.load_s),
-            ("request", startup.request_s),
-            ("search per candidate", startup.search_s_per_candidate),
-            ("first step", startup.first_step_s),
-        )
-    ]
-    slow = f"{window.slow_fraction:.2f} of steps, {window.slow_ratio:.2f} times the issue time"
-    rows.append(("log: timed window", window.times, "", "measured", window.evidence))
-    rows.append(("log: slow pace of the host", slow, "", "measured", window.evidence))
-    rows.extend(("not modelled", text, "", "-", "-") for text in estimate.stack.not_modelled)
-    return rows
-
-
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
@@ -491,11 +323,11 @@ def print_trials(console: Console, trials: Sequence[Trial]) -> None:
     ):
         table.add_column(name, justify="right")
     for trial in trials:
-        run, step = trial.run, trial.step_s
+        run, seconds = trial.run, trial.step_s
         logged_error, memory_error = trial.logged_error, trial.memory_error
         table.add_row(
             run.log_name.removesuffix(".log"),
-            f"{_number(step.value)} ({_number(step.low)}-{_number(step.high)})",
+            f"{_number(seconds.value)} ({_number(seconds.low)}-{_number(seconds.high)})",
             _number(trial.measured_step_s),
             f"{trial.step_error:+.1%}",
             _number(trial.minutes.value),

@@ -1,13 +1,15 @@
 """A software stack: its efficiencies and habits, with their uncertainty.
 
 A stack file (TOML) has two halves: habits and priors, written by hand with their evidence, and what the fit found
-(`estimator/calibrate.py` writes it).
+(`calibrate` writes it).
 """
 
+import json
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -296,3 +298,47 @@ def interval_ratio(log_sd: Num, degrees_of_freedom: int) -> Array:
     quantile = x + (x**3 + x) / (4 * n) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * n**2)
     quantile += (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * n**3)
     return np.exp(quantile * np.asarray(log_sd))
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+DIVIDER = "# " + "-" * 118 + "\n"
+"""Stands between the premises of a stack file and what the fit found."""
+
+
+def read_premises(text: str, name: str) -> Premises:
+    """Return the half of a stack file above the divider."""
+    return parse_stack(Premises, text.partition(DIVIDER)[0], name)
+
+
+def stack_text(text: str, stack: Stack) -> str:
+    """Return a stack file: the premises of `text` to the letter, then what the fit found."""
+    fit = stack.fit.model_dump()
+    families = fit.pop("families")
+    lines = [
+        text.partition(DIVIDER)[0].rstrip("\n"),
+        "",
+        DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
+        *_toml_table("[startup]", stack.startup.model_dump()),
+        *_toml_table("[window]", stack.window.model_dump()),
+        *_toml_table("[fit]", fit),
+    ]
+    for name, family in families.items():
+        lines += _toml_table(f"[fit.families.{name}]", family)
+    for run in stack.runs:
+        lines += _toml_table("[[runs]]", run.model_dump())
+    return "\n".join(lines) + "\n"
+
+
+def _toml_table(header: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", header, *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(float(f"{value:.6g}"))
+    if isinstance(value, tuple):
+        rows = [_toml_value(item) for item in value]
+        nested = any(isinstance(item, tuple) for item in value)
+        return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
+    return json.dumps(value)

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 
 from estimator.calibrate import (
-    DIVIDER,
     fit_stack,
     host_paces,
     leave_one_out,
     observe,
     predict_logs,
-    read_premises,
     stack_from_runs,
-    stack_text,
     try_run,
+    with_runs,
 )
 from estimator.measurement import read_runs
-from estimator.stack import Efficiencies, load_stack, read_stack_text
+from estimator.stack import DIVIDER, Efficiencies, load_stack, read_premises, read_stack_text, stack_text
 from hardware.catalog import load_catalog
 
 RUNS = read_runs(Path(__file__).parents[2] / "reports" / "measured" / "moai" / "runs.csv")
@@ -92,11 +90,11 @@ def test_pooling_is_partial() -> None:
 def test_stack_text_round_trips() -> None:
     """What is written under the divider reads back as the same stack, and the premises stay to the letter."""
     found = stack_from_runs(PREMISES, RUNS, CATALOG)
-    trials = [try_run(run, found, CATALOG) for run in RUNS]
-    text = stack_text(TEXT, found, trials)
+    found = with_runs(found, [try_run(run, found, CATALOG) for run in RUNS])
+    text = stack_text(TEXT, found)
     assert text.partition(DIVIDER)[0].rstrip() == TEXT.partition(DIVIDER)[0].rstrip()
     assert tomllib.loads(text)["fit"]["names"] == list(found.fit.names)
-    assert stack_text(text, found, trials) == text
+    assert stack_text(text, found) == text
 
 
 def test_host_paces_of_one_pace() -> None:

@@ -155,7 +155,7 @@ def test_explain_names_evidence() -> None:
     """`--explain` lists every habit and parameter of the stack with a kind of evidence."""
     status, out, _ = call("--explain")
     assert status == 0
-    for name in ("stack: matmul_efficiency", "stack: fused_attention", "log: timed window", "startup: load"):
+    for name in ("stack: matmul_efficiency", "stack: fused_attention", "log: timed window", "startup: load", "price: "):
         assert name in out
     assert {"fitted", "measured", "assumed", "datasheet", "documented"} <= set(out.split())
 

@@ -1,0 +1,94 @@
+"""The JSON document of an estimate: what `estimate --json` prints, schema `estimate/1`."""
+
+from typing import Any
+
+from estimator.planner import Estimate, PlanEstimate, Range
+from hardware.units import MIB
+
+
+def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, Any]:
+    """Return the object that `estimate --json` prints, schema `estimate/1`; `top` limits the list of plans."""
+    workload, flavor = estimate.workload, estimate.flavor
+    plans = [_plan_document(plan, estimate) for plan in estimate.plans[:top]]
+    return {
+        "schema": "estimate/1",
+        "workload": {
+            "model": workload.shape.name,
+            "num_params": estimate.num_params,
+            "seq_len": workload.seq_len,
+            "global_batch": workload.global_batch,
+            "steps": workload.num_steps,
+            "tokens_per_step": workload.tokens_per_step,
+        },
+        "flavor": {
+            "name": flavor.id,
+            "accelerator": estimate.machine.accelerator.id,
+            "num_devices": flavor.num_devices,
+            "num_nodes": flavor.num_nodes,
+            "memory_mib": estimate.machine.accelerator.hbm_bytes * flavor.num_devices / MIB,
+        },
+        "stack": estimate.stack.name,
+        "search": {
+            "space": estimate.space,
+            "num_candidates": estimate.num_candidates,
+            "num_possible": estimate.num_possible,
+            "seconds": estimate.search_s,
+        },
+        "best": plans[0] if plans and estimate.best else None,
+        "plans": plans,
+        "not_modelled": list(estimate.stack.not_modelled),
+    }
+
+
+def _range(value: Range) -> dict[str, float]:
+    return value._asdict()
+
+
+def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
+    plan, tokens = found.plan, estimate.workload.tokens_per_step
+    return {
+        "plan": {
+            "num_stages": plan.num_stages,
+            "num_micro_batches": plan.num_micro_batches,
+            "batch_per_device": plan.batch_per_device,
+            "data_parallel": found.data_parallel,
+            "tensor_parallel": plan.tp,
+            "context_parallel": plan.cp,
+            "recomputation": plan.recomputation,
+            "distribute_param": plan.distribute_param,
+            "zero_stage": plan.zero_stage,
+            "schedule": plan.schedule,
+            "virtual_stages": plan.virtual_stages,
+        },
+        "possible": found.possible,
+        "reason": found.reason,
+        "memory": {
+            "per_device_mib": _range(found.device_bytes.times(1 / MIB)),
+            "total_mib": _range(found.total_bytes.times(1 / MIB)),
+            "usable_mib_per_device": estimate.usable_bytes / MIB,
+            "breakdown_mib": {name: part / MIB for name, part in found.memory_breakdown.items()},
+        },
+        "step": {
+            "seconds": _range(found.step_s),
+            "breakdown_s": found.step_breakdown,
+            "paces": {
+                "fast_s": found.fast_step_s,
+                "slow_s": found.slow_step_s,
+                "slow_fraction": estimate.stack.window.slow_fraction,
+            },
+        },
+        "throughput": {
+            "tokens_per_s": _range(found.step_s.inverse(tokens)),
+            "logged_tokens_per_s": _range(found.logged_tokens_per_s),
+            "useful_tokens_per_s": None,
+            "tflops_per_device": found.flop_per_device_s / 1e12,
+            "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
+        },
+        "wall": {
+            "minutes": _range(found.training_s.times(1 / 60)),
+            "startup_s": found.wall.startup_s,
+            "first_step_s": found.wall.first_step_s,
+            "total_minutes": _range(found.wall_s.times(1 / 60)),
+        },
+        "cost": {"usd": _range(found.usd) if found.usd else None, "energy_kwh": found.kwh},
+    }

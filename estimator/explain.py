@@ -1,0 +1,109 @@
+"""Every assumption behind an estimate: value, unit, evidence and source."""
+
+from estimator import compute, counts, memory, step
+from estimator.planner import Estimate
+from hardware.units import MIB
+
+Assumption = tuple[str, str, str, str, str]
+"""Name, value, unit, kind of evidence, source."""
+
+
+def assumptions(estimate: Estimate) -> list[Assumption]:
+    """Return every assumption behind an estimate: its name, value, unit, kind of evidence, and source."""
+    return [
+        *_machine_assumptions(estimate),
+        *_stack_assumptions(estimate),
+        *_formula_assumptions(),
+        *_run_assumptions(estimate),
+    ]
+
+
+def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
+    accelerator, node = estimate.machine.accelerator, estimate.machine.node
+    url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
+    rows = [
+        ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", "datasheet", url),
+        ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", "datasheet", url),
+        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", "datasheet", url),
+        ("device power", f"{accelerator.tdp_w:,.0f}", "W", "datasheet", url),
+    ]
+    for name, share in (
+        ("best matrix rate", accelerator.matmul_efficiency),
+        ("best memory bandwidth", accelerator.hbm_efficiency),
+    ):
+        rows.append((name, f"{share.value:.3f}", "of peak", share.evidence, f"{share.note} ({share.source.url})"))
+    for link in node.links:
+        name, reached = f"link of {link.span} devices ({link.topology})", link.efficiency
+        rows.append((name, f"{link.bytes_per_s / 1e9:,.0f}", "GB/s per direction", "datasheet", node_url))
+        rows.append((f"{name}, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
+    reached = network.efficiency
+    kind = "assumed" if "ssumed" in node.note else "datasheet"
+    rows.append(("network per node", f"{network.bytes_per_s / 1e9:,.0f}", "GB/s", kind, node.note or node_url))
+    rows.append(("network, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
+    return rows
+
+
+def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
+    stack, family = estimate.stack, estimate.workload.shape.family
+    fit, values = stack.fit, stack.efficiencies(family)._asdict()
+    rows: list[Assumption] = []
+    for name, habit in stack.habits.model_dump(exclude={"evidence"}).items():
+        why = stack.habits.evidence.get(name)
+        shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
+        rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))
+    for i, (name, prior) in enumerate(stack.priors.items()):
+        value = f"{values[name]:.4g} +- {fit.covariance[i][i] ** 0.5:.0%}"
+        source = f"{len(stack.runs)} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"
+        rows.append((f"stack: {name}", value, prior.unit, "fitted", source))
+    if family in fit.families:
+        own = fit.families[family]
+        factor, source = (
+            f"{values['family_factor']:.3f} +- {own.log_sd:.0%}",
+            f"measured runs of the family: {own.runs}",
+        )
+    else:
+        factor, source = f"1 +- {fit.family_log_sd:.0%}", "an unseen family: the spread between the measured ones"
+    rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
+    return rows
+
+
+def _formula_assumptions() -> list[Assumption]:
+    tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
+    products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"
+    rates, scores = step.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
+    kernels = "CK flash attention beside matrix products in one run on MI300X (TraceLens, Hyperloom)"
+    code = "ops of the eager attention of Hugging Face decoders, counted"
+    return [
+        ("kernel tiles and their rates", tiles, "of the largest", "assumed", "tiles that hipBLASLt and cuBLAS ship"),
+        ("inner products to fill a kernel", f"{compute.PIPELINE_DEPTH}", "", "measured", products),
+        ("loss of a partly filled wave", f"{compute.WAVE_EXPONENT}", "exponent", "measured", products),
+        ("fused attention, forward", f"{rates['forward']}", "of matrix rate", "measured", kernels),
+        ("fused attention, backward", f"{rates['backward']}", "of matrix rate", "measured", kernels),
+        ("scores' traffic, forward", f"{scores.forward:g}", "bytes per score", "documented", code),
+        ("scores' traffic, backward", f"{scores.backward:g}", "bytes per score", "documented", code),
+        ("scores' workspace", f"{memory.SCORE_WORKSPACE_BYTES}", "bytes per score", "documented", code),
+        ("loss traffic", f"{counts.LOSS_TRAFFIC_BYTES:g}", "bytes per logit", "assumed", "one pass each way, fused"),
+    ]
+
+
+def _run_assumptions(estimate: Estimate) -> list[Assumption]:
+    startup, window = estimate.stack.startup, estimate.stack.window
+    rows = [
+        (f"startup: {name}", f"{value:.1f}", "s", "measured", startup.evidence)
+        for name, value in (
+            ("load", startup.load_s),
+            ("request", startup.request_s),
+            ("search per candidate", startup.search_s_per_candidate),
+            ("first step", startup.first_step_s),
+        )
+    ]
+    rows.append(("log: timed window", window.times, "", "measured", window.evidence))
+    rows.append(("log: steps at the slow pace", f"{window.slow_fraction:.2f}", "of steps", "measured", window.evidence))
+    rows.append(("log: issue at the slow pace", f"{window.slow_ratio:.2f}", "of the fast", "measured", window.evidence))
+    rows.extend(
+        (f"price: {price.provider} ({price.market})", f"{price.usd_per_device_h:g}", "USD/device/h", str(price.on), url)
+        for price in estimate.prices
+        for url in [f"{price.note} {price.sources[0].url}".strip()]
+    )
+    rows.extend(("not modelled", text, "", "-", "-") for text in estimate.stack.not_modelled)
+    return rows
