@@ -61,7 +61,7 @@ def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
 
 def _console() -> Console:
     """Return where tables go: as wide as the terminal, or wide enough for them all where there is none."""
-    console = Console()
+    console = Console(markup=False, highlight=False)  # names come from users
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
     return console

@@ -119,7 +119,7 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     )
     table.add_row(
         "",
-        f"fullest device {used / MIB:,.0f} MiB [{bar(used / estimate.usable_bytes)}] "
+        f"fullest device {used / MIB:,.0f} MiB {bar(used / estimate.usable_bytes)} "
         f"{used / estimate.usable_bytes:.0%} of the usable {estimate.usable_bytes / MIB:,.0f}",
     )
     seconds = _with_interval(found.step_s, "s")

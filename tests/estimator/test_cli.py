@@ -211,6 +211,17 @@ def test_any_bytes_as_config(tmp_path: Path) -> None:
                 assert (status, out, err.count("\n")) == (2, "", 1)
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    """A model whose name looks like terminal markup is printed to the letter."""
+    folder = tmp_path / "[bold]my[" / "config"
+    folder.mkdir(parents=True)
+    config = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 64, "vocab_size": 99}
+    (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "[bold]my[/x]"}), encoding="utf-8")
+    status, out, _ = call("--model", str(folder), "--seq-len", "64")
+    assert status == 0
+    assert "[bold]my[/x]" in out
+
+
 def test_nothing_fits_names_the_miss_and_a_flavor() -> None:
     """Where no plan fits: exit status 3, the nearest miss in MiB, and the smallest flavor that fits."""
     status, out, err = call("--flavor", "small", "--json")
