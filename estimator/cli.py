@@ -137,7 +137,7 @@ def _estimate_all(
 ) -> int:
     found = [search(workload, flavor, stack, hardware, plan) for flavor in hardware.flavors]
     if as_json:
-        documents = [estimate_document(estimate, top or 1) for estimate in found]
+        documents = [estimate_document(estimate, top) for estimate in found]
         _print_json({"schema": "estimates/1", "estimates": documents})
     else:
         report.print_flavors(_console(), found)
@@ -183,7 +183,7 @@ def calibrate(
         peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
         for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
             if line:
-                console.print(f"refused: {line}", style="dim", markup=False, highlight=False)
+                console.print(f"refused: {line}", style="dim")
     trials = leave_one_out(premises, measured, hardware)
     console.print("\nin sample: fitted to all runs")
     report.print_trials(console, [try_run(run, found, hardware) for run in measured])

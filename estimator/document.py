@@ -36,7 +36,7 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
         },
         "best": plans[0] if plans and estimate.best else None,
         "plans": plans,
-        "not_modelled": list(estimate.stack.not_modelled),
+        "not_modelled": [*estimate.stack.not_modelled, "useful tokens: how much of the rows is padding is not given"],
     }
 
 

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 from hardware.errors import first_error, shown, unknown_name
 from hardware.models import MOST_DEVICES, Accelerator, Flavor, Node, Price
 
-__all__ = ["Catalog", "first_error", "load_catalog", "shown", "unknown_name"]
-
 Entry = Accelerator | Node | Flavor | Price
 EntryT = TypeVar("EntryT", Accelerator, Node, Flavor)
 

@@ -89,6 +89,11 @@ def test_contract_fields(seed: dict) -> None:
     assert sum(plan["possible"] for plan in seed["plans"]) == seed["search"]["num_possible"]
 
 
+def test_json_round_trips(seed: dict) -> None:
+    """The document survives being written and read again, and holds no infinity or not-a-number."""
+    assert json.loads(json.dumps(seed, allow_nan=False)) == seed
+
+
 def test_breakdowns_sum(seed: dict) -> None:
     """Of every plan, seconds by purpose sum to the step, and bytes by purpose to the fullest device."""
     for plan in seed["plans"]:
