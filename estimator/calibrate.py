@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array
+from estimator.host import logged_tokens_per_s
+from estimator.machine import Machine
 from estimator.measurement import Run, sustained_step_s
 from estimator.memory import Layout, layout, plan_memory
 from estimator.planner import Range, search
@@ -36,7 +38,7 @@ from estimator.stack import (
     Startup,
     Window,
 )
-from estimator.step import Machine, logged_tokens_per_s, plan_step
+from estimator.step import plan_step
 from hardware.catalog import Catalog
 from hardware.units import MIB
 

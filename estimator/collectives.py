@@ -8,6 +8,10 @@ links at once. Between nodes all devices of a node share its network, each carry
 import numpy as np
 
 from estimator.counts import Array, Num
+from estimator.machine import Machine
+from estimator.memory import Layout
+from estimator.shape import Shape
+from estimator.stack import Habits
 from hardware.models import Node
 
 
@@ -58,3 +62,35 @@ def transfer_seconds(num_bytes: Num, crosses_nodes: Num, node: Node) -> Array:
         return np.asarray(between)
     inside = np.asarray(num_bytes) / (outermost.bytes_per_s * outermost.efficiency.value) + outermost.latency_s
     return np.where(crosses_nodes, between, inside)
+
+
+def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine) -> Array:
+    """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group."""
+    nodes = np.ceil(np.asarray(plan.tp) / machine.devices_per_node)
+    return all_reduce_seconds(num_bytes, np.ceil(plan.tp / nodes), nodes, machine.node)
+
+
+def stage_transfer_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of sending activations forward and gradients back, for every slot of the pipeline."""
+    stages = np.asarray(plan.stages)
+    num_bytes = np.asarray(plan.rows) * float(seq_len) * shape.hidden_size * habits.activation_bytes / plan.tp
+    crosses = machine.num_devices // stages >= machine.devices_per_node
+    slots = np.where(stages > 1, np.asarray(plan.micro_batches) + stages - 2, 0)
+    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, crosses, machine.node))
+
+
+def data_parallel_seconds(params: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of the collectives that keep data-parallel ranks alike, none of them hidden.
+
+    ZeRO 0 reduces and gathers gradients; 1 and 2 reduce gradients and gather weights; 3 the same where the stack keeps
+    gathered weights, else it gathers them for every forward and backward pass (Rajbhandari et al. 2020,
+    arXiv:1910.02054, section 7).
+    """
+    dp, micro_batches, zero = np.asarray(plan.dp), np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
+    nodes = np.minimum(dp, np.ceil(dp * plan.tp / machine.devices_per_node))
+    members = np.ceil(dp / nodes)
+    gradients = gather_seconds(params * habits.gradient_bytes, members, nodes, machine.node)
+    weights = gather_seconds(params * habits.weight_bytes, members, nodes, machine.node)
+    num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
+    num_gathers = np.where((zero == 3) & (not habits.keeps_weights_gathered), 2 * micro_batches, 1)
+    return np.where(zero == 0, 2.0 * gradients, num_reductions * gradients + num_gathers * weights)

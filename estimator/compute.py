@@ -1,8 +1,27 @@
 """Seconds of an op on one device: roofline with a shape-dependent efficiency."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from estimator.counts import Array, Num
+from estimator.counts import (
+    MATERIALIZED_ATTENTION,
+    Array,
+    MatMul,
+    Num,
+    attention_backward_flop,
+    attention_flop,
+)
+from estimator.shape import Shape
+from estimator.stack import Efficiencies
+from hardware.models import Accelerator
+
+FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}
+"""Matrix rate of a fused attention kernel over that of large matrix products in the same training run.
+
+measured: CK flash attention 262 forward and 386 backward TFLOP/s beside products of 490-610 (mean 550) on MI300X,
+sequence 8192, head size 128 (AMD-AGI/TraceLens, Hyperloom llama70b_analysis).
+"""
 
 TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75), (64, 64, 0.55))
 """Output tiles (rows, columns) of matrix kernels and their rate relative to the largest.
@@ -66,3 +85,58 @@ def matmul_seconds(
     moved = 2.0 * (rows * inner + inner * columns + rows * columns)
     rate = flop_per_s * shape_efficiency(rows, columns, inner, num_compute_units)
     return roofline_seconds(flop, rate, moved, bytes_per_s)
+
+
+class Rates(NamedTuple):
+    """What one device sustains under a stack."""
+
+    flop_per_s: Num
+    bytes_per_s: Num
+    num_compute_units: int
+
+
+def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies) -> Rates:
+    """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that."""
+    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
+    best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
+    return Rates(
+        best_flop_per_s * efficiencies.matmul_efficiency,
+        best_bytes_per_s * efficiencies.memory_efficiency,
+        accelerator.num_compute_units,
+    )
+
+
+def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, rates: Rates) -> tuple[Array, Array]:
+    """Seconds of a weight matrix's forward pass, and of its two backward passes, on one tensor-parallel rank."""
+    inner = matmul.in_size / (1 if matmul.splits_output else np.asarray(tp))
+    columns = matmul.out_size / (np.asarray(tp) if matmul.splits_output else 1)
+    rows = np.asarray(tokens) * matmul.num_active / matmul.num_copies
+
+    def seconds(m: Num, n: Num, k: Num) -> Array:
+        rate = {"flop_per_s": rates.flop_per_s, "bytes_per_s": rates.bytes_per_s}
+        return matmul.num_copies * matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
+
+    return seconds(rows, columns, inner), seconds(rows, inner, columns) + seconds(inner, columns, rows)
+
+
+def attention_passes(
+    tokens: Num, seq_len: Num, shape: Shape, tp: Num, rates: Rates, *, fused: bool
+) -> tuple[Array, Array]:
+    """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
+
+    Fused, at the rate of fused kernels. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched
+    products of their shapes, and the passes over the scores between them.
+    """
+    forward_flop = attention_flop(tokens, seq_len, shape, causal=fused) / np.asarray(tp)
+    if fused:
+        backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
+        rate = {name: share * np.asarray(rates.flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
+        return forward_flop / rate["forward"], backward_flop / rate["backward"]
+    queries = np.asarray(tokens) * shape.num_heads / tp
+    onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
+    from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
+    product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones
+    score_s = queries * seq_len / rates.bytes_per_s  # one byte of every score through memory
+    forward = product_s * (1 / onto_scores + 1 / from_scores) + score_s * MATERIALIZED_ATTENTION.forward
+    backward = product_s * (1 / onto_scores + 3 / from_scores) + score_s * MATERIALIZED_ATTENTION.backward
+    return forward, backward

@@ -1,6 +1,6 @@
 """Every assumption behind an estimate: value, unit, evidence and source."""
 
-from estimator import compute, counts, memory, step
+from estimator import compute, counts, memory
 from estimator.planner import Estimate
 from hardware.units import MIB
 
@@ -70,7 +70,7 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
 def _formula_assumptions() -> list[Assumption]:
     tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
     products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"
-    rates, scores = step.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
+    rates, scores = compute.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
     kernels = "CK flash attention beside matrix products in one run on MI300X (TraceLens, Hyperloom)"
     code = "ops of the eager attention of Hugging Face decoders, counted"
     return [

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, model_flop, num_parameters
+from estimator.host import logged_tokens_per_s, paces
+from estimator.machine import Machine
 from estimator.memory import Memory, layout, plan_memory
 from estimator.plan import Plan, Plans, moai_space, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, price_range, wall
 from estimator.stack import Efficiencies, Stack, interval_ratio
-from estimator.step import Machine, Step, logged_tokens_per_s, paces, plan_step
+from estimator.step import Step, plan_step
 from estimator.workload import Workload
 from hardware.catalog import Catalog
 from hardware.models import Flavor, Price

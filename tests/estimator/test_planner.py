@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estimator.machine import Machine
 from estimator.plan import Plan, Plans, moai_space
 from estimator.planner import Estimate, evaluate, search
 from estimator.shape import load_shape
 from estimator.stack import load_stack
-from estimator.step import Machine
 from estimator.workload import Workload
 from hardware.catalog import load_catalog
 from hardware.models import Accelerator, Node

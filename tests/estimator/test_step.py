@@ -3,11 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.host import logged_tokens_per_s, paces
+from estimator.machine import Machine
 from estimator.memory import Layout, layout
 from estimator.plan import RECOMPUTATIONS, Plan, Plans
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits, Window
-from estimator.step import Machine, Step, logged_tokens_per_s, paces, pipeline_seconds, plan_step
+from estimator.step import Step, pipeline_seconds, plan_step
 from hardware.catalog import load_catalog
 from tests.strategies import EFFICIENCIES, HABITS, habits, one_layout, plan_lists, shapes
 
