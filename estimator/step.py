@@ -123,9 +123,8 @@ def plan_step(
     busy["elementwise"] = busy["elementwise"] + per_device * (embedding + loss + stages * gradient_pass)
     device = busy | {
         "pipeline_bubble": work - sum(busy.values()),
-        "stage_transfer": stage_transfer_seconds(shape, seq_len, plan, machine, habits)
-        * efficiencies.exposed_communication,
-        "data_parallel": data_parallel_seconds(params, plan, machine, habits) * efficiencies.exposed_communication,
+        "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
+        "data_parallel": exposed * data_parallel_seconds(params, plan, machine, habits),
         "optimizer": _optimizer(params, plan, habits, rates),
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
