@@ -1,8 +1,9 @@
 """Seconds of a collective: latency and bandwidth over the links of a node and the network between nodes.
 
-A group has `members` devices in each of `nodes` nodes. Inside a node its bandwidth per device is that of the innermost
-link that spans it: a pair, a ring at its slowest edge, a switch, or a mesh, where a group of m devices drives m - 1
-links at once. Between nodes all devices of a node share its network, each carrying an equal part.
+A group has `members` devices in each of `nodes` nodes, every `stride`-th device of a node. Inside a node its bandwidth
+per device is that of the innermost link that spans it: a pair, a ring at its slowest edge, a switch, or a mesh, where
+a group of m devices drives m - 1 links at once. Between nodes all devices that a node lends share its network, each
+carrying an equal part. Ranks are laid over the devices tensor parallel first, then data parallel, then stages.
 """
 
 import numpy as np
@@ -12,25 +13,24 @@ from estimator.machine import Machine
 from estimator.memory import Layout
 from estimator.shape import Shape
 from estimator.stack import Habits
-from hardware.models import Node
 
 
-def group_links(node: Node, members: Num) -> tuple[Array, Array]:
-    """Bandwidth per device and direction [bytes/s] and latency [s] inside a node, for a group of `members` devices.
+def group_links(machine: Machine, members: Num, stride: Num = 1) -> tuple[Array, Array]:
+    """Bandwidth per device and direction [bytes/s] and latency [s] inside a node, for `members` devices `stride` apart.
 
     Returns infinite bandwidth and no latency for a group of one.
     """
-    count = np.asarray(members)
+    count, span = np.broadcast_arrays(members, np.asarray(members) * stride)
     bandwidth, latency = np.full(count.shape, np.inf), np.zeros(count.shape)
-    for link in reversed(node.links):
-        fits = (count > 1) & (count <= link.span)
+    for link in reversed(machine.node.links):
+        fits = (count > 1) & ((span <= link.span) | (link is machine.node.links[-1]))
         links = count - 1 if link.topology == "mesh" else 1
         bandwidth = np.where(fits, link.bytes_per_s * link.efficiency.value * links, bandwidth)
         latency = np.where(fits, link.latency_s, latency)
     return bandwidth, latency
 
 
-def gather_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> Array:
+def gather_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
     """Seconds of an all-gather, or a reduce-scatter, of `num_bytes` in all over a group.
 
     Hierarchical: between nodes every member gathers its 1/m of the bytes from the same member of the other nodes, the
@@ -41,42 +41,52 @@ def gather_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> Arra
     One member of one node: 0.
     """
     members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
-    bandwidth, latency = group_links(node, members)
-    share = node.network.bytes_per_s * node.network.efficiency.value / node.num_devices
-    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + (nodes - 1) * node.network.latency_s
+    bandwidth, latency = group_links(machine, members, stride)
+    share, hop_s = network_share(machine), machine.node.network.latency_s
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + (nodes - 1) * hop_s
     inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + (members - 1) * latency
     return np.asarray(between + inside)
 
 
-def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, node: Node) -> Array:
+def network_share(machine: Machine) -> float:
+    """Bandwidth that each device has of its node's network, all of them sending [bytes/s]."""
+    network = machine.node.network
+    return network.bytes_per_s * network.efficiency.value / machine.devices_per_node
+
+
+def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine) -> Array:
     """Seconds of an all-reduce: a reduce-scatter and an all-gather (Rabenseifner's algorithm)."""
-    return 2.0 * gather_seconds(num_bytes, members, nodes, node)
+    return 2.0 * gather_seconds(num_bytes, members, nodes, machine)
 
 
-def transfer_seconds(num_bytes: Num, crosses_nodes: Num, node: Node) -> Array:
-    """Seconds of a device sending `num_bytes` to one of the next pipeline stage, as all its peers do at once."""
-    outermost = node.links[-1] if node.links else None
-    share = node.network.bytes_per_s * node.network.efficiency.value / node.num_devices
-    between = np.asarray(num_bytes) / share + node.network.latency_s
-    if outermost is None:
-        return np.asarray(between)
-    inside = np.asarray(num_bytes) / (outermost.bytes_per_s * outermost.efficiency.value) + outermost.latency_s
-    return np.where(crosses_nodes, between, inside)
+def transfer_seconds(num_bytes: Num, stage_devices: Num, machine: Machine) -> Array:
+    """Seconds of each device of a stage sending `num_bytes` to its peer of the next stage, all at once.
+
+    A pipeline over several nodes crosses between two of them somewhere, and is as fast as its slowest link.
+    """
+    sent, node = np.asarray(num_bytes, dtype=np.float64), machine.node
+    between = np.asarray(sent / network_share(machine) + node.network.latency_s)
+    if not node.links:
+        return between
+    link = node.links[-1]
+    inside = np.asarray(sent / (link.bytes_per_s * link.efficiency.value) + link.latency_s)
+    if machine.num_nodes == 1:
+        return inside
+    return np.where(np.asarray(stage_devices) < machine.devices_per_node, np.maximum(between, inside), between)
 
 
 def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine) -> Array:
     """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group."""
     nodes = np.ceil(np.asarray(plan.tp) / machine.devices_per_node)
-    return all_reduce_seconds(num_bytes, np.ceil(plan.tp / nodes), nodes, machine.node)
+    return all_reduce_seconds(num_bytes, np.ceil(plan.tp / nodes), nodes, machine)
 
 
 def stage_transfer_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
     """Seconds of sending activations forward and gradients back, for every slot of the pipeline."""
     stages = np.asarray(plan.stages)
     num_bytes = np.asarray(plan.rows) * float(seq_len) * shape.hidden_size * habits.activation_bytes / plan.tp
-    crosses = machine.num_devices // stages >= machine.devices_per_node
     slots = np.where(stages > 1, np.asarray(plan.micro_batches) + stages - 2, 0)
-    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, crosses, machine.node))
+    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, np.asarray(plan.dp) * plan.tp, machine))
 
 
 def data_parallel_seconds(params: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
@@ -89,8 +99,8 @@ def data_parallel_seconds(params: Num, plan: Layout, machine: Machine, habits: H
     dp, micro_batches, zero = np.asarray(plan.dp), np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
     nodes = np.minimum(dp, np.ceil(dp * plan.tp / machine.devices_per_node))
     members = np.ceil(dp / nodes)
-    gradients = gather_seconds(params * habits.gradient_bytes, members, nodes, machine.node)
-    weights = gather_seconds(params * habits.weight_bytes, members, nodes, machine.node)
+    gradients = gather_seconds(params * habits.gradient_bytes, members, nodes, machine, plan.tp)
+    weights = gather_seconds(params * habits.weight_bytes, members, nodes, machine, plan.tp)
     num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
     num_gathers = np.where((zero == 3) & (not habits.keeps_weights_gathered), 2 * micro_batches, 1)
     return np.where(zero == 0, 2.0 * gradients, num_reductions * gradients + num_gathers * weights)

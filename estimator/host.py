@@ -6,9 +6,11 @@ import numpy as np
 
 from estimator.counts import Array, Num
 from estimator.memory import Layout
-from estimator.plan import RECOMPUTATIONS
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits, Window
+
+FULL_ISSUE = 1 / 3
+"""Issue work of repeating a layer's forward pass, over its forward and backward pass.  # assumed: as the FLOP"""
 
 SELECTIVE_ISSUE = 1 / 9
 """Issue work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
@@ -16,10 +18,9 @@ SELECTIVE_ISSUE = 1 / 9
 
 def issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Mean host seconds to issue a step: a + b * layers * micro-batches, a third more of b with full recomputation."""
-    full = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("full")
-    selective = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("selective")
+    layer, attention = plan.repeats_layer, plan.repeats_attention(fused=habits.fuses_attention(shape))
     layers = shape.num_layers / (1 if habits.single_controller else np.asarray(plan.stages))
-    passes = 1 + full / 3 + selective * SELECTIVE_ISSUE
+    passes = 1 + np.where(layer, FULL_ISSUE, attention * SELECTIVE_ISSUE)
     return np.asarray(
         efficiencies.issue_s_per_step + efficiencies.issue_s_per_layer * layers * plan.micro_batches * passes
     )

@@ -31,6 +31,16 @@ class Layout(NamedTuple):
     gpipe: Num
     """1 where all micro-batches go forward before any goes backward."""
 
+    @property
+    def repeats_layer(self) -> Array:
+        """Whether the backward pass repeats a whole layer."""
+        return np.asarray(np.equal(self.recomputation, RECOMPUTATIONS.index("full")))
+
+    def repeats_attention(self, *, fused: bool) -> Array:
+        """Whether it repeats attention: with the layer, or alone where there are scores to drop."""
+        selective = np.equal(self.recomputation, RECOMPUTATIONS.index("selective"))
+        return np.asarray(self.repeats_layer | ((not fused) & selective))
+
 
 def layout(plans: Plan | Plans, num_devices: int) -> Layout:
     """Return the numbers of one plan, or the arrays of many."""
@@ -121,14 +131,12 @@ def stage_bytes(
     """
     layers = shape.num_layers / np.asarray(plan.stages)
     fused = habits.fuses_attention(shape)
-    tokens = np.asarray(plan.rows) * seq_len / plan.tp
+    tokens = np.asarray(plan.rows, dtype=np.float64) * seq_len / plan.tp
     params = stage_parameters(shape, layers, first, last) / plan.tp
     layer_params = layer_parameters(shape) / np.asarray(plan.tp)
     zero = np.asarray(plan.zero_stage)
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
     shards_gradients = (zero >= 2) & (habits.reduces_every_micro_batch | (np.asarray(plan.micro_batches) == 1))
-    is_full = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("full")
-    repeats = np.asarray(plan.recomputation) != RECOMPUTATIONS.index("none")
     act = habits.activation_bytes
     kept = kept_bytes_per_token(shape, seq_len, plan.recomputation, fused=fused, act=act)
     whole = kept_bytes_per_token(shape, seq_len, 0, fused=fused, act=act)
@@ -143,9 +151,9 @@ def stage_bytes(
         )
         * (np.asarray(plan.dp) > 1),
         "activations": tokens * layers * held * kept,
-        "recomputed_layer": np.where(repeats, tokens * (whole - np.where(is_full, 0, kept)), 0.0),
+        "recomputed_layer": tokens * np.where(plan.repeats_layer, whole, whole - kept),
         "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
-        "logits": np.asarray(last) * tokens * head_matmul(shape).out_size * float(habits.logit_bytes),
+        "logits": np.asarray(last) * held * tokens * head_matmul(shape).out_size * float(habits.logit_bytes),
     }
 
 

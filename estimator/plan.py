@@ -204,6 +204,14 @@ def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
             ),
         ),
         (
+            shape.ffn_size % plans.tp != 0,
+            f"tp={{tp}} does not divide ffn_size={shape.ffn_size} of {model}; use one of {_divisors(shape.ffn_size)}",
+        ),
+        (
+            workload.seq_len % plans.tp != 0,
+            f"tp={{tp}} does not divide the {workload.seq_len} tokens of a row; use a divisor of it",
+        ),
+        (
             (plans.schedule == SCHEDULES.index("1f1b")) & (plans.num_micro_batches < plans.num_stages),
             "num_micro_batches={num_micro_batches} is fewer than num_stages={num_stages}; 1f1b needs at least as many",
         ),

@@ -18,7 +18,6 @@ from estimator.counts import (
 from estimator.host import issue_seconds
 from estimator.machine import Machine
 from estimator.memory import Layout, sharded_bytes
-from estimator.plan import RECOMPUTATIONS
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits
 
@@ -28,8 +27,6 @@ def layer_seconds(
 ) -> dict[str, Array]:
     """Seconds of one layer's forward and backward pass of one micro-batch on one device, by kind of op."""
     tokens = np.asarray(plan.rows) * float(seq_len)
-    repeats_all = np.asarray(plan.recomputation) == RECOMPUTATIONS.index("full")
-    repeats_attention = np.asarray(plan.recomputation) != RECOMPUTATIONS.index("none")
     passes = [matmul_passes(tokens, m, plan.tp, rates) for m in layer_matmuls(shape)]
     repeated = sum(forward for forward, _ in (passes if shape.repeats_last_product else passes[:-1]))
     fused = habits.fuses_attention(shape)
@@ -39,10 +36,10 @@ def layer_seconds(
     message = tokens * shape.hidden_size * habits.activation_bytes
     reduced = tensor_parallel_seconds(message, plan, machine)
     return {
-        "matmul": np.asarray(sum(f + b for f, b in passes) + repeats_all * repeated),
-        "attention": forward * (1 + repeats_attention) + backward,
-        "elementwise": per_rank * (traffic.forward * (1 + repeats_all) + traffic.backward),
-        "tensor_parallel": reduced * (4 + 2 * repeats_all),
+        "matmul": np.asarray(sum(f + b for f, b in passes) + plan.repeats_layer * repeated),
+        "attention": forward * (1 + plan.repeats_attention(fused=fused)) + backward,
+        "elementwise": per_rank * (traffic.forward * (1 + plan.repeats_layer) + traffic.backward),
+        "tensor_parallel": reduced * (4 + plan.repeats_layer * (2 if shape.repeats_last_product else 1)),
     }
 
 
@@ -122,7 +119,7 @@ def plan_step(
     busy["matmul"] = busy["matmul"] + per_device * head
     busy["elementwise"] = busy["elementwise"] + per_device * (embedding + loss + stages * gradient_pass)
     device = busy | {
-        "pipeline_bubble": work - sum(busy.values()),
+        "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
         "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
         "data_parallel": exposed * data_parallel_seconds(params, plan, machine, habits),
         "optimizer": _optimizer(params, plan, habits, rates),

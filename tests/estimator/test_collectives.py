@@ -4,23 +4,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.collectives import all_reduce_seconds, gather_seconds, group_links, transfer_seconds
+from estimator.machine import Machine
 from hardware.catalog import load_catalog
 from hardware.models import Node
 
 CATALOG = load_catalog()
 any_node = st.sampled_from(CATALOG.nodes)
 byte_counts = st.floats(1, 1e12)
+stage_sizes = st.integers(1, 128)
+
+
+def full_nodes(node: Node, num_nodes: int) -> Machine:
+    """Return the devices of so many full nodes."""
+    return Machine(CATALOG.accelerator(node.accelerator), node, num_nodes * node.num_devices, num_nodes)
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> tuple[int, int, Node]:
-    """Draw the members per node, the nodes and the kind of node of a group."""
-    node = draw(any_node)
-    return draw(st.integers(1, node.num_devices)), draw(st.integers(1, 64)), node
+def groups(draw: st.DrawFn) -> tuple[int, int, Machine]:
+    """Draw the members per node and the nodes of a group, and the devices it lies in."""
+    node, nodes = draw(any_node), draw(st.integers(1, 64))
+    return draw(st.integers(1, node.num_devices)), nodes, full_nodes(node, nodes)
 
 
-def scaled(node: Node, *, links: float = 1, network: float = 1, latency: float = 1) -> Node:
-    """Return the node with its bandwidths and latencies multiplied."""
+def scaled(machine: Machine, *, links: float = 1, network: float = 1, latency: float = 1) -> Machine:
+    """Return the devices with their bandwidths and latencies multiplied."""
+    node = machine.node
     faster = [
         link.model_copy(update={"bytes_per_s": links * link.bytes_per_s, "latency_s": latency * link.latency_s})
         for link in node.links
@@ -28,83 +36,105 @@ def scaled(node: Node, *, links: float = 1, network: float = 1, latency: float =
     between = node.network.model_copy(
         update={"bytes_per_s": network * node.network.bytes_per_s, "latency_s": latency * node.network.latency_s}
     )
-    return node.model_copy(update={"links": tuple(faster), "network": between})
+    return machine._replace(node=node.model_copy(update={"links": tuple(faster), "network": between}))
 
 
 @given(any_node, byte_counts)
 def test_one_rank_pays_nothing(node: Node, num_bytes: float) -> None:
     """A group of one device has nobody to talk to."""
-    assert gather_seconds(num_bytes, 1, 1, node) == 0
-    assert all_reduce_seconds(num_bytes, 1, 1, node) == 0
+    assert gather_seconds(num_bytes, 1, 1, full_nodes(node, 1)) == 0
+    assert all_reduce_seconds(num_bytes, 1, 1, full_nodes(node, 1)) == 0
 
 
 @given(groups(), byte_counts)
-def test_all_reduce_is_two_gathers(group: tuple[int, int, Node], num_bytes: float) -> None:
+def test_all_reduce_is_two_gathers(group: tuple[int, int, Machine], num_bytes: float) -> None:
     """An all-reduce is a reduce-scatter and an all-gather of the same bytes."""
     assert all_reduce_seconds(num_bytes, *group) == 2 * gather_seconds(num_bytes, *group)
 
 
-@given(groups(), byte_counts, byte_counts)
-def test_more_bytes_never_cost_less(group: tuple[int, int, Node], num_bytes: float, more: float) -> None:
+@given(groups(), byte_counts, byte_counts, stage_sizes)
+def test_more_bytes_never_cost_less(
+    group: tuple[int, int, Machine], num_bytes: float, more: float, senders: int
+) -> None:
     """A collective and a transfer of more bytes take as long or longer."""
     assert gather_seconds(num_bytes + more, *group) >= gather_seconds(num_bytes, *group) >= 0
-    for crosses in (False, True):
-        seconds = transfer_seconds(num_bytes, crosses, group[2])
-        assert transfer_seconds(num_bytes + more, crosses, group[2]) >= seconds > 0
+    seconds = transfer_seconds(num_bytes, senders, group[2])
+    assert transfer_seconds(num_bytes + more, senders, group[2]) >= seconds > 0
 
 
-@given(groups(), byte_counts, st.floats(1, 100), st.floats(1, 100))
+@given(groups(), byte_counts, st.floats(1, 100), st.floats(1, 100), stage_sizes)
 def test_faster_wires_are_never_slower(
-    group: tuple[int, int, Node], num_bytes: float, links: float, network: float
+    group: tuple[int, int, Machine], num_bytes: float, links: float, network: float, senders: int
 ) -> None:
     """Faster links and a faster network make no collective and no transfer slower."""
-    members, nodes, node = group
-    faster = scaled(node, links=links, network=network)
-    assert gather_seconds(num_bytes, members, nodes, faster) <= gather_seconds(num_bytes, members, nodes, node)
-    for crosses in (False, True):
-        assert transfer_seconds(num_bytes, crosses, faster) <= transfer_seconds(num_bytes, crosses, node)
+    members, nodes, machine = group
+    faster = scaled(machine, links=links, network=network)
+    assert gather_seconds(num_bytes, members, nodes, faster) <= gather_seconds(num_bytes, members, nodes, machine)
+    assert transfer_seconds(num_bytes, senders, faster) <= transfer_seconds(num_bytes, senders, machine)
 
 
-@given(groups(), byte_counts)
-def test_seconds_are_free_of_units(group: tuple[int, int, Node], num_bytes: float) -> None:
+@given(groups(), byte_counts, stage_sizes)
+def test_seconds_are_free_of_units(group: tuple[int, int, Machine], num_bytes: float, senders: int) -> None:
     """Without latency, twice the bytes over twice the bandwidths take the same seconds."""
-    members, nodes, node = group
-    once, twice = scaled(node, latency=0), scaled(node, links=2, network=2, latency=0)
+    members, nodes, machine = group
+    once, twice = scaled(machine, latency=0), scaled(machine, links=2, network=2, latency=0)
     assert gather_seconds(2 * num_bytes, members, nodes, twice) == gather_seconds(num_bytes, members, nodes, once)
-    for crosses in (False, True):
-        seconds = transfer_seconds(num_bytes, crosses, once)
-        assert transfer_seconds(2 * num_bytes, crosses, twice) == seconds
+    assert transfer_seconds(2 * num_bytes, senders, twice) == transfer_seconds(num_bytes, senders, once)
 
 
 @given(groups())
-def test_an_empty_message_costs_its_hops(group: tuple[int, int, Node]) -> None:
+def test_an_empty_message_costs_its_hops(group: tuple[int, int, Machine]) -> None:
     """A gather of no bytes takes the latency of each hop of its two rings, and no more."""
-    members, nodes, node = group
-    inside = group_links(node, members)[1]
-    hops = (nodes - 1) * node.network.latency_s + (members - 1) * inside
-    assert gather_seconds(0, members, nodes, node) == pytest.approx(hops)
+    members, nodes, machine = group
+    inside = group_links(machine, members)[1]
+    hops = (nodes - 1) * machine.node.network.latency_s + (members - 1) * inside
+    assert gather_seconds(0, members, nodes, machine) == pytest.approx(hops)
 
 
 @given(any_node, byte_counts, st.integers(2, 64))
 def test_a_ring_of_nodes_shares_the_network(node: Node, num_bytes: float, nodes: int) -> None:
     """Between nodes, the devices of full nodes together gather at the network's bandwidth."""
-    still = scaled(node, latency=0)
-    between = gather_seconds(num_bytes, node.num_devices, nodes, still) - gather_seconds(
-        num_bytes, node.num_devices, 1, still
-    )
+    still, count = scaled(full_nodes(node, nodes), latency=0), node.num_devices
+    between = gather_seconds(num_bytes, count, nodes, still) - gather_seconds(num_bytes, count, 1, still)
     network = node.network.bytes_per_s * node.network.efficiency.value
     assert between == pytest.approx((nodes - 1) / nodes * num_bytes / network, rel=1e-6)
+
+
+def test_devices_that_are_not_rented_leave_their_network() -> None:
+    """Six of a node's eight devices share its network by six."""
+    node = CATALOG.node_of("mi300x")
+    whole = full_nodes(node, 2)
+    part = whole._replace(num_devices=12)
+    assert gather_seconds(1e9, 1, 2, scaled(part, latency=0)) == pytest.approx(
+        gather_seconds(1e9, 1, 2, scaled(whole, latency=0)) * 6 / 8
+    )
 
 
 def test_a_group_takes_its_innermost_link() -> None:
     """On MI250 two devices use the link inside a package, more than two the ring; one uses none."""
     node = CATALOG.node_of("mi250")
     pair, ring = node.links
-    bandwidth, latency = group_links(node, np.arange(1, 9))
+    bandwidth, latency = group_links(full_nodes(node, 1), np.arange(1, 9))
     expected = [np.inf, pair.bytes_per_s * pair.efficiency.value] + [ring.bytes_per_s * ring.efficiency.value] * 6
     assert bandwidth.tolist() == expected
     assert latency.tolist() == [0, pair.latency_s] + [ring.latency_s] * 6
     assert bandwidth[1] > bandwidth[2]
+
+
+def test_devices_apart_take_the_link_that_spans_them() -> None:
+    """On MI250 two devices that are two apart lie in two packages, and use the ring."""
+    machine = full_nodes(CATALOG.node_of("mi250"), 1)
+    assert group_links(machine, 2, stride=2)[0] == group_links(machine, 3)[0] < group_links(machine, 2)[0]
+
+
+def test_a_pipeline_over_nodes_takes_the_slowest_link() -> None:
+    """Stages of half a node on two nodes send inside a node and between nodes; those of whole nodes only between."""
+    node = CATALOG.node_of("mi300x")
+    inside, both, between = (
+        transfer_seconds(1e9, devices, full_nodes(node, nodes)) for devices, nodes in ((4, 1), (4, 2), (8, 2))
+    )
+    assert both == max(inside, between)
+    assert inside != between
 
 
 def test_a_mesh_drives_a_link_to_every_peer() -> None:
@@ -112,23 +142,24 @@ def test_a_mesh_drives_a_link_to_every_peer() -> None:
     node = CATALOG.node_of("mi300x")
     (mesh,) = node.links
     members = np.arange(2, 9)
-    bandwidth, _ = group_links(node, members)
+    bandwidth, _ = group_links(full_nodes(node, 1), members)
     np.testing.assert_allclose(bandwidth, (members - 1) * mesh.bytes_per_s * mesh.efficiency.value)
 
 
 def test_a_node_of_one_device_has_only_the_network() -> None:
-    """Where a node has no links, a transfer takes the network, whatever it is told."""
+    """Where a node has no links, a transfer takes the network."""
     node = CATALOG.node_of("epyc-7763")
     assert node.links == ()
-    assert transfer_seconds(1e9, False, node) == transfer_seconds(1e9, True, node) > 0
+    assert transfer_seconds(1e9, 1, full_nodes(node, 1)) == transfer_seconds(1e9, 1, full_nodes(node, 2)) > 0
 
 
-@given(any_node, st.lists(st.tuples(byte_counts, st.integers(1, 8), st.integers(1, 8), st.booleans()), min_size=1))
-def test_arrays_are_their_elements(node: Node, sizes: list[tuple[float, int, int, bool]]) -> None:
+@given(any_node, st.lists(st.tuples(byte_counts, st.integers(1, 8), st.integers(1, 8), stage_sizes), min_size=1))
+def test_arrays_are_their_elements(node: Node, sizes: list[tuple[float, int, int, int]]) -> None:
     """Seconds of an array of groups are those of each alone."""
-    members_at_most = [(n, min(m, node.num_devices), k, crosses) for n, m, k, crosses in sizes]
-    num_bytes, members, nodes, crosses = (np.array(column) for column in zip(*members_at_most, strict=True))
-    together = gather_seconds(num_bytes, members, nodes, node)
-    np.testing.assert_array_equal(together, [gather_seconds(n, m, k, node) for n, m, k, _ in members_at_most])
-    moved = transfer_seconds(num_bytes, crosses, node)
-    np.testing.assert_array_equal(moved, [transfer_seconds(n, c, node) for n, _, _, c in members_at_most])
+    members_at_most = [(n, min(m, node.num_devices), k, senders) for n, m, k, senders in sizes]
+    num_bytes, members, nodes, senders = (np.array(column) for column in zip(*members_at_most, strict=True))
+    machine = full_nodes(node, 8)
+    together = gather_seconds(num_bytes, members, nodes, machine)
+    np.testing.assert_array_equal(together, [gather_seconds(n, m, k, machine) for n, m, k, _ in members_at_most])
+    moved = transfer_seconds(num_bytes, senders, machine)
+    np.testing.assert_array_equal(moved, [transfer_seconds(n, c, machine) for n, _, _, c in members_at_most])

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from estimator.memory import Layout, in_flight, layout, mean_in_flight_between, plan_memory, sharded_bytes, stage_bytes
 from estimator.plan import RECOMPUTATIONS, Plan, Plans
-from estimator.shape import Shape
-from estimator.stack import Habits
+from estimator.shape import Shape, load_shape
+from estimator.stack import Habits, load_stack
 from tests.strategies import habits, one_layout, plan_lists, plans, shapes
 
 DEVICES = 48
@@ -131,3 +131,22 @@ def test_a_row_is_its_plan_alone(shape: Shape, seq_len: int, drawn: list[Plan], 
 def test_layout_leaves_no_rank_out(plan: Plan) -> None:
     """A plan that does not divide the devices still has a data-parallel rank, so that nothing is divided by zero."""
     assert (np.asarray(layout(plan, DEVICES).dp) >= 1).all()
+
+
+def test_gpipe_holds_the_logits_of_every_micro_batch() -> None:
+    """Under GPipe the last stage waits with the logits of all micro-batches, under 1F1B with those of one."""
+    shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
+    one, all_of_them = (
+        plan_memory(shape, 2048, one_layout(Plan(num_micro_batches=8, tp=1, schedule=schedule), 32), habit, 1.0).peak[
+            "logits"
+        ]
+        for schedule in ("1f1b", "gpipe")
+    )
+    assert all_of_them == 8 * one > 0
+
+
+def test_rows_and_tokens_beyond_64_bits_do_not_wrap() -> None:
+    """A product of rows and tokens beyond 2**63 is a large number of bytes, not a negative one."""
+    shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
+    plan = one_layout(Plan(batch_per_device=2**31 - 1), 1)
+    assert plan_memory(shape, 2**39, plan, habit, 1.0).peak["activations"] > 2.0**70

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -217,3 +219,13 @@ def test_moai_space_without_a_pipeline() -> None:
 def test_platform_line(plan: Plan, line: str) -> None:
     """A plan reads as in the platform's log."""
     assert plan.platform_line() == line
+
+
+def test_tensor_parallel_divides_the_block_and_the_row() -> None:
+    """Tensor parallelism splits the feed-forward block, and with sequence parallelism each row."""
+    odd = dataclasses.replace(WORKLOAD.shape, ffn_size=14337)
+    plan = Plans.of([Plan(num_micro_batches=8, tp=2)])
+    (reason,) = reasons(plan, dataclasses.replace(WORKLOAD, shape=odd), 16)
+    assert reason.startswith("tp=2 does not divide ffn_size=14337 of 'meta-llama/Meta-Llama-3-8B'; use one of [1, 3, ")
+    (reason,) = reasons(plan, dataclasses.replace(WORKLOAD, seq_len=1023), 16)
+    assert reason == "tp=2 does not divide the 1023 tokens of a row; use a divisor of it"

@@ -7,14 +7,15 @@ from estimator.host import logged_tokens_per_s, paces
 from estimator.machine import Machine
 from estimator.memory import Layout, layout
 from estimator.plan import RECOMPUTATIONS, Plan, Plans
-from estimator.shape import Shape
-from estimator.stack import Efficiencies, Habits, Window
+from estimator.shape import Shape, load_shape
+from estimator.stack import Efficiencies, Habits, Window, load_stack
 from estimator.step import Step, pipeline_seconds, plan_step
 from hardware.catalog import load_catalog
 from tests.strategies import EFFICIENCIES, HABITS, habits, one_layout, plan_lists, shapes
 
 CATALOG = load_catalog()
 DEVICES = 32
+STACK_HABITS = load_stack("moai-24.2").habits
 MACHINES = [
     Machine.of(CATALOG, CATALOG.flavor_of(name, DEVICES)) for name in ("mi250", "mi210", "mi300x", "h100-sxm-80gb")
 ]
@@ -220,3 +221,32 @@ def test_logged_rate(tokens: float, step_s: float, issue_s: float, window: Windo
     logged = logged_tokens_per_s(tokens, step_s, issue_s, window)
     assert logged >= tokens / issue_s * (1 - 1e-9)  # a mean of rates is above the rate at the mean time
     assert logged <= tokens / float(paces(issue_s, window).fast_issue_s) * (1 + 1e-9)
+
+
+def test_selective_recomputation_needs_scores() -> None:
+    """Where attention is fused there are no scores to drop: selective recomputation costs nothing."""
+    fused, written = load_shape("Qwen/Qwen1.5-7B"), load_shape("mistral-7b-v0.1")
+    kept, dropped = (one_layout(Plan(num_micro_batches=8, recomputation=r), DEVICES) for r in ("none", "selective"))
+    for shape, is_free in ((fused, True), (written, False)):
+        seconds = [
+            float(plan_step(shape, 2048, plan, MACHINES[0], STACK_HABITS, EFFICIENCIES).seconds)
+            for plan in (kept, dropped)
+        ]
+        assert (seconds[0] == seconds[1]) == is_free
+
+
+def test_recomputation_repeats_an_all_reduce() -> None:
+    """A repeated layer stops before its last product, and so before the all-reduce behind it: 5 of them, not 6."""
+    shape = load_shape("mistral-7b-v0.1")
+    none, full = (
+        plan_step(
+            shape,
+            2048,
+            one_layout(Plan(num_micro_batches=8, tp=4, recomputation=r), DEVICES),
+            MACHINES[0],
+            STACK_HABITS,
+            EFFICIENCIES,
+        ).breakdown["tensor_parallel"]
+        for r in ("none", "full")
+    )
+    assert full / none == pytest.approx(5 / 4)
