@@ -19,7 +19,7 @@ FlavorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([.-][A-Za-z0-9]+)*$", 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Day = Annotated[date, Field(strict=True)]
-UsdPerHour = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+UsdPerHour = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]  # assumed: nobody asks less, or more, for a device
 
 
 class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -43,7 +43,9 @@ Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
 class Measured(Record):
     """A fraction of a peak, and what stands behind it."""
 
-    value: float = Field(strict=True, gt=0, le=1)
+    value: float = Field(strict=True, ge=1e-3, le=1)
+    """Less than a thousandth of a peak is no measurement of it."""
+
     evidence: Literal["datasheet", "measured", "assumed"]
     note: Name
     """What was measured on what, or why it is assumed."""

@@ -1,7 +1,7 @@
 """Quantities as sources print them ("80 GB", "3.35 TB/s", "200 Gb/s"), parsed into SI base units.
 
 A bare number is already in the base unit. Decimal and binary prefixes differ ("80 GB" is not "80 GiB"), bits are only
-for rates, and work is not a rate.
+for rates, and work is not a rate. A quantity that no machine has is refused: it is a mistake, and would overflow later.
 """
 
 import math
@@ -41,6 +41,12 @@ class Dimension:
     example: str
     """A quantity that parses."""
 
+    least: float
+    """No machine has less [base units]."""
+
+    most: float
+    """No machine has more [base units]."""
+
     units: Mapping[str, Fraction]
     """Base units per unit."""
 
@@ -48,7 +54,7 @@ class Dimension:
         """Return a quantity in base units.
 
         Raises:
-            ValueError: not a positive finite number, bare or with a unit of this dimension.
+            ValueError: not a number, bare or with a unit of this dimension, from `least` to `most`.
 
         >>> BANDWIDTH.parse("200 Gb/s")
         25000000000.0
@@ -58,8 +64,8 @@ class Dimension:
             number = self._number(value)
         except ValueError as error:
             raise ValueError(f"{error}; {mend}") from None
-        if not 0 < number < math.inf:
-            raise ValueError(f"{shown(value)} is not positive and finite; {mend}")
+        if not self.least <= number <= self.most:
+            raise ValueError(f"{shown(value)} is not between {self.least:g} and {self.most:g}; {mend}")
         return number
 
     def _number(self, value: object) -> float:
@@ -91,20 +97,36 @@ def _as_float(number: float) -> float:
         return math.inf
 
 
-SIZE = Dimension("bytes", "80 GB", _BYTES)
+SIZE = Dimension("bytes", "80 GB", 1e6, 1e18, _BYTES)  # assumed: from a first-level cache to all of a large cluster
 BANDWIDTH = Dimension(
     "bytes per second",
     "3.35 TB/s",
+    1e3,  # assumed: a modem
+    1e18,  # assumed: 100,000 times the memory of a device of 2026
     {f"{unit}/s": size for unit, size in _BYTES.items()}
     | {f"{prefix}b/s": Fraction(size, 8) for prefix, size in _PREFIXES.items()},  # as networks are sold
 )
 COMPUTE = Dimension(
-    "FLOP per second", "989.4 TFLOP/s", {f"{prefix}FLOP/s": Fraction(size) for prefix, size in _PREFIXES.items()}
+    "FLOP per second",
+    "989.4 TFLOP/s",
+    1e6,  # assumed: a computer of the 1960s
+    1e21,  # assumed: all of a large cluster
+    {f"{prefix}FLOP/s": Fraction(size) for prefix, size in _PREFIXES.items()},
 )
 TIME = Dimension(
-    "seconds", "5 us", {unit: Fraction(1, 1000**power) for power, unit in enumerate(("s", "ms", "us", "ns"))}
+    "seconds",
+    "5 us",
+    1e-9,  # assumed: a few cycles of a clock
+    1e3,  # assumed: no hop takes a quarter of an hour
+    {unit: Fraction(1, 1000**power) for power, unit in enumerate(("s", "ms", "us", "ns"))},
 )
-POWER = Dimension("watts", "560 W", {"W": Fraction(1), "kW": Fraction(1000)})
+POWER = Dimension(
+    "watts",
+    "560 W",
+    1e-3,  # assumed: a sensor
+    1e9,  # assumed: a power station
+    {"W": Fraction(1), "kW": Fraction(1000)},
+)
 
 Bytes = Annotated[float, BeforeValidator(SIZE.parse)]
 """Bytes: "80 GB" is 80e9, "65520 MiB" is 65520 * 2**20; "80 Gb" is refused."""
