@@ -22,6 +22,9 @@ Day = Annotated[date, Field(strict=True)]
 UsdPerHour = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]  # assumed: nobody asks less, or more, for a device
 
 
+Evidence = Literal["datasheet", "measured", "assumed"]
+
+
 class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Base of every catalog record: immutable, and a misspelt key is an error."""
 
@@ -46,7 +49,7 @@ class Measured(Record):
     value: float = Field(strict=True, ge=1e-3, le=1)
     """Less than a thousandth of a peak is no measurement of it."""
 
-    evidence: Literal["datasheet", "measured", "assumed"]
+    evidence: Evidence
     note: Name
     """What was measured on what, or why it is assumed."""
 
@@ -101,6 +104,9 @@ class Link(Record):
     bytes_per_s: BytesPerSecond
     """Peak per direction [bytes/s]: of a device in a pair, ring or switch; of each pair of devices in a mesh."""
 
+    evidence: Evidence
+    """What stands behind `bytes_per_s`."""
+
     latency_s: Seconds
     """Seconds of one hop of a collective however small; an all-reduce over n devices is 2 (n - 1) hops."""
 
@@ -113,6 +119,9 @@ class Network(Record):
 
     bytes_per_s: BytesPerSecond
     """Peak per node and direction, all adapters together [bytes/s]."""
+
+    evidence: Evidence
+    """What stands behind `bytes_per_s`."""
 
     latency_s: Seconds
     """Seconds of one hop of a collective however small."""

@@ -60,9 +60,16 @@ NODE = f"""
 id = "test-node"
 accelerator = "test-chip"
 num_devices = 4
-links = [{{ span = 4, topology = "mesh", bytes_per_s = "50 GB/s", latency_s = "5 us", efficiency = {{ {HALF} }} }}]
-network = {{ bytes_per_s = "200 Gb/s", latency_s = "5 us", efficiency = {{ {HALF} }} }}
+network = {{ bytes_per_s = "200 Gb/s", evidence = "assumed", latency_s = "5 us", efficiency = {{ {HALF} }} }}
 {SOURCES}
+
+[[node.links]]
+span = 4
+topology = "mesh"
+bytes_per_s = "50 GB/s"
+evidence = "datasheet"
+latency_s = "5 us"
+efficiency = {{ {HALF} }}
 """
 FLAVOR = f"""
 [[flavor]]
@@ -156,6 +163,15 @@ def test_every_figure_has_a_source() -> None:
             if isinstance(inner, Source):
                 assert inner.url.startswith("https://")
                 assert inner.checked >= date(2026, 11, 24)
+
+
+def test_assumed_networks_are_marked() -> None:
+    """The rates of networks that nobody stated are assumed, and the note of their node says so; no link's is."""
+    assumed = [node for node in CATALOG.nodes if node.network.evidence == "assumed"]
+    assert {node.id for node in assumed} == {"mi250-x4", "mi210-x8", "h200-x8", "epyc-7763-x1"}
+    for node in assumed:
+        assert re.match(r"Assumed: .*(adapter|network)", node.note)
+    assert {link.evidence for node in CATALOG.nodes for link in node.links} == {"datasheet"}
 
 
 def test_a_fraction_is_what_its_note_says() -> None:

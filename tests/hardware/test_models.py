@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hardware.errors import first_error
-from hardware.models import MOST_DEVICES, Accelerator, Flavor, Link, Measured, Node, Price, Record, Source
+from hardware.models import MOST_DEVICES, Accelerator, Flavor, Link, Measured, Network, Node, Price, Record, Source
 
 SOURCE = {"url": "https://example.com/a", "checked": date(2026, 1, 15)}
 HALF = {"value": 0.5, "evidence": "assumed", "note": "for this test", "source": SOURCE}
@@ -26,8 +26,15 @@ ACCELERATOR = {
     "hbm_efficiency": HALF,
     "sources": [SOURCE],
 }
-LINK = {"span": 8, "topology": "switch", "bytes_per_s": "300 GB/s", "latency_s": "5 us", "efficiency": HALF}
-NETWORK = {"bytes_per_s": "200 Gb/s", "latency_s": "5 us", "efficiency": HALF}
+LINK = {
+    "span": 8,
+    "topology": "switch",
+    "bytes_per_s": "300 GB/s",
+    "evidence": "datasheet",
+    "latency_s": "5 us",
+    "efficiency": HALF,
+}
+NETWORK = {"bytes_per_s": "200 Gb/s", "evidence": "assumed", "latency_s": "5 us", "efficiency": HALF}
 NODE = {
     "id": "test-node",
     "accelerator": "test-chip",
@@ -52,6 +59,11 @@ RECORDS: list[tuple[type[Record], dict[str, Any]]] = [
     (Price, PRICE),
 ]
 EACH_RECORD = pytest.mark.parametrize(("model", "fields"), RECORDS, ids=["accelerator", "node", "flavor", "price"])
+
+
+def without(fields: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return all fields but one."""
+    return {key: value for key, value in fields.items() if key != field}
 
 
 def refusal(model: type[Record], fields: dict[str, Any]) -> str:
@@ -82,8 +94,7 @@ def test_every_field_that_has_no_default_is_needed(model: type[Record], fields: 
     """Leaving out a required field is refused by name."""
     for field, info in model.model_fields.items():
         if info.is_required():
-            rest = {key: value for key, value in fields.items() if key != field}
-            assert refusal(model, rest) == f"{field}: is missing; add it"
+            assert refusal(model, without(fields, field)) == f"{field}: is missing; add it"
 
 
 @EACH_RECORD
@@ -145,6 +156,9 @@ def test_links_nest_up_to_the_node(spans: list[int], num_devices: int) -> None:
         (Source, SOURCE | {"url": "a page"}, "url: 'a page' does not fit; string should match pattern"),
         (Source, SOURCE | {"checked": 0}, "checked: 0 does not fit; input should be a valid date"),
         (Link, LINK | {"span": 1}, "span: 1 does not fit; input should be greater than or equal to 2"),
+        (Link, without(LINK, "evidence"), "evidence: is missing; add it"),
+        (Network, without(NETWORK, "evidence"), "evidence: is missing; add it"),
+        (Network, NETWORK | {"evidence": "hearsay"}, "evidence: 'hearsay' does not fit; input should be 'datasheet', "),
         (Node, NODE | {"links": [LINK, LINK]}, "links: spans [8, 8] do not increase; list the innermost link first"),
         (Node, NODE | {"links": []}, "links: none spans num_devices=8; end with a link of that span"),
         (Node, NODE | {"num_devices": 1}, "links: a node of one device has none; remove them"),
