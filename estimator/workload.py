@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 
 from estimator.shape import Shape
+from hardware.errors import shown
 
 MAX_COUNT = 2**40
-"""Rows, tokens and steps stay below this, so that products are exact in 64-bit arithmetic."""
+"""Rows, tokens and steps stay below this: no run has more.
+
+Each is exact as a 64-bit integer and as a float; a product of two is exact only as a Python integer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +25,11 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no run has."""
-        for name in ("seq_len", "global_batch", "num_steps"):
-            value = getattr(self, name)
-            if not 0 < value < MAX_COUNT:
-                raise ValueError(f"{name.replace('_', '-')}: {value} is not between 1 and 2**40; give a positive count")
+        _refuse_no_count({"seq-len": self.seq_len, "batch": self.global_batch, "steps": self.num_steps})
         if 0 < self.shape.num_positions < self.seq_len:
             raise ValueError(
                 f"seq-len: {self.seq_len} is more than the {self.shape.num_positions} learned positions of "
-                f"{self.shape.name!r}; use at most {self.shape.num_positions}"
+                f"{shown(self.shape.name)}; use at most {self.shape.num_positions}"
             )
 
     @property
@@ -48,9 +49,14 @@ def num_steps(rows: int, epochs: int, global_batch: int) -> int:
     >>> num_steps(rows=18612, epochs=2, global_batch=256)
     144
     """
-    for name, value in (("rows", rows), ("epochs", epochs), ("batch", global_batch)):
-        if not 0 < value < MAX_COUNT:
-            raise ValueError(f"{name}: {value} is not between 1 and 2**40; give a positive count")
+    _refuse_no_count({"rows": rows, "epochs": epochs, "batch": global_batch})
     if rows < global_batch:
         raise ValueError(f"rows: {rows} rows do not fill one batch of {global_batch}; use a smaller --batch or --steps")
     return rows // global_batch * epochs
+
+
+def _refuse_no_count(counts: dict[str, int]) -> None:
+    """Refuse a count that no run has, by the name of its option."""
+    for name, value in counts.items():
+        if not 0 < value < MAX_COUNT:
+            raise ValueError(f"{name}: {shown(value)} is not from 1 to 2**40 - 1; give a positive count")

@@ -13,17 +13,31 @@ counts = st.integers(1, MAX_COUNT - 1)
 outside = st.integers(max_value=0) | st.integers(min_value=MAX_COUNT)
 
 
+def test_a_number_of_thousands_of_digits_is_one_line() -> None:
+    """A count that Python does not print is refused like any other."""
+    with pytest.raises(ValueError, match=r"^steps: <int too long to show> is not from 1 to 2\*\*40 - 1; "):
+        Workload(LLAMA, 1024, 256, 10**9999)
+
+
+@given(counts)
+def test_counts_are_exact(count: int) -> None:
+    """A count is exact as a float."""
+    assert int(float(count)) == count
+
+
 @given(counts, counts, counts)
 def test_tokens_per_step(seq_len: int, global_batch: int, steps: int) -> None:
     """Any positive counts are a workload, and a step has the tokens of all its rows."""
     assert Workload(LLAMA, seq_len, global_batch, steps).tokens_per_step == seq_len * global_batch
 
 
-@pytest.mark.parametrize("name", ["seq_len", "global_batch", "num_steps"])
+@pytest.mark.parametrize(
+    ("name", "option"), [("seq_len", "seq-len"), ("global_batch", "batch"), ("num_steps", "steps")]
+)
 @given(value=outside)
-def test_counts_out_of_bounds(name: str, value: int) -> None:
+def test_counts_out_of_bounds(name: str, option: str, value: int) -> None:
     """A count that no run has is refused by its option's name."""
-    message = rf"^{name.replace('_', '-')}: {value} is not between 1 and 2\*\*40; give a positive count$"
+    message = rf"^{option}: {value} is not from 1 to 2\*\*40 - 1; give a positive count$"
     with pytest.raises(ValueError, match=message):
         replace(Workload(LLAMA, 1024, 256, 10), **{name: value})
 
@@ -58,5 +72,5 @@ def test_num_steps_trains_on_full_batches(rows: int, epochs: int, batch: int) ->
 def test_num_steps_out_of_bounds(name: str, value: int) -> None:
     """A count that is not positive is refused by its name."""
     values = {"rows": 512, "epochs": 2, "batch": 256} | {name: value}
-    with pytest.raises(ValueError, match=rf"^{name}: {value} is not between 1 and 2\*\*40; give a positive count$"):
+    with pytest.raises(ValueError, match=rf"^{name}: {value} is not from 1 to 2\*\*40 - 1; give a positive count$"):
         num_steps(*values.values())
