@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hardware.errors import shown, unknown_name
 
 MAX_SIZE = 2**31
 """No size of a config reaches this; above it a config is a mistake (or an attack), not a model."""
+
+MAX_NAME = 200
+"""No model has a longer name; a longer one does not fit a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,5 +274,11 @@ def load_shape(model: str) -> Shape:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"model {shown(model)}: {path.name} is not valid JSON; fix or download it again") from error
-    name = document.get("_name_or_path") if isinstance(document, dict) else None
-    return shape_from_config(document, name if isinstance(name, str) and name else path.resolve().parent.name)
+    name, folder = document.get("_name_or_path") if isinstance(document, dict) else None, path.resolve().parent.name
+    return shape_from_config(document, next((n for n in (name, folder) if _is_plain(n)), shown(folder)))
+
+
+def _is_plain(name: Any) -> TypeGuard[str]:
+    """Whether a name can stand in a table as it is."""
+    plain = isinstance(name, str) and name.isascii() and name.isprintable()
+    return plain and name.strip() != "" and len(name) <= MAX_NAME

@@ -156,6 +156,18 @@ def test_config_file_and_its_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["", "  ", "two\nlines", "\x1b[31mred", "e\u0301", "\u202eback", "\ud800", "x" * 201, 7, ["a"]]
+)
+def test_a_name_that_garbles_tables(name: Any, tmp_path: Path) -> None:
+    """A name that is no printable text of ASCII, or far too long, gives way to the folder's, as Python writes it."""
+    for folder, expected in (("mine", "mine"), ("m\nine", "'m\\nine'")):
+        path = tmp_path / folder / "config.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(LLAMA | {"_name_or_path": name}), encoding="utf-8")
+        assert load_shape(str(path)).name == expected
+
+
+@pytest.mark.parametrize(
     "text", ["", "{", "{'model_type': 'llama'}", "[" * 100_000, '{"vocab_size": ' + "1" * 5000 + "}"]
 )
 def test_broken_json(text: str, tmp_path: Path) -> None:
