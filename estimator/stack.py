@@ -5,8 +5,10 @@ A stack file (TOML) has two halves: habits and priors, written by hand with thei
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -21,9 +23,24 @@ from hardware.errors import first_error, shown
 NORMAL_90 = 1.6448536269514722
 """Standard deviations either side of the mean that hold 90 % of a normal distribution."""
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+STUDENT_95 = {1: 6.313752, 2: 2.919986}
+"""95 % quantiles of Student's t where the degrees of freedom are too few for an expansion."""
+
+# Wide enough for any stack, and narrow enough that no exponential of a sum of them overflows.
+MOST_LOG_SD = 10.0
+MOST_COUNT = 10**6
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BytesEach = Annotated[float, Field(ge=0, le=64)]
+PositiveBytesEach = Annotated[float, Field(gt=0, le=64)]
+Seconds = Annotated[float, Field(ge=0, le=1e6)]
+LogValue = Annotated[float, Field(ge=-50, le=50)]
+LogSd = Annotated[float, Field(ge=0, le=MOST_LOG_SD)]
+Covariance = Annotated[float, Field(ge=-(MOST_LOG_SD**2), le=MOST_LOG_SD**2)]
+Runs = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+
+ROUNDING = 1e-5
+"""More than the six digits of a stack file's numbers round off."""
 
 
 class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -40,15 +57,15 @@ class Evidence(Record):
 class Habits(Record):
     """What the stack keeps in memory, in which precision, and how it issues and overlaps its work."""
 
-    weight_bytes: Positive
+    weight_bytes: PositiveBytesEach
     """Bytes per parameter of the copy that the devices compute with."""
-    master_bytes: NonNegative
+    master_bytes: BytesEach
     """Bytes per parameter of the copy that the optimizer updates; 0 without one."""
-    optimizer_bytes: NonNegative
+    optimizer_bytes: BytesEach
     """Bytes per parameter of the optimizer's state."""
-    gradient_bytes: Positive
+    gradient_bytes: PositiveBytesEach
     activation_bytes: int = Field(ge=1, le=4)
-    logit_bytes: Positive
+    logit_bytes: PositiveBytesEach
     """Bytes per logit that the loss holds at once."""
     fused_attention: Literal["always"] | tuple[str, ...]
     """Model families whose attention runs in one kernel that never writes the scores; the others write them."""
@@ -58,7 +75,7 @@ class Habits(Record):
     """Gradients are reduced after each micro-batch, since only their shard is kept; else once per step."""
     single_controller: bool
     """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
-    usable_memory_fraction: Fraction
+    usable_memory_fraction: float = Field(gt=0, le=1)
     """Part of a device's memory that a plan may fill."""
     ranks_by: Literal["device", "step"]
     """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
@@ -67,6 +84,16 @@ class Habits(Record):
     def fuses_attention(self, shape: Shape) -> bool:
         """Whether the model's attention runs fused on this stack."""
         return self.fused_attention == "always" or shape.family in self.fused_attention
+
+
+class LogHabits(Record):
+    """What the stack's log times, and the seconds that no fit finds."""
+
+    times: Literal["issue", "step"]
+    """The clock covers only the issue of the work, or the whole step."""
+    load_s: Seconds
+    """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
+    evidence: dict[Literal["times", "load_s"], Evidence] = Field(min_length=2)
 
 
 class Window(Record):
@@ -84,13 +111,13 @@ class Window(Record):
 class Startup(Record):
     """One-off seconds of a run."""
 
-    load_s: NonNegative
+    load_s: Seconds
     """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
-    request_s: NonNegative
+    request_s: Seconds
     """From asking for the accelerator until it is ready."""
-    search_s_per_candidate: NonNegative
+    search_s_per_candidate: Seconds
     """Compiling and costing one candidate plan."""
-    first_step_s: NonNegative
+    first_step_s: Seconds
     """First step, once its plan is chosen: lazy compilation and weights to the devices included."""
     evidence: str
 
@@ -98,8 +125,8 @@ class Startup(Record):
 class Prior(Record):
     """A log-normal belief about a parameter before any run was measured."""
 
-    median: Positive
-    log_sd: Positive
+    median: float = Field(ge=1e-20, le=1e20)
+    log_sd: float = Field(ge=1e-6, le=MOST_LOG_SD)
     unit: str
     evidence: str
 
@@ -136,9 +163,9 @@ class Efficiencies(NamedTuple):
 class Family(Record):
     """A model family measured on the stack: its factor on device seconds."""
 
-    log_factor: float = Field(allow_inf_nan=False)
-    log_sd: NonNegative
-    runs: int = Field(ge=1)
+    log_factor: LogValue
+    log_sd: LogSd
+    runs: Runs
 
 
 class Fit(Record):
@@ -148,20 +175,20 @@ class Fit(Record):
     """The device all runs were measured on."""
     names: tuple[str, ...]
     """The stack's parameters, then the families in the order of `families`."""
-    log_values: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
+    log_values: tuple[LogValue, ...]
+    covariance: tuple[tuple[Covariance, ...], ...]
     families: dict[str, Family]
-    family_log_sd: NonNegative
+    family_log_sd: LogSd
     """Spread of the factors between families."""
-    step_log_sd: NonNegative
+    step_log_sd: LogSd
     """Spread of a run's seconds per step around the model."""
-    issue_log_sd: NonNegative
+    issue_log_sd: LogSd
     """Spread of a run's issue seconds around the model."""
-    memory_log_sd: NonNegative
+    memory_log_sd: LogSd
     """Spread of a run's memory around the model."""
-    device_log_sd: NonNegative
+    device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
-    degrees_of_freedom: int = Field(ge=1)
+    degrees_of_freedom: Runs
     """Runs less one: the spreads are known no better, so intervals are Student's t."""
 
     @model_validator(mode="after")
@@ -173,8 +200,10 @@ class Fit(Record):
         square = len(self.covariance) == n and all(len(row) == n for row in self.covariance)
         if len(self.log_values) != n or not square:
             raise ValueError(f"log_values and covariance must have {n} rows, as names has")
-        if not np.isfinite([*self.log_values, *(x for row in self.covariance for x in row)]).all():
-            raise ValueError("log_values and covariance must be finite")
+        covariance = np.array(self.covariance)
+        least = -ROUNDING * np.trace(covariance)
+        if (covariance - covariance.T).min() < least or np.linalg.eigvalsh(covariance)[0] < least:
+            raise ValueError("covariance is not symmetric and positive semidefinite; write it as the fit found it")
         return self
 
 
@@ -184,8 +213,8 @@ class MeasuredRun(Record):
     log: str
     sha256: str
     model: str
-    step_s: Positive
-    left_out_step_error: float
+    step_s: float = Field(gt=0, le=1e6)
+    left_out_step_error: float = Field(ge=-1, allow_inf_nan=False)
     """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
 
 
@@ -197,6 +226,7 @@ class Premises(Record):
     about: str
     not_modelled: tuple[str, ...]
     habits: Habits
+    log: LogHabits
     priors: dict[str, Prior]
 
     @model_validator(mode="after")
@@ -277,24 +307,29 @@ DocumentT = TypeVar("DocumentT", bound=Record)
 
 def parse_stack(kind: type[DocumentT], text: str, name: str) -> DocumentT:
     """Return the stack, or the half of one, that a TOML document describes; `name` stands in errors."""
+    where = f"stack {shown(name, 200)}"
     try:
         return kind.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"stack {shown(name)}: not valid TOML: {shown(str(error))}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid TOML: nested too deep; correct it there") from error
     except ValidationError as error:
-        raise ValueError(f"stack {shown(name)}: {first_error(error)}") from error
+        raise ValueError(f"{where}: {first_error(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid TOML: {shown(str(error), 200)}; correct it there") from error
 
 
 def interval_ratio(log_sd: Num, degrees_of_freedom: int) -> Array:
     """Ratio of the upper end of a quantity's 90 % interval to its median, its logarithm Student's t.
 
-    The quantile is the expansion of Cornish and Fisher in 1 / dof to the third order (Abramowitz and Stegun 1964,
-    26.7.5): within 1 % from 3 degrees of freedom on.
+    From 3 degrees of freedom on, the quantile is the expansion of Cornish and Fisher in 1 / dof to the third order
+    (Abramowitz and Stegun 1964, 26.7.5), within 0.5 %; of 1 and 2 degrees it is tabulated.
 
     >>> round(float(interval_ratio(np.log(2), degrees_of_freedom=10**6)), 3)
     3.127
     """
-    x, n = NORMAL_90, float(max(degrees_of_freedom, 3))
+    if degrees_of_freedom in STUDENT_95:
+        return np.exp(STUDENT_95[degrees_of_freedom] * np.asarray(log_sd))
+    x, n = NORMAL_90, float(degrees_of_freedom)
     quantile = x + (x**3 + x) / (4 * n) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * n**2)
     quantile += (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * n**3)
     return np.exp(quantile * np.asarray(log_sd))
@@ -341,4 +376,23 @@ def _toml_value(value: Any) -> str:
         rows = [_toml_value(item) for item in value]
         nested = any(isinstance(item, tuple) for item in value)
         return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")  # JSON leaves it; TOML wants it escaped
+
+
+def write_stack(path: Path, text: str) -> None:
+    """Write a stack file, whole or not at all.
+
+    Raises:
+        ValueError: the text is no stack, or the file cannot be written; then what was there still is.
+    """
+    parse_stack(Stack, text, str(path))
+    draft = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except (OSError, ValueError) as error:
+        where = f"stack {shown(str(path), 200)}"
+        raise ValueError(f"{where}: cannot be written; check its folder, and the room there") from error
+    finally:
+        with suppress(OSError, ValueError):  # it took the file's place, or never came to be
+            draft.unlink()
