@@ -3,19 +3,20 @@
 import csv
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from estimator.counts import model_flop
-from estimator.plan import Plan
+from estimator.plan import Plan, parse_plan
 from estimator.shape import load_shape
-from estimator.workload import Workload
-from hardware.errors import shown
+from estimator.workload import MAX_COUNT, Workload
+from hardware.errors import first_error, shown
 
 _STEP = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) \| INFO\b.*?\[Step (?P<step>\d+)/(?P<steps>\d+)\]"
@@ -29,6 +30,8 @@ _STARTUP_EVENTS = {
     "ready": "Accelerator is ready",
     "train": "train: true",
 }
+SHORTEST_WINDOW_S, LONGEST_GAP_S = 1e-3, 1e6
+"""No log times a window more finely, and no two lines of a log lie further apart (11 days)."""
 
 
 class LoggedStep(NamedTuple):
@@ -91,27 +94,42 @@ def read_step_log(lines: Iterable[str]) -> StepLog:
     refused: list[str] = []
     for line in lines:
         text = line.rstrip("\n")
-        if event := _EVENT.match(text):
-            for name, words in _STARTUP_EVENTS.items():
-                if words in event["text"]:
-                    startup[name] = _seconds(event["time"])
-        elif found := _STEP.match(text):
-            step = LoggedStep(
-                int(found["step"]), _seconds(found["time"]), float(found["timed"]) if found["timed"] else None
-            )
-            if steps and (step.step <= steps[-1].step or step.time_s <= steps[-1].time_s):
-                refused.append(f"steps or time run backward: {shown(text)}")
-                continue
-            steps.append(step)
-            if found["rest"].strip():
-                refused.append(f"two records in one line, the second is left out: {shown(found['rest'])}")
+        try:
+            if event := _EVENT.match(text):
+                named = [name for name, words in _STARTUP_EVENTS.items() if words in event["text"]]
+                startup |= dict.fromkeys(named, _seconds(event["time"]))
+            elif found := _STEP.match(text):
+                _add_step(found, steps, refused)
+        except ValueError:
+            refused.append(f"a date or a number that no log has: {shown(text)}")
     if len(steps) < 2:
         raise ValueError(f"step log: {len(steps)} usable step lines; at least 2 are needed to time a step")
     return StepLog(tuple(steps), startup, tuple(refused))
 
 
+def _add_step(line: re.Match[str], steps: list[LoggedStep], refused: list[str]) -> None:
+    """Add what a step line says to the steps, and what of it is no evidence to the refused.
+
+    Raises:
+        ValueError: none of it is.
+    """
+    number, time_s, timed = int(line["step"]), _seconds(line["time"]), line["timed"]
+    timed_s = float(timed) if timed else None
+    if number >= MAX_COUNT:
+        raise ValueError("step: no run has so many")
+    if steps and not (number > steps[-1].step and 0 < time_s - steps[-1].time_s <= LONGEST_GAP_S):
+        refused.append(f"steps or time run backward, or leap: {shown(line[0])}")
+        return
+    if timed_s is not None and not SHORTEST_WINDOW_S <= timed_s <= LONGEST_GAP_S:
+        refused.append(f"step {number}: a timed window of {timed_s:g} s is none; the line counts without it")
+        timed_s = None
+    if line["rest"].strip():
+        refused.append(f"two records in one line, the second is left out: {shown(line['rest'])}")
+    steps.append(LoggedStep(number, time_s, timed_s))
+
+
 def _seconds(text: str) -> float:
-    return datetime.strptime(text, _TIME_FORMAT).timestamp()  # noqa: DTZ007 - only differences are used
+    return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC).timestamp()  # only differences are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,44 +194,106 @@ def refuse_impossible_speed(run: Run, peak_flop_per_s: float) -> str:
     )
 
 
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, lt=MAX_COUNT)]
+Amount = Annotated[Annotated[float, Field(ge=1e-3, le=1e12)] | None, BeforeValidator(lambda cell: cell or None)]
+"""A positive number; None where the cell is empty."""
+
+
+class _Row(BaseModel, frozen=True, extra="forbid"):
+    """A row of `runs.csv`, a field per column; those with a default are for the reader alone and may be left out."""
+
+    log: Name
+    model: Name
+    seq_len: Count
+    global_batch: Count
+    steps: Count
+    flavor: Name
+    num_stages: Count
+    num_micro_batches: Count
+    batch_per_device: Count
+    recomputation: Literal["false", "true", "none", "selective", "full", "0 (none)", "default(1)"]
+    distribute_param: Literal["false", "true"]
+    candidates: Count
+    possible_candidates: int = Field(ge=0, lt=MAX_COUNT)
+    stated_minutes: Amount
+    memory_mib: Amount
+    platform: str = ""
+    dataset: str = ""
+    dataset_rows: Amount = None
+    epochs: Amount = None
+    wall_s_per_step: Amount = None
+    timed_s_per_step: Amount = None
+    first_step_timed_s: Amount = None
+    notes: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cell_per_column(cls, row: Mapping[str | None, Any]) -> Mapping[str | None, Any]:
+        if None in row or None in row.values():  # what csv makes of too many cells, and of too few
+            raise ValueError("has not one cell per column; put quotes around a cell that holds a comma")
+        return row
+
+    def plan(self) -> Plan:
+        """Return the plan that the run had."""
+        recomputation = {"0 (none)": "none", "default(1)": "full"}.get(self.recomputation, self.recomputation)
+        return parse_plan(
+            f"num_stages={self.num_stages},num_micro_batches={self.num_micro_batches},"
+            f"batch_per_device={self.batch_per_device},recomputation={recomputation},"
+            f"distribute_param={self.distribute_param}"
+        )
+
+
 def read_runs(table: Path) -> list[Run]:
     """Read a table of measured runs (`runs.csv`), each with the step log that it names beside it.
 
     Raises:
-        ValueError: the table or a log cannot be read, or a row breaks a rule: which one.
+        ValueError: the table or a log cannot be read, or a row breaks a rule: which row and column.
     """
+    name = f"runs table {shown(str(table), 200)}"
     try:
         with table.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows, header = list(reader), reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"runs table {shown(str(table))}: cannot be read as CSV; check the path") from error
-    return [_read_run(row, table) for row in rows]
+        raise ValueError(f"{name}: cannot be read as CSV; check the path") from error
+    if twice := [column for column in header if list(header).count(column) > 1]:
+        raise ValueError(f"{name}: column {shown(twice[0])} is given twice; remove one")
+    if not rows:
+        raise ValueError(f"{name}: has no rows; add at least one run below the header")
+    return [_read_run(row, table.parent, f"{name}: row {_label(row, i)}") for i, row in enumerate(rows, start=1)]
 
 
-def _read_run(row: dict[str, str], table: Path) -> Run:
+def _label(row: Mapping[str, Any], number: int) -> str:
+    return shown(row["log"]) if row.get("log") else str(number)
+
+
+def _read_run(row: Mapping[str | None, Any], folder: Path, where: str) -> Run:
     try:
-        path = table.parent / row["log"]
-        content = path.read_bytes()
+        cells = _Row.model_validate(row)
+        content = _read_log(folder / cells.log)
         return Run(
-            log_name=row["log"],
+            log_name=cells.log,
             sha256=hashlib.sha256(content).hexdigest(),
-            workload=Workload(
-                load_shape(row["model"]), int(row["seq_len"]), int(row["global_batch"]), int(row["steps"])
-            ),
-            flavor=row["flavor"],
-            plan=Plan(
-                num_stages=int(row["num_stages"]),
-                num_micro_batches=int(row["num_micro_batches"]),
-                batch_per_device=int(row["batch_per_device"]),
-                recomputation="none" if row["recomputation"].startswith(("false", "0")) else "full",
-                zero_stage=3 if row["distribute_param"] == "true" else 0,
-            ),
-            num_candidates=int(row["candidates"]),
-            num_possible=int(row["possible_candidates"]),
-            memory_mib=float(row["memory_mib"]) if row["memory_mib"] else None,
-            stated_minutes=float(row["stated_minutes"]) if row["stated_minutes"] else None,
+            workload=Workload(load_shape(cells.model), cells.seq_len, cells.global_batch, cells.steps),
+            flavor=cells.flavor,
+            plan=cells.plan(),
+            num_candidates=cells.candidates,
+            num_possible=cells.possible_candidates,
+            memory_mib=cells.memory_mib,
+            stated_minutes=cells.stated_minutes,
             log=read_step_log(content.decode("utf-8").splitlines()),
         )
-    except (KeyError, ValueError, OSError) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"runs table {shown(str(table))}: row {shown(row.get('log'))}: {what}") from error
+    except ValidationError as error:
+        raise ValueError(f"{where}: {first_error(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: log: not UTF-8 text; save it as UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _read_log(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"log: {shown(str(path), 200)} cannot be read; check the path") from error
