@@ -24,6 +24,7 @@ from estimator.host import logged_tokens_per_s
 from estimator.machine import Machine
 from estimator.measurement import Run, sustained_step_s
 from estimator.memory import Layout, layout, plan_memory
+from estimator.plan import Plans, reasons
 from estimator.planner import Range, search
 from estimator.stack import (
     PARAMETERS,
@@ -87,8 +88,15 @@ class Observation:
 
 
 def observe(run: Run, catalog: Catalog) -> Observation:
-    """Return what the fit sees of a run."""
+    """Return what the fit sees of a run.
+
+    Raises:
+        ValueError: its flavor is unknown, or its plan cannot have run there.
+    """
     machine = Machine.of(catalog, catalog.flavor(run.flavor))
+    (why_not,) = reasons(Plans.of([run.plan]), run.workload, machine.num_devices)
+    if why_not:
+        raise ValueError(f"{run.log_name}: plan: {why_not}")
     step, log_se = sustained_step_s(run)
     windows = run.log.timed_windows()
     return Observation(
@@ -119,15 +127,12 @@ def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficie
 
 
 def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:
-    """Fit a stack's parameters, family factors and spreads to measured runs.
+    """Fit a stack's parameters, family factors and spreads to one or more measured runs.
 
-    Raises:
-        ValueError: there is no run.
+    Values for given spreads, and spreads for given values, in turn, until the spreads stay.
     """
     from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and only a fit needs it
 
-    if not observations:
-        raise ValueError("fit: no measured runs; give a table with at least one")
     problem = _Problem(observations, habits, priors)
     spread, solution = PRIOR_SPREAD, problem.solve(PRIOR_SPREAD)
     for _ in range(MAX_ROUNDS):
@@ -259,15 +264,12 @@ def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     return slow / total, float(np.exp(np.mean(ratios)))
 
 
-LOAD_S = 43.7
-"""From the program's first log line to its request for the accelerator [s].
+def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
+    """Return the one-off seconds of a run: medians over the logs.
 
-measured: 00:49:47.350 to 00:50:31.097 on the seed page (imports, two checkpoint shards); the other logs start later.
-"""
-
-
-def startup_of(runs: Sequence[Run]) -> Startup:
-    """Return the one-off seconds of a run: medians over the logs."""
+    Raises:
+        ValueError: no log holds the events of a startup.
+    """
     request, per_candidate, first_step = [], [], []
     for run in runs:
         events, first = run.log.startup, run.log.steps[0]
@@ -275,35 +277,29 @@ def startup_of(runs: Sequence[Run]) -> Startup:
             request.append(events["ready"] - events["request"])
             per_candidate.append((events["train"] - events["ready"]) / run.num_candidates)
             first_step.append(first.time_s - events["train"] - (first.step - 1) * run.log.mean_step_s()[0])
+    if not request:
+        raise ValueError("fit: no log holds the events of a startup; give at least one log from its first line on")
     return Startup(
-        load_s=LOAD_S,
+        load_s=load_s,
         request_s=float(np.median(request)),
         search_s_per_candidate=float(np.median(per_candidate)),
         first_step_s=float(np.median(first_step)),
-        evidence=f"medians over {len(request)} logs; the load from the seed page's own log",
-    )
-
-
-def window_of(runs: Sequence[Run]) -> Window:
-    """Return what the log times, and the host's two paces."""
-    fraction, ratio = host_paces(runs)
-    return Window(
-        times="issue",
-        slow_fraction=fraction,
-        slow_ratio=ratio,
-        evidence="the clock stops before the loss is read back, so that it times the issue of work alone: some windows "
-        "imply more than the devices' peak; windows fall into two groups in three of four logs",
+        evidence=f"medians over {len(request)} logs; the load as premised",
     )
 
 
 def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> Stack:
     """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
+    if not runs:
+        raise ValueError("fit: no measured runs; give a table with at least one")
     observations = [observe(run, catalog) for run in runs]
     accelerators = {o.machine.accelerator.id for o in observations}
     if len(accelerators) > 1:
         raise ValueError(f"fit: runs on {', '.join(sorted(accelerators))}; one fit takes runs on one accelerator")
     fit = fit_stack(observations, premises.habits, premises.priors, *accelerators)
-    found = {"startup": startup_of(runs), "window": window_of(runs), "fit": fit, "runs": ()}
+    log, (fraction, ratio) = premises.log, host_paces(runs)
+    window = Window(times=log.times, slow_fraction=fraction, slow_ratio=ratio, evidence=log.evidence["times"].text)
+    found = {"startup": startup_of(runs, log.load_s), "window": window, "fit": fit, "runs": ()}
     return Stack.model_validate(premises.model_dump(by_alias=True) | found)
 
 
@@ -367,7 +363,13 @@ def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
 
 
 def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> list[Trial]:
-    """Predict each run with a stack that was fitted to all the others."""
+    """Predict each run with a stack that was fitted to all the others.
+
+    Raises:
+        ValueError: there is only one run.
+    """
+    if len(runs) < 2:
+        raise ValueError("fit: 1 measured run; give a table with at least two, so that each can be left out")
     return [
         try_run(run, stack_from_runs(premises, [r for r in runs if r is not run], catalog), catalog) for run in runs
     ]

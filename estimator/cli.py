@@ -1,6 +1,7 @@
 """The commands `estimate` and `calibrate`: parse, call, print."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.plan import Plan, parse_plan
 from estimator.planner import SPACES, Estimate, search
 from estimator.shape import load_shape
-from estimator.stack import Stack, load_stack, read_premises, read_stack_text, stack_path, stack_text
+from estimator.stack import Stack, load_stack, read_premises, read_stack_text, stack_path, stack_text, write_stack
 from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown, unknown_name
@@ -46,17 +47,34 @@ def calibrate_main() -> None:
 def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; bad input is one line on standard error and status 2."""
     try:
-        status = typer.main.get_command(app).main(list(arguments), prog_name=name, standalone_mode=False)
-    except TyperException as error:
-        return _refuse(f"{error.format_message()}; see {name} --help")
-    except ValueError as error:
-        return _refuse(str(error))
-    except typer.Abort:
-        return _refuse("interrupted")
+        with typer.main.get_command(app).make_context(name, list(arguments)) as context:
+            status = context.command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:  # --help
+        return end.exit_code
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_FOUND
+    except (TyperException, ValueError, OSError, KeyboardInterrupt) as error:
+        return _refuse(_told(error, name))
     return status if isinstance(status, int) else EXIT_FOUND
+
+
+def _told(error: BaseException, name: str) -> str:
+    match error:
+        case TyperException():
+            return f"{error.format_message()}; see {name} --help"
+        case OSError():
+            _discard_output()
+            return f"output: cannot be written: {error.strerror}; give it room, or another place"
+        case KeyboardInterrupt():
+            return "interrupted"
+    return str(error)
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush go nowhere, since where it went takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _console() -> Console:
@@ -102,7 +120,11 @@ def estimate(
     workload = Workload(load_shape(model), seq_len, batch, count)
     fixed = None if plan == "best" else parse_plan(plan)
     loaded = load_stack(stack)
-    if flavor is not None and flavor.casefold() == "all" and accelerator is None:
+    every = flavor is not None and flavor.casefold() == "all" and accelerator is None and devices is None
+    if explain and (as_json or every):
+        beside = "--json" if as_json else "--flavor all"
+        raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
+    if every:
         return _estimate_all(workload, loaded, hardware, fixed, as_json=as_json, top=top)
     where = _flavor(hardware, flavor, accelerator, devices)
     found = search(workload, where, loaded, hardware, fixed)
@@ -136,6 +158,8 @@ def _estimate_all(
     workload: Workload, stack: Stack, hardware: Catalog, plan: Plan | None, *, as_json: bool, top: int | None
 ) -> int:
     found = [search(workload, flavor, stack, hardware, plan) for flavor in hardware.flavors]
+    if plan is not None and all(estimate.plans[0].is_illegal for estimate in found):
+        raise ValueError(f"plan: {found[0].plans[0].reason} (flavor {found[0].flavor.id}; no other takes it either)")
     if as_json:
         documents = [estimate_document(estimate, top) for estimate in found]
         _print_json({"schema": "estimates/1", "estimates": documents})
@@ -143,8 +167,10 @@ def _estimate_all(
         report.print_flavors(_console(), found)
     if any(estimate.best for estimate in found):
         return EXIT_FOUND
+    nearest = min(found, key=lambda e: e.nearest_miss.excess_bytes if e.nearest_miss else math.inf)
     print(
-        f"no plan fits any flavor; the last, {found[-1].flavor.id}: {report.no_plan_reason(found[-1])}", file=sys.stderr
+        f"no plan fits any flavor; the nearest is on {nearest.flavor.id}: {report.no_plan_reason(nearest)}",
+        file=sys.stderr,
     )
     return EXIT_NOTHING_FITS
 
@@ -156,7 +182,12 @@ def _nothing_fits(found: Estimate, hardware: Catalog) -> str:
         (f for f in hardware.flavors if hardware.node(f.node).accelerator == accelerator), key=lambda f: f.num_devices
     )
     fits = next((f.id for f in same if search(found.workload, f, found.stack, hardware).best), None)
-    mend = f"the smallest flavor that fits is {fits}" if fits else f"no flavor of {accelerator} fits; shorten the rows"
+    if search(found.workload, found.flavor, found.stack, hardware).best:
+        mend = "another plan fits; leave out --plan to see it"
+    elif fits:
+        mend = f"the smallest flavor that fits is {fits}"
+    else:
+        mend = f"no flavor of {accelerator} fits" + ("; shorten the rows" if found.nearest_miss else "")
     return f"no plan fits {found.flavor.id}: {report.no_plan_reason(found)}; {mend}"
 
 
@@ -175,8 +206,9 @@ def calibrate(
     text = read_stack_text(stack)
     premises = read_premises(text, stack)
     measured = read_runs(runs)
-    console = _console()
     found = stack_from_runs(premises, measured, hardware)
+    trials = leave_one_out(premises, measured, hardware)
+    console = _console()
     report.print_stack(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
@@ -184,11 +216,10 @@ def calibrate(
         for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
             if line:
                 console.print(f"refused: {line}", style="dim")
-    trials = leave_one_out(premises, measured, hardware)
     console.print("\nin sample: fitted to all runs")
     report.print_trials(console, [try_run(run, found, hardware) for run in measured])
     console.print("\nout of sample: each run predicted by a fit to the others")
     report.print_trials(console, trials)
     if write:
-        stack_path(stack).write_text(stack_text(text, with_runs(found, trials)), encoding="utf-8")
+        write_stack(stack_path(stack), stack_text(text, with_runs(found, trials)))
     return EXIT_FOUND

@@ -1,7 +1,8 @@
 """Every assumption behind an estimate: value, unit, evidence and source."""
 
-from estimator import compute, counts, memory
+from estimator import compute, counts, host, memory
 from estimator.planner import Estimate
+from hardware.models import Link, Network
 from hardware.units import MIB
 
 Assumption = tuple[str, str, str, str, str]
@@ -13,7 +14,7 @@ def assumptions(estimate: Estimate) -> list[Assumption]:
     return [
         *_machine_assumptions(estimate),
         *_stack_assumptions(estimate),
-        *_formula_assumptions(),
+        *_formula_assumptions(estimate),
         *_run_assumptions(estimate),
     ]
 
@@ -32,14 +33,15 @@ def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
         ("best memory bandwidth", accelerator.hbm_efficiency),
     ):
         rows.append((name, f"{share.value:.3f}", "of peak", share.evidence, f"{share.note} ({share.source.url})"))
-    for link in node.links:
-        name, reached = f"link of {link.span} devices ({link.topology})", link.efficiency
-        rows.append((name, f"{link.bytes_per_s / 1e9:,.0f}", "GB/s per direction", "datasheet", node_url))
+    wires: list[tuple[str, Link | Network]] = [
+        (f"link of {link.span} devices ({link.topology})", link) for link in node.links
+    ]
+    for name, wire in [*wires, ("network per node", network)]:
+        source = node_url if wire.evidence == "datasheet" else node.note or node_url
+        reached = wire.efficiency
+        rows.append((name, f"{wire.bytes_per_s / 1e9:,.0f}", "GB/s per direction", wire.evidence, source))
         rows.append((f"{name}, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
-    reached = network.efficiency
-    kind = "assumed" if "ssumed" in node.note else "datasheet"
-    rows.append(("network per node", f"{network.bytes_per_s / 1e9:,.0f}", "GB/s", kind, node.note or node_url))
-    rows.append(("network, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
+        rows.append((f"{name}, a hop", f"{wire.latency_s * 1e6:g}", "us", "assumed", "order of a collective's hop"))
     return rows
 
 
@@ -64,10 +66,24 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
     else:
         factor, source = f"1 +- {fit.family_log_sd:.0%}", "an unseen family: the spread between the measured ones"
     rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
+    spread = f"runs around the model; intervals are Student's t with {fit.degrees_of_freedom} degrees of freedom"
+    for name, log_sd in (
+        ("seconds per step", fit.step_log_sd),
+        ("issue of work", fit.issue_log_sd),
+        ("memory", fit.memory_log_sd),
+    ):
+        rows.append((f"stack: spread of {name}", f"{log_sd:.1%}", "one sigma", "fitted", spread))
+    if estimate.machine.accelerator.id != fit.accelerator:
+        source = f"the stack was never measured on it, only on {fit.accelerator}"
+        rows.append(
+            ("stack: further spread on this device", f"{fit.device_log_sd:.0%}", "one sigma", "assumed", source)
+        )
     return rows
 
 
-def _formula_assumptions() -> list[Assumption]:
+def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
+    traffic = counts.layer_traffic(estimate.workload.shape, estimate.stack.habits.activation_bytes)
+    fused = "norms, rotary, residuals, activation: each op one pass over its operands"
     tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
     products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"
     rates, scores = compute.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
@@ -83,20 +99,26 @@ def _formula_assumptions() -> list[Assumption]:
         ("scores' traffic, backward", f"{scores.backward:g}", "bytes per score", "documented", code),
         ("scores' workspace", f"{memory.SCORE_WORKSPACE_BYTES}", "bytes per score", "documented", code),
         ("loss traffic", f"{counts.LOSS_TRAFFIC_BYTES:g}", "bytes per logit", "assumed", "one pass each way, fused"),
+        ("element-wise traffic, forward", f"{traffic.forward / 1024:,.0f}", "KiB per token, layer", "assumed", fused),
+        ("element-wise traffic, backward", f"{traffic.backward / 1024:,.0f}", "KiB per token, layer", "assumed", fused),
+        ("issue of a repeated layer", f"{host.FULL_ISSUE:.3f}", "of a layer's", "assumed", "as its FLOP"),
+        ("issue of repeated attention", f"{host.SELECTIVE_ISSUE:.3f}", "of a layer's", "assumed", "a third of forward"),
     ]
 
 
 def _run_assumptions(estimate: Estimate) -> list[Assumption]:
-    startup, window = estimate.stack.startup, estimate.stack.window
-    rows = [
+    startup, window, load = estimate.stack.startup, estimate.stack.window, estimate.stack.log.evidence["load_s"]
+    rows: list[Assumption] = [("startup: load", f"{startup.load_s:.1f}", "s", load.kind, load.text)]
+    rows += [
         (f"startup: {name}", f"{value:.1f}", "s", "measured", startup.evidence)
         for name, value in (
-            ("load", startup.load_s),
             ("request", startup.request_s),
             ("search per candidate", startup.search_s_per_candidate),
             ("first step", startup.first_step_s),
         )
     ]
+    rule = "inferred from the counts of candidates that 22 of 23 of the platform's logs print"
+    rows.append(("space: candidates", f"{estimate.num_candidates}", "plans", "measured", rule))
     rows.append(("log: timed window", window.times, "", "measured", window.evidence))
     rows.append(("log: steps at the slow pace", f"{window.slow_fraction:.2f}", "of steps", "measured", window.evidence))
     rows.append(("log: issue at the slow pace", f"{window.slow_ratio:.2f}", "of the fast", "measured", window.evidence))
@@ -105,5 +127,4 @@ def _run_assumptions(estimate: Estimate) -> list[Assumption]:
         for price in estimate.prices
         for url in [f"{price.note} {price.sources[0].url}".strip()]
     )
-    rows.extend(("not modelled", text, "", "-", "-") for text in estimate.stack.not_modelled)
     return rows

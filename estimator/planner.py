@@ -70,6 +70,9 @@ class PlanEstimate:
     usd: Range | None
     kwh: float
 
+    excess_bytes: float
+    """Bytes of the fullest device beyond the usable; negative where there is room."""
+
     @property
     def possible(self) -> bool:
         """Whether the plan divides evenly and fits."""
@@ -145,7 +148,7 @@ def search(workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog, p
         flavor=flavor,
         machine=machine,
         stack=stack,
-        space="moai" if plan is None else "plan",
+        space="moai",
         usable_bytes=usable_bytes(machine, stack),
         num_candidates=len(plans),
         plans=tuple(found),
@@ -188,9 +191,11 @@ class Table:
 
         step_s = ranged(self.step.seconds, self.step_log_sd)
         device_bytes = ranged(self.memory.peak_bytes, self.device_bytes_log_sd)
-        pace = paces(float(self.step.issue_s[i]), stack.window)
         breakdown = {name: float(part[i]) for name, part in self.step.breakdown.items()}
         device_s = step_s.value - breakdown["host"]
+        issue = paces(float(self.step.issue_s[i]), stack.window)
+        waits = stack.habits.single_controller  # the devices for the host; else both work at once
+        fast_s, slow_s = (device_s + float(s) if waits else max(device_s, float(s)) for s in issue)
         duration = wall(step_s.value, workload.num_steps, stack.startup, len(self.plans))
         before = duration.startup_s + duration.first_step_s
         training_s = step_s.times(workload.num_steps - 1)
@@ -203,13 +208,14 @@ class Table:
             is_illegal=bool(self.reasons[i]),
             reason=self.reasons[i] or _over(device_bytes.value, usable_bytes(machine, stack)),
             device_bytes=device_bytes,
+            excess_bytes=device_bytes.value - usable_bytes(machine, stack),
             total_bytes=ranged(self.memory.total_bytes, self.total_bytes_log_sd),
             memory_breakdown={name: float(part[i]) for name, part in self.memory.peak.items()},
             step_s=step_s,
             step_breakdown=breakdown,
             device_s=device_s,
-            fast_step_s=device_s + breakdown["host"] * float(pace.fast_issue_s / self.step.issue_s[i]),
-            slow_step_s=device_s + breakdown["host"] * float(pace.slow_issue_s / self.step.issue_s[i]),
+            fast_step_s=fast_s,
+            slow_step_s=slow_s,
             logged_tokens_per_s=ranged(self.logged_tokens_per_s, self.logged_log_sd),
             flop_per_device_s=flop / machine.num_devices / step_s.value,
             wall=duration,

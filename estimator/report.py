@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -61,12 +62,12 @@ def bar(fraction: float, width: int = BAR_WIDTH) -> str:
     return "#" * filled + "." * (width - filled)
 
 
-def _table(*columns: str, wraps: bool = False) -> Table:
+def _table(*columns: str) -> Table:
     """Return an empty table; a column whose name ends in `>` is aligned to the right."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="cyan")
     for name in columns:
         justify: Literal["left", "right"] = "right" if name.endswith(">") else "left"
-        table.add_column(name.removesuffix(" >"), justify=justify, no_wrap=not wraps, overflow="fold")
+        table.add_column(name.removesuffix(" >"), justify=justify, no_wrap=True, overflow="fold")
     return table
 
 
@@ -208,8 +209,8 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
         console.print(best_plan(estimate, best))
     console.print()
     console.print(
-        f"{estimate.num_possible} of {estimate.num_candidates} candidates fit; space {estimate.space}, searched in "
-        f"{estimate.search_s * 1000:.0f} ms",
+        f"{estimate.num_possible} of {estimate.num_candidates} candidate{'s' * (estimate.num_candidates != 1)} fit; "
+        f"space {estimate.space}, searched in {estimate.search_s * 1000:.0f} ms",
         style="dim",
     )
     if estimate.plans:
@@ -281,10 +282,10 @@ def no_plan_reason(estimate: Estimate) -> str:
 
 def print_explanation(console: Console, estimate: Estimate) -> None:
     """Print every assumption behind an estimate: value, unit, evidence, source."""
-    table = _table("assumption", "value", "unit", "evidence", "source", wraps=True)
-    for row in assumptions(estimate):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    for name, value, unit, evidence, source in assumptions(estimate):
+        console.print(Text.assemble((name, "cyan"), "  ", (f"{value} {unit}".strip(), "bold"), f"  {evidence}"))
+        if source != "-":
+            console.print(Padding(Text(source, style="dim"), (0, 0, 0, 4)))
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

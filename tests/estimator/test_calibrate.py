@@ -1,3 +1,4 @@
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from estimator.calibrate import (
     observe,
     predict_logs,
     stack_from_runs,
+    startup_of,
     try_run,
     with_runs,
 )
 from estimator.measurement import read_runs
+from estimator.plan import Plan
 from estimator.stack import DIVIDER, Efficiencies, load_stack, read_premises, read_stack_text, stack_text
 from hardware.catalog import load_catalog
 
@@ -106,6 +109,17 @@ def test_host_paces_of_one_pace() -> None:
 
 
 def test_a_fit_needs_runs() -> None:
-    """A fit to nothing is refused."""
-    with pytest.raises(ValueError, match="no measured runs"):
-        fit_stack([], PREMISES.habits, PREMISES.priors, "mi250")
+    """A fit to nothing is refused, and leaving one run out of one; so is a run whose plan cannot have run."""
+    with pytest.raises(ValueError, match="fit: no measured runs; give a table with at least one"):
+        stack_from_runs(PREMISES, [], CATALOG)
+    with pytest.raises(ValueError, match="fit: 1 measured run; give a table with at least two"):
+        leave_one_out(PREMISES, RUNS[:1], CATALOG)
+    with pytest.raises(ValueError, match=re.escape("plan: num_stages * tp = 5 * 1 does not divide 32 devices")):
+        observe(replace(RUNS[0], plan=Plan(num_stages=5)), CATALOG)
+
+
+def test_a_startup_needs_its_events() -> None:
+    """Logs that begin at their first step say nothing of the startup."""
+    late = replace(RUNS[0], log=replace(RUNS[0].log, startup={}))
+    with pytest.raises(ValueError, match="no log holds the events of a startup"):
+        startup_of([late], load_s=1.0)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -185,6 +186,11 @@ def test_explain_names_evidence() -> None:
         (("--accelerator", "mi300x", "--devices", "8", "--flavor", "small"), "give one or the other"),
         (("--catalog", "missing.toml"), "missing.toml"),
         (("--no-such-option",), "No such option"),
+        (("--steps", "0"), "steps: 0"),
+        (("--explain", "--json"), "explain: --explain is given beside --json"),
+        (("--explain", "--flavor", "all"), "explain: --explain is given beside --flavor all"),
+        (("--flavor", "all", "--devices", "8"), "give one or the other"),
+        (("--flavor", "all", "--plan", "num_stages=7"), "no other takes it either"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
@@ -242,6 +248,39 @@ def test_a_batch_that_nothing_divides_names_a_batch() -> None:
     assert status == 3
     batch = err.partition("use --batch ")[2].partition(";")[0]
     assert call("--flavor", "6xlarge", "--batch", batch)[0] == 0
+
+
+def test_a_plan_that_does_not_fit_where_another_does() -> None:
+    """Where the given plan does not fit but the platform's would, the line says so."""
+    text = "num_stages=2,num_micro_batches=2,batch_per_device=8,tp=1,recomputation=none,distribute_param=true"
+    status, _, err = call("--plan", text)
+    assert status == 3
+    assert "another plan fits; leave out --plan to see it" in err
+
+
+def test_nothing_fits_any_flavor() -> None:
+    """Where no flavor has room: exit status 3, and the flavor that comes nearest."""
+    status, _, err = call("--flavor", "all", "--model", "meta-llama/Llama-2-13b-hf", "--seq-len", "131072")
+    assert status == 3
+    assert "the nearest is on " in err
+    assert "MiB more than the usable" in err
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "a closed pipe"])
+def test_output_that_takes_no_more(target: str) -> None:
+    """A full disk is one line and exit status 2; a reader that has seen enough is no error."""
+    command = [sys.executable, "-c", "from estimator.cli import estimate_main; estimate_main()", "--json"]
+    if target == "/dev/full":
+        with Path(target).open("w", encoding="utf-8") as full:
+            ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+        assert "output: cannot be written: No space left on device" in ended.stderr
+        return
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_users_catalog_adds_a_flavor(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def runs(plan: Plan, workload: Workload, num_devices: int) -> bool:
         and dp * plan.num_micro_batches * plan.batch_per_device == workload.global_batch
         and workload.shape.num_layers % plan.num_stages == 0
         and workload.shape.num_kv_heads % plan.tp == 0
+        and workload.shape.ffn_size % plan.tp == 0
+        and workload.seq_len % plan.tp == 0
         and (plan.schedule == "gpipe" or plan.num_micro_batches >= plan.num_stages)
     )
 
