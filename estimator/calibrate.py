@@ -21,11 +21,13 @@ import numpy as np
 
 from estimator.counts import Array
 from estimator.host import logged_tokens_per_s
+from estimator.layout import Layout, on_machine
 from estimator.machine import Machine
 from estimator.measurement import Run, sustained_step_s
-from estimator.memory import Layout, layout, plan_memory
-from estimator.plan import Plans, reasons
+from estimator.memory import total_bytes
+from estimator.plan import Plans
 from estimator.planner import Range, search
+from estimator.rules import reasons
 from estimator.stack import (
     PARAMETERS,
     Efficiencies,
@@ -102,7 +104,7 @@ def observe(run: Run, catalog: Catalog) -> Observation:
     return Observation(
         run=run,
         machine=machine,
-        plan=layout(run.plan, machine.num_devices),
+        plan=on_machine(run.plan, machine),
         log_step=float(np.log(step)),
         log_step_se=log_se,
         log_issue=float(np.log(windows.mean())) if len(windows) else np.nan,
@@ -122,8 +124,8 @@ def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficie
         efficiencies,
         observation.run.log.steps_per_line(),
     )
-    memory = plan_memory(shape, seq_len, observation.plan, habits, efficiencies.memory_ratio)
-    return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(memory.total_bytes.item())])
+    held = total_bytes(shape, seq_len, observation.plan, habits, efficiencies.memory_ratio)
+    return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
 
 
 def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:

@@ -127,7 +127,7 @@ def estimate(
     if every:
         return _estimate_all(workload, loaded, hardware, fixed, as_json=as_json, top=top)
     where = _flavor(hardware, flavor, accelerator, devices)
-    found = search(workload, where, loaded, hardware, fixed)
+    found = search(workload, where, loaded, hardware, fixed, space)
     if fixed is not None and found.plans[0].is_illegal:
         raise ValueError(f"plan: {found.plans[0].reason}")
     if as_json:

@@ -9,8 +9,9 @@ carrying an equal part. Ranks are laid over the devices tensor parallel first, t
 import numpy as np
 
 from estimator.counts import Array, Num
+from estimator.layout import Layout
 from estimator.machine import Machine
-from estimator.memory import Layout
+from estimator.memory import RankParameters
 from estimator.shape import Shape
 from estimator.stack import Habits
 
@@ -54,9 +55,9 @@ def network_share(machine: Machine) -> float:
     return network.bytes_per_s * network.efficiency.value / machine.devices_per_node
 
 
-def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine) -> Array:
+def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
     """Seconds of an all-reduce: a reduce-scatter and an all-gather (Rabenseifner's algorithm)."""
-    return 2.0 * gather_seconds(num_bytes, members, nodes, machine)
+    return 2.0 * gather_seconds(num_bytes, members, nodes, machine, stride)
 
 
 def transfer_seconds(num_bytes: Num, stage_devices: Num, machine: Machine) -> Array:
@@ -75,32 +76,79 @@ def transfer_seconds(num_bytes: Num, stage_devices: Num, machine: Machine) -> Ar
     return np.where(np.asarray(stage_devices) < machine.devices_per_node, np.maximum(between, inside), between)
 
 
+def placed(count: Num, stride: Num, machine: Machine) -> tuple[Array, Array]:
+    """Members per node, and nodes, of a group of so many ranks, `stride` devices apart."""
+    count = np.asarray(count)
+    nodes = np.minimum(count, np.ceil(count * np.asarray(stride) / machine.devices_per_node))
+    return np.ceil(count / nodes), nodes
+
+
+def all_to_all_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
+    """Seconds of every device sending `num_bytes` in all, in equal parts to all of its group, itself included.
+
+    What leaves the node, (n - 1) / n of it, goes over the device's share of the network; (m - 1) / (m n) goes inside.
+    """
+    members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
+    bandwidth, latency = group_links(machine, members, stride)
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / network_share(machine)
+    inside = (members - 1) / (members * nodes) * np.asarray(num_bytes) / bandwidth
+    return np.asarray(between + inside + (nodes > 1) * machine.node.network.latency_s + latency)
+
+
 def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine) -> Array:
     """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group."""
-    nodes = np.ceil(np.asarray(plan.tp) / machine.devices_per_node)
-    return all_reduce_seconds(num_bytes, np.ceil(plan.tp / nodes), nodes, machine)
+    return all_reduce_seconds(num_bytes, *placed(plan.tp, 1, machine), machine)
+
+
+def context_parallel_seconds(tokens: Num, shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of passing a layer's keys and values around the context-parallel ring: once forward, twice backward.
+
+    Backward, their gradients travel along (Liu et al. 2023, arXiv:2310.01889, section 3).
+    """
+    ring = 2.0 * habits.activation_bytes * np.asarray(tokens) * plan.cp * shape.kv_size / plan.tp
+    return 3.0 * gather_seconds(ring, *placed(plan.cp, plan.tp, machine), machine, plan.tp)
+
+
+def expert_parallel_seconds(tokens: Num, shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of sending a layer's tokens to their experts and back, once: two all-to-alls."""
+    sent = habits.activation_bytes * np.asarray(tokens) * shape.num_experts_per_token * shape.hidden_size
+    stride = np.asarray(plan.tp) * plan.cp
+    seconds = all_to_all_seconds(sent / plan.tp, *placed(plan.ep, stride, machine), machine, stride)
+    return np.where(np.asarray(plan.ep) > 1, 2.0 * seconds, 0.0)
 
 
 def stage_transfer_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
-    """Seconds of sending activations forward and gradients back, for every slot of the pipeline."""
+    """Seconds of sending activations forward and gradients back, for every slot of the pipeline and every chunk."""
     stages = np.asarray(plan.stages)
-    num_bytes = np.asarray(plan.rows) * float(seq_len) * shape.hidden_size * habits.activation_bytes / plan.tp
-    slots = np.where(stages > 1, np.asarray(plan.micro_batches) + stages - 2, 0)
-    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, np.asarray(plan.dp) * plan.tp, machine))
+    num_bytes = plan.tokens(seq_len) * shape.hidden_size * habits.activation_bytes / plan.tp
+    slots = np.where(stages > 1, np.asarray(plan.micro_batches) * plan.virtual_stages + stages - 2, 0)
+    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, plan.replicas * plan.tp, machine))
 
 
-def data_parallel_seconds(params: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
-    """Seconds of the collectives that keep data-parallel ranks alike, none of them hidden.
+def data_parallel_seconds(params: RankParameters, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of the collectives that keep replicas alike, none of them hidden.
 
     ZeRO 0 reduces and gathers gradients; 1 and 2 reduce gradients and gather weights; 3 the same where the stack keeps
     gathered weights, else it gathers them for every forward and backward pass (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 7).
+    arXiv:1910.02054, section 7). Sharded within nodes, each shard is also reduced over the nodes (Zhao et al. 2023,
+    arXiv:2304.11277, section 3.2.2). Experts have 1/ep of the replicas.
     """
-    dp, micro_batches, zero = np.asarray(plan.dp), np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
-    nodes = np.minimum(dp, np.ceil(dp * plan.tp / machine.devices_per_node))
-    members = np.ceil(dp / nodes)
-    gradients = gather_seconds(params * habits.gradient_bytes, members, nodes, machine, plan.tp)
-    weights = gather_seconds(params * habits.weight_bytes, members, nodes, machine, plan.tp)
+    micro_batches, zero = np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
     num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
     num_gathers = np.where((zero == 3) & (not habits.keeps_weights_gathered), 2 * micro_batches, 1)
-    return np.where(zero == 0, 2.0 * gradients, num_reductions * gradients + num_gathers * weights)
+    seconds = np.zeros(())
+    for count, replicas, shards, stride in (
+        (params.dense, plan.replicas, plan.shard_ranks, np.asarray(plan.tp)),
+        (params.experts, plan.replicas // plan.ep, plan.expert_shard_ranks, np.asarray(plan.tp) * plan.ep),
+    ):
+        if not np.any(count):
+            continue
+        gradients, weights = count * habits.gradient_bytes, count * habits.weight_bytes
+        everyone, sharers = placed(replicas, stride, machine), placed(shards, stride, machine)
+        reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride)
+        gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride)
+        copies = placed(replicas // shards, stride * shards, machine)
+        copied = all_reduce_seconds(gradients / shards, *copies, machine, stride * shards)
+        unsharded = all_reduce_seconds(gradients, *everyone, machine, stride)
+        seconds = seconds + np.where(zero == 0, unsharded, reduced + gathered + copied)
+    return seconds

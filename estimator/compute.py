@@ -106,17 +106,30 @@ def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies) -> Rat
     )
 
 
-def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, rates: Rates) -> tuple[Array, Array]:
-    """Seconds of a weight matrix's forward pass, and of its two backward passes, on one tensor-parallel rank."""
+class Passes(NamedTuple):
+    """Seconds of a weight matrix: forward, the gradient of its input, and that of its weights."""
+
+    forward: Array
+    input_gradient: Array
+    weight_gradient: Array
+
+
+def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -> Passes:
+    """Seconds of a weight matrix's passes on one tensor-parallel rank.
+
+    Of a mixture, on one expert-parallel rank, which holds 1/ep of the experts and gets their tokens from ep ranks.
+    """
     inner = matmul.in_size / (1 if matmul.splits_output else np.asarray(tp))
     columns = matmul.out_size / (np.asarray(tp) if matmul.splits_output else 1)
-    rows = np.asarray(tokens) * matmul.num_active / matmul.num_copies
+    shared_by = np.asarray(ep) if matmul.num_copies > 1 else 1
+    rows = np.asarray(tokens) * matmul.num_active / (matmul.num_copies / shared_by)
 
     def seconds(m: Num, n: Num, k: Num) -> Array:
         rate = {"flop_per_s": rates.flop_per_s, "bytes_per_s": rates.bytes_per_s}
-        return matmul.num_copies * matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
+        one = matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
+        return np.asarray(matmul.num_copies / shared_by * one)
 
-    return seconds(rows, columns, inner), seconds(rows, inner, columns) + seconds(inner, columns, rows)
+    return Passes(seconds(rows, columns, inner), seconds(rows, inner, columns), seconds(inner, columns, rows))
 
 
 def attention_passes(

@@ -58,9 +58,22 @@ def head_matmul(shape: Shape) -> MatMul:
 
 def layer_parameters(shape: Shape) -> int:
     """Parameters of one layer: its matrices, their biases, and its norms."""
-    matrices = sum(m.num_copies * (m.in_size * m.out_size + m.has_bias * m.out_size) for m in layer_matmuls(shape))
+    return dense_parameters(shape) + expert_parameters(shape)
+
+
+def dense_parameters(shape: Shape) -> int:
+    """Parameters of one layer that every token meets: those of no expert."""
     norms = 2 * norm_parameters(shape) + (2 * shape.head_dim if shape.qk_norm else 0)
-    return matrices + norms
+    return norms + sum(_matrix_parameters(m) for m in layer_matmuls(shape) if m.num_copies == 1)
+
+
+def expert_parameters(shape: Shape) -> int:
+    """Parameters of the experts of one layer; 0 in a dense model."""
+    return sum(_matrix_parameters(m) for m in layer_matmuls(shape) if m.num_copies > 1)
+
+
+def _matrix_parameters(matmul: MatMul) -> int:
+    return matmul.num_copies * (matmul.in_size + matmul.has_bias) * matmul.out_size
 
 
 def norm_parameters(shape: Shape) -> int:
@@ -99,12 +112,13 @@ def stage_parameters(shape: Shape, layers: Num, is_first: Num, is_last: Num) -> 
     A stage holds its layers; the first the embedding too, the last the final norm and the vocabulary projection. Where
     the projection is tied to the embedding and they lie on different stages, the last stage holds a copy.
     """
+    return layers * layer_parameters(shape) + end_parameters(shape, is_first, is_last)
+
+
+def end_parameters(shape: Shape, is_first: Num, is_last: Num) -> Num:
+    """Parameters of a pipeline stage beside those of its layers."""
     head = shape.vocab_size * shape.hidden_size * (1 - shape.tied_embeddings * np.asarray(is_first))
-    return (
-        layers * layer_parameters(shape)
-        + is_first * embedding_parameters(shape)
-        + is_last * (norm_parameters(shape) + head)
-    )
+    return is_first * embedding_parameters(shape) + is_last * (norm_parameters(shape) + head)
 
 
 # --- FLOP -------------------------------------------------------------------------------------------------------------
@@ -185,23 +199,31 @@ def model_flop(num_tokens: Num, seq_len: Num, shape: Shape) -> Num:
 
 
 class Traffic(NamedTuple):
-    """Bytes that the element-wise ops of a layer move through memory, per token."""
+    """Bytes that ops move through memory, forward and backward."""
 
     forward: float
     backward: float
 
 
-def layer_traffic(shape: Shape, activation_bytes: int = 2) -> Traffic:
-    """Bytes per token through memory of a layer's norms, rotary, residuals and activation, each op fused into one pass.
+def norm_traffic(shape: Shape, activation_bytes: int) -> Traffic:
+    """Bytes per token through memory of a layer's two norms and two residuals, each op fused into one pass.
 
-    In elements, forward: norm 2 (read, write), rotary 2 of q and k, residual 3, gated activation 3, plain 2; backward:
-    norm 4 (input, gradient twice, write), rotary 2, residual 3, gated activation 5, plain 3.
+    In elements, forward: norm 2 (read, write), residual 3; backward: norm 4 (input, gradient twice, write), residual 3.
+    Sequence parallelism splits them over the tensor-parallel ranks; without it, each rank does all of them.
     """
-    hidden, width = shape.hidden_size, shape.q_size + shape.kv_size
+    hidden = float(activation_bytes * shape.hidden_size)
+    return Traffic(2 * (2 + 3) * hidden, 2 * (4 + 3) * hidden)
+
+
+def inner_traffic(shape: Shape, activation_bytes: int) -> Traffic:
+    """Bytes per token through memory of a layer's rotary and activation, which tensor parallelism splits.
+
+    In elements, forward: rotary 2 of q and k, gated activation 3, plain 2; backward: rotary 2, gated 5, plain 3.
+    """
     ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
-    rotary = 0 if shape.num_positions else 2 * width
-    forward = 2 * 2 * hidden + rotary + 2 * 3 * hidden + (3 if shape.gated_ffn else 2) * ffn
-    backward = 2 * 4 * hidden + rotary + 2 * 3 * hidden + (5 if shape.gated_ffn else 3) * ffn
+    rotary = 0 if shape.num_positions else 2 * (shape.q_size + shape.kv_size)
+    forward = rotary + (3 if shape.gated_ffn else 2) * ffn
+    backward = rotary + (5 if shape.gated_ffn else 3) * ffn
     return Traffic(float(activation_bytes * forward), float(activation_bytes * backward))
 
 

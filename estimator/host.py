@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num
-from estimator.memory import Layout
+from estimator.layout import Layout, StageLayers
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits, Window
 
@@ -18,12 +18,16 @@ SELECTIVE_ISSUE = 1 / 9
 
 def issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Mean host seconds to issue a step: a + b * layers * micro-batches, a third more of b with full recomputation."""
-    layer, attention = plan.repeats_layer, plan.repeats_attention(fused=habits.fuses_attention(shape))
-    layers = shape.num_layers / (1 if habits.single_controller else np.asarray(plan.stages))
-    passes = 1 + np.where(layer, FULL_ISSUE, attention * SELECTIVE_ISSUE)
-    return np.asarray(
-        efficiencies.issue_s_per_step + efficiencies.issue_s_per_layer * layers * plan.micro_batches * passes
-    )
+    attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
+    each = np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)
+    issuers = 1 if habits.single_controller else np.asarray(plan.stages)
+    layers = (shape.num_layers + each * num_repeated(shape, plan)) / issuers
+    return np.asarray(efficiencies.issue_s_per_step + efficiencies.issue_s_per_layer * layers * plan.micro_batches)
+
+
+def num_repeated(shape: Shape, plan: Layout) -> Array:
+    """Layers of all stages that recomputation concerns."""
+    return plan.over_stages(StageLayers(*map(plan.repeated_layers, plan.stage_layers(shape.num_layers))))
 
 
 class Paces(NamedTuple):

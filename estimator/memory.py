@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.counts import Array, Num, head_matmul, layer_parameters, stage_parameters
-from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.counts import Array, Num, dense_parameters, end_parameters, expert_parameters, head_matmul
+from estimator.layout import Layout, StageLayers
 from estimator.shape import Shape
 from estimator.stack import Habits
 
@@ -15,57 +15,6 @@ SCORE_WORKSPACE_BYTES = 16
 Gradient of the probabilities in 16 and in 32 bits, probabilities and gradient of the scores in 32 bits, and the latter
 in 16: 2 + 4 + 4 + 4 + 2.
 """
-
-
-class Layout(NamedTuple):
-    """What memory depends on in a plan, as numbers or arrays."""
-
-    stages: Num
-    micro_batches: Num
-    rows: Num
-    dp: Num
-    tp: Num
-    recomputation: Num
-    """Index into `RECOMPUTATIONS`."""
-    zero_stage: Num
-    gpipe: Num
-    """1 where all micro-batches go forward before any goes backward."""
-
-    @property
-    def repeats_layer(self) -> Array:
-        """Whether the backward pass repeats a whole layer."""
-        return np.asarray(np.equal(self.recomputation, RECOMPUTATIONS.index("full")))
-
-    def repeats_attention(self, *, fused: bool) -> Array:
-        """Whether it repeats attention: with the layer, or alone where there are scores to drop."""
-        selective = np.equal(self.recomputation, RECOMPUTATIONS.index("selective"))
-        return np.asarray(self.repeats_layer | ((not fused) & selective))
-
-
-def layout(plans: Plan | Plans, num_devices: int) -> Layout:
-    """Return the numbers of one plan, or the arrays of many."""
-    many = Plans.of([plans]) if isinstance(plans, Plan) else plans
-    return Layout(
-        many.num_stages,
-        many.num_micro_batches,
-        many.batch_per_device,
-        np.maximum(many.data_parallel(num_devices), 1),
-        many.tp,
-        many.recomputation,
-        many.zero_stage,
-        many.schedule == SCHEDULES.index("gpipe"),
-    )
-
-
-def in_flight(stage: Num, stages: Num, micro_batches: Num, gpipe: Num) -> Array:
-    """Micro-batches whose activations a stage holds at most.
-
-    1F1B: min(p - i, m) on stage i of p (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1); GPipe: m.
-
-    >>> [int(in_flight(i, 4, 8, gpipe=False)) for i in range(4)]
-    [4, 3, 2, 1]
-    """
-    return np.where(gpipe, micro_batches, np.minimum(np.asarray(stages) - stage, micro_batches))
 
 
 def sharded_bytes(num_params: Num, bytes_each: Num, ranks: Num, is_sharded: Num) -> Array:
@@ -79,44 +28,85 @@ def sharded_bytes(num_params: Num, bytes_each: Num, ranks: Num, is_sharded: Num)
     return np.asarray(num_params * bytes_each / np.where(is_sharded, ranks, 1))
 
 
-def kept_bytes_per_token(shape: Shape, seq_len: Num, recomputation: Num, *, fused: bool, act: int) -> Array:
-    """Bytes per token that one layer keeps between its forward and its backward pass.
+class RankParameters(NamedTuple):
+    """Parameters of one rank: those that all its replicas hold, and those of the experts, which fewer ranks hold."""
 
-    Without recomputation: per norm its input, its 32-bit copy and its output; queries, keys, values; attention's
-    output; the feed-forward block's one (plain) or three (gated) inner values beside its input, that of the last
-    product included. Materialized attention adds the keys and values repeated for every query head, and the
-    probabilities, which selective recomputation drops. Full recomputation keeps the layer's input.
-    """
-    hidden, ffn = shape.hidden_size, shape.ffn_size * max(shape.num_experts_per_token, 1)
-    norms = 2 * (2 * act + 4) * hidden
-    heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size)
-    block = act * (4 if shape.gated_ffn else 2) * ffn
-    repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
-    scores = 0.0 if fused else act * shape.num_heads * np.asarray(seq_len, dtype=np.float64)
-    whole = norms + heads + block + repeated
-    return np.select(
-        [np.asarray(recomputation) == RECOMPUTATIONS.index(name) for name in ("none", "selective")],
-        [whole + scores, whole + 0.0 * scores],
-        float(act * hidden),
+    dense: Array
+    experts: Array
+
+    def bytes_of(self, bytes_each: Num, plan: Layout, is_sharded: Num) -> Array:
+        """Bytes of something that each parameter has, sharded over the plan's ranks where it is."""
+        dense = sharded_bytes(self.dense, bytes_each, plan.shard_ranks, is_sharded)
+        return np.asarray(dense + sharded_bytes(self.experts, bytes_each, plan.expert_shard_ranks, is_sharded))
+
+
+def rank_parameters(shape: Shape, plan: Layout, *, layers: Num, first: Num, last: Num) -> RankParameters:
+    """Return the parameters of one tensor- and expert-parallel rank of a stage of so many layers."""
+    dense = (np.asarray(layers) * dense_parameters(shape) + end_parameters(shape, first, last)) / plan.tp
+    return RankParameters(dense, np.asarray(layers) * expert_parameters(shape) / plan.tp / plan.ep)
+
+
+def fullest_rank(shape: Shape, plan: Layout) -> RankParameters:
+    """Return the parameters of a rank of the stage that holds most."""
+    alone, layers = np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
+    stages = (
+        rank_parameters(shape, plan, layers=layers.first, first=True, last=alone),
+        rank_parameters(shape, plan, layers=layers.middle, first=False, last=False),
+        rank_parameters(shape, plan, layers=layers.last, first=alone, last=True),
+    )
+    has_middle = np.asarray(plan.stages) > 2
+    return RankParameters(
+        *(np.maximum(np.maximum(first, last), has_middle * middle) for first, middle, last in zip(*stages, strict=True))
     )
 
 
-def mean_in_flight_between(stages: Num, micro_batches: Num, gpipe: Num) -> Array:
-    """Mean of `in_flight` over the stages between the first and the last; 0 where there are none.
+class Kept(NamedTuple):
+    """Bytes per token that a layer keeps from its forward to its backward pass."""
 
-    sum over k = 2 .. p - 1 of min(k, m) = c (c + 1) / 2 - 1 + (p - 1 - c) m, c = min(m, p - 1).
+    whole: float
+    """That every tensor-parallel rank keeps, unless sequence parallelism splits it."""
+    split: Num
+    """That tensor parallelism splits."""
 
-    >>> float(mean_in_flight_between(4, 8, gpipe=False)), float(mean_in_flight_between(8, 3, gpipe=False))
-    (2.5, 2.8333333333333335)
+
+def kept_bytes_per_token(shape: Shape, seq_len: Num, *, scores: Num, fused: bool, act: int) -> Kept:
+    """Bytes per token that one layer keeps between its forward and its backward pass where none of it is repeated.
+
+    Whole: per norm its input, its 32-bit copy and its output. Split: queries, keys, values; attention's output; the
+    feed-forward block's one (plain) or three (gated) inner values beside its input, that of the last product included.
+    Materialized attention adds the keys and values repeated for every query head, and the probabilities (`scores`: 1,
+    or 0 where they are dropped).
     """
-    p, m = np.asarray(stages, dtype=np.float64), np.asarray(micro_batches, dtype=np.float64)
-    c = np.minimum(m, p - 1)
-    total = np.where(gpipe, (p - 2) * m, c * (c + 1) / 2 - 1 + (p - 1 - c) * m)
-    return np.where(p > 2, total / np.maximum(p - 2, 1), 0.0)
+    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
+    heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size)
+    block = act * (4 if shape.gated_ffn else 2) * ffn
+    repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
+    probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * seq_len, dtype=np.float64)
+    return Kept(2.0 * (2 * act + 4) * shape.hidden_size, heads + block + repeated + probabilities)
+
+
+def activation_bytes(
+    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num
+) -> tuple[Array, Array]:
+    """Bytes that a stage keeps for its backward pass, and what the layer in the backward pass adds by repeating.
+
+    Full recomputation keeps the layer's input, of all layers or of as many as the plan says.
+    """
+    fused, act = habits.fuses_attention(shape), habits.activation_bytes
+    drops = plan.recomputes("selective")
+    kept = kept_bytes_per_token(shape, seq_len, scores=1.0 - drops, fused=fused, act=act)
+    unrepeated = kept_bytes_per_token(shape, seq_len, scores=1.0, fused=fused, act=act)
+    tokens, full = plan.tokens(seq_len), plan.recomputes("full")
+    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp
+    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp
+    small = act * shape.hidden_size / plan.sequence_ways
+    share = np.where(full, plan.repeated_layers(layers) / np.maximum(layers, 1), 0.0)
+    stored = tokens * layers * held * (layer + share * (small - layer))
+    return stored, tokens * np.where(full, whole, whole - layer)
 
 
 def stage_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, first: Num, last: Num, held: Num
+    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, first: Num, last: Num, layers: Num, held: Num
 ) -> dict[str, Array]:
     """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
 
@@ -127,55 +117,69 @@ def stage_bytes(
         habits: what the stack keeps, in which precision.
         first: whether the stage holds the embedding.
         last: whether it holds the vocabulary projection.
+        layers: layers of the stage.
         held: micro-batches in flight.
     """
-    layers = shape.num_layers / np.asarray(plan.stages)
-    fused = habits.fuses_attention(shape)
-    tokens = np.asarray(plan.rows, dtype=np.float64) * seq_len / plan.tp
-    params = stage_parameters(shape, layers, first, last) / plan.tp
-    layer_params = layer_parameters(shape) / np.asarray(plan.tp)
-    zero = np.asarray(plan.zero_stage)
+    zero, tokens = np.asarray(plan.zero_stage), plan.tokens(seq_len)
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
     shards_gradients = (zero >= 2) & (habits.reduces_every_micro_batch | (np.asarray(plan.micro_batches) == 1))
-    act = habits.activation_bytes
-    kept = kept_bytes_per_token(shape, seq_len, plan.recomputation, fused=fused, act=act)
-    whole = kept_bytes_per_token(shape, seq_len, 0, fused=fused, act=act)
-    scores = 0 if fused else shape.num_heads * np.asarray(seq_len, dtype=np.float64) * tokens
+    params = rank_parameters(shape, plan, layers=layers, first=first, last=last)
+    layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False))
+    on_device = 1.0 - np.asarray(plan.offload_optimizer)
+    activations, recomputed = activation_bytes(shape, seq_len, plan, habits, layers=layers, held=held)
+    buffered = habits.gradient_bytes * (zero >= 2) + habits.weight_bytes * shards_weights
+    scores = 0.0 if habits.fuses_attention(shape) else shape.num_heads * float(seq_len) * tokens / plan.tp
     return {
-        "weights": sharded_bytes(params, habits.weight_bytes, plan.dp, shards_weights),
-        "master_weights": sharded_bytes(params, habits.master_bytes, plan.dp, zero >= 1),
-        "optimizer": sharded_bytes(params, habits.optimizer_bytes, plan.dp, zero >= 1),
-        "gradients": sharded_bytes(params, habits.gradient_bytes, plan.dp, shards_gradients),
-        "communication_buffers": (
-            2 * layer_params * (habits.gradient_bytes * (zero >= 2) + habits.weight_bytes * shards_weights)
-        )
-        * (np.asarray(plan.dp) > 1),
-        "activations": tokens * layers * held * kept,
-        "recomputed_layer": tokens * np.where(plan.repeats_layer, whole, whole - kept),
+        "weights": params.bytes_of(habits.weight_bytes, plan, shards_weights),
+        "master_weights": on_device * params.bytes_of(habits.master_bytes, plan, zero >= 1),
+        "optimizer": on_device * params.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
+        "gradients": params.bytes_of(habits.gradient_bytes, plan, shards_gradients),
+        "communication_buffers": 2 * layer * buffered * (plan.replicas > 1),
+        "activations": activations,
+        "recomputed_layer": recomputed,
         "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
-        "logits": np.asarray(last) * held * tokens * head_matmul(shape).out_size * float(habits.logit_bytes),
+        "logits": np.asarray(last) * held * tokens / plan.tp * head_matmul(shape).out_size * float(habits.logit_bytes),
     }
 
 
 class Memory(NamedTuple):
-    """Memory of a plan: its fullest device by purpose, and all devices together."""
+    """Memory of a plan's stages, in bytes per device, by purpose, before the stack's ratio."""
 
-    peak: dict[str, Array]
-    """Bytes per device on the fullest stage, by purpose."""
-    total_bytes: Array
-    """Bytes of all devices."""
+    first: dict[str, Array]
+    second: dict[str, Array]
+    """The stage that holds most of those between; all 0 where there are none."""
+    last: dict[str, Array]
+    ratio: Num
+    """Bytes that devices hold, over the bytes counted."""
 
     @property
     def peak_bytes(self) -> Array:
         """Bytes of the fullest device."""
-        return np.asarray(sum(self.peak.values()))
+        fullest = np.maximum(_sum(self.first), np.maximum(_sum(self.second), _sum(self.last)))
+        return np.asarray(self.ratio * fullest)
+
+    @property
+    def peak(self) -> dict[str, Array]:
+        """Bytes of the fullest device, by purpose; `correction` is what the ratio adds."""
+        first, second, last = _sum(self.first), _sum(self.second), _sum(self.last)
+        is_first, is_second = (first >= last) & (first >= second), second >= last
+        peak = {
+            name: np.where(is_first, self.first[name], np.where(is_second, self.second[name], self.last[name]))
+            for name in self.first
+        }
+        peak["correction"] = np.asarray((self.ratio - 1.0) * sum(peak.values()))
+        return peak
+
+
+def _sum(parts: dict[str, Array]) -> Array:
+    return np.asarray(sum(parts.values()))
 
 
 def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory_ratio: Num) -> Memory:
-    """Memory of the fullest device and of all devices.
+    """Memory of the stages that can be the fullest.
 
-    The first stage holds the embedding and the most micro-batches in flight, the last one the logits; those between
-    hold less than the first, and bytes are linear in the micro-batches in flight, so that their mean stands for all.
+    The first stage holds the embedding and the most micro-batches in flight, the last one the logits; of those between,
+    equal in layers, the second holds the most.
 
     Args:
         shape: the model.
@@ -184,16 +188,44 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory
         habits: what the stack keeps.
         memory_ratio: bytes that devices were measured to hold, over the bytes counted here.
     """
-    stages, gpipe = np.asarray(plan.stages), plan.gpipe
-    alone = stages == 1
-    held_first = in_flight(0, stages, plan.micro_batches, gpipe)
-    held_last = in_flight(stages - 1, stages, plan.micro_batches, gpipe)
-    held_between = mean_in_flight_between(stages, plan.micro_batches, gpipe)
-    first = stage_bytes(shape, seq_len, plan, habits, first=True, last=alone, held=held_first)
-    last = stage_bytes(shape, seq_len, plan, habits, first=alone, last=True, held=held_last)
-    between = stage_bytes(shape, seq_len, plan, habits, first=False, last=False, held=held_between)
-    first_bytes, last_bytes, between_bytes = (sum(stage.values()) for stage in (first, last, between))
-    peak = {name: np.where(first_bytes >= last_bytes, first[name], last[name]) for name in first}
-    peak["correction"] = np.asarray((memory_ratio - 1.0) * sum(peak.values()))
-    pipeline = np.where(alone, first_bytes, first_bytes + last_bytes + (stages - 2) * between_bytes)
-    return Memory(peak, np.asarray(memory_ratio * pipeline * plan.dp * plan.tp))
+    stages, alone, layers = np.asarray(plan.stages), np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
+
+    def stage(number: Num, count: Array, first: Num, last: Num) -> dict[str, Array]:
+        held = plan.in_flight(number)
+        return stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held)
+
+    between = stages > 2
+    return Memory(
+        first=stage(0, layers.first, True, alone),
+        second={name: between * part for name, part in stage(1, layers.middle, False, False).items()},
+        last=stage(stages - 1, layers.last, alone, True),
+        ratio=memory_ratio,
+    )
+
+
+def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory_ratio: Num) -> Array:
+    """Bytes of all devices together.
+
+    They are linear in the micro-batches in flight, so that the mean stands for the stages between.
+    """
+    layers, alone = plan.stage_layers(shape.num_layers), np.asarray(plan.stages) == 1
+
+    def stage(held: Num, count: Array, first: Num, last: Num) -> Array:
+        return _sum(stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held))
+
+    pipeline = plan.over_stages(
+        StageLayers(
+            stage(plan.in_flight(0), layers.first, True, alone),
+            stage(plan.mean_in_flight_between(), layers.middle, False, False),
+            stage(plan.in_flight(np.asarray(plan.stages) - 1), layers.last, alone, True),
+        )
+    )
+    return np.asarray(memory_ratio * pipeline * plan.replicas * plan.tp)
+
+
+def host_bytes(shape: Shape, plan: Layout, habits: Habits) -> Array:
+    """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded."""
+    state = fullest_rank(shape, plan).bytes_of(
+        habits.master_bytes + habits.optimizer_bytes, plan, np.asarray(plan.zero_stage) >= 1
+    )
+    return np.asarray(plan.offload_optimizer) * state * plan.devices_per_node

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from estimator.calibrate import Trial
 from estimator.explain import assumptions
-from estimator.plan import nearest_batch
 from estimator.planner import Estimate, PlanEstimate, Range
+from estimator.spaces import nearest_batch
 from estimator.stack import Stack
 from hardware.units import MIB
 
@@ -33,10 +33,13 @@ STEP_NAMES = {
     "attention": "attention",
     "elementwise": "element-wise ops",
     "tensor_parallel": "tensor parallel",
+    "context_parallel": "context parallel",
+    "expert_parallel": "expert parallel",
     "pipeline_bubble": "pipeline bubble",
     "stage_transfer": "stage transfers",
     "data_parallel": "data parallel",
     "optimizer": "optimizer",
+    "offload": "offload to host",
     "host": "host issues work",
 }
 
@@ -163,7 +166,7 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
     )
     for found in estimate.plans[:top]:
         plan, share = found.plan, found.device_bytes.value / estimate.usable_bytes
-        risky = found.possible and found.device_bytes.high > estimate.usable_bytes
+        risky = found.possible and found.is_risky
         table.add_row(
             str(plan.num_stages),
             str(plan.num_micro_batches),

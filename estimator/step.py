@@ -4,68 +4,124 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.collectives import data_parallel_seconds, stage_transfer_seconds, tensor_parallel_seconds
+from estimator.collectives import (
+    context_parallel_seconds,
+    data_parallel_seconds,
+    expert_parallel_seconds,
+    stage_transfer_seconds,
+    tensor_parallel_seconds,
+)
 from estimator.compute import Rates, attention_passes, matmul_passes, sustained_rates
 from estimator.counts import (
     LOSS_TRAFFIC_BYTES,
     Array,
     Num,
     head_matmul,
+    inner_traffic,
     layer_matmuls,
-    layer_traffic,
-    stage_parameters,
+    norm_traffic,
 )
-from estimator.host import issue_seconds
+from estimator.host import issue_seconds, num_repeated
+from estimator.layout import Layout, StageLayers
 from estimator.machine import Machine
-from estimator.memory import Layout, sharded_bytes
+from estimator.memory import RankParameters, fullest_rank
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits
 
+HOST_MEMORY_EFFICIENCY = 0.5
+"""Part of its memory's bandwidth that a host's Adam reaches.  # assumed: a streaming kernel over four arrays"""
+
+HOST_LINK_EFFICIENCY = 0.82
+"""Part of PCIe's rate that large copies reach.
+
+measured: 26.3 of 32 GB/s between an A100 and its host (Azure AI-benchmarking-guide, ND_A100_v4_results.md).
+"""
+
+
+class Layer(NamedTuple):
+    """Seconds of one layer for one micro-batch on one device, by kind of op."""
+
+    usual: dict[str, Array]
+    """Forward and backward."""
+    repeated: dict[str, Array]
+    """What recomputation repeats, of a layer that it concerns."""
+    weight_gradient: Array
+    """The part of the usual that no other stage waits for."""
+
 
 def layer_seconds(
-    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates
-) -> dict[str, Array]:
-    """Seconds of one layer's forward and backward pass of one micro-batch on one device, by kind of op."""
-    tokens = np.asarray(plan.rows) * float(seq_len)
-    passes = [matmul_passes(tokens, m, plan.tp, rates) for m in layer_matmuls(shape)]
-    repeated = sum(forward for forward, _ in (passes if shape.repeats_last_product else passes[:-1]))
-    fused = habits.fuses_attention(shape)
+    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, exposed: Num
+) -> Layer:
+    """Return the seconds of one layer for one micro-batch; `exposed` is the part of communication that nothing hides.
+
+    A context-parallel ring hides behind attention, but for that part, and for what is longer than attention.
+    """
+    tokens, full, fused = plan.tokens(seq_len), plan.recomputes("full"), habits.fuses_attention(shape)
+    passes = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in layer_matmuls(shape)]
+    repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
-    traffic = layer_traffic(shape, habits.activation_bytes)
-    per_rank = tokens / plan.tp / rates.bytes_per_s
-    message = tokens * shape.hidden_size * habits.activation_bytes
-    reduced = tensor_parallel_seconds(message, plan, machine)
-    return {
-        "matmul": np.asarray(sum(f + b for f, b in passes) + plan.repeats_layer * repeated),
-        "attention": forward * (1 + plan.repeats_attention(fused=fused)) + backward,
-        "elementwise": per_rank * (traffic.forward * (1 + plan.repeats_layer) + traffic.backward),
-        "tensor_parallel": reduced * (4 + plan.repeats_layer * (2 if shape.repeats_last_product else 1)),
+    norms, inner = norm_traffic(shape, habits.activation_bytes), inner_traffic(shape, habits.activation_bytes)
+    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
+    ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
+    experts = expert_parallel_seconds(tokens, shape, plan, machine, habits) if shape.num_experts else np.zeros(())
+    usual = {
+        "matmul": np.asarray(sum(sum(p) for p in passes)),
+        "attention": forward + backward,
+        "elementwise": tokens
+        / rates.bytes_per_s
+        * (sum(norms) / plan.sequence_ways + np.asarray(sum(inner) / np.asarray(plan.tp))),
+        "tensor_parallel": 4.0 * reduced,
+        "context_parallel": np.maximum(exposed * ring, ring - (forward + backward)),
+        "expert_parallel": 2.0 * experts,
     }
+    again = {
+        "matmul": full * repeated,
+        "attention": plan.repeats_attention(fused=fused) * forward,
+        "elementwise": full
+        * (tokens / rates.bytes_per_s)
+        * (norms.forward / plan.sequence_ways + inner.forward / np.asarray(plan.tp)),
+        "tensor_parallel": full * reduced * (2 if shape.repeats_last_product else 1),
+        "context_parallel": full * (exposed / 3.0 * ring),
+        "expert_parallel": full * experts,
+    }
+    return Layer(usual, again, np.asarray(sum(p.weight_gradient for p in passes)))
 
 
-def end_seconds(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, rates: Rates) -> tuple[Array, Array, Array]:
-    """Seconds per micro-batch of the embedding, of the vocabulary projection, and of the loss, on one device."""
-    tokens = np.asarray(plan.rows) * float(seq_len)
+class Ends(NamedTuple):
+    """Seconds per micro-batch of what the first and the last stage do beside their layers."""
+
+    embedding: Array
+    head: Array
+    loss: Array
+    reduced: Array
+    """An all-reduce over the tensor-parallel ranks, one at either end."""
+
+
+def end_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates) -> Ends:
+    """Return the seconds per micro-batch of the embedding, of the vocabulary projection, and of the loss."""
+    tokens = plan.tokens(seq_len)
     embedding = 4.0 * habits.activation_bytes * shape.hidden_size * tokens / plan.tp / rates.bytes_per_s
-    forward, backward = matmul_passes(tokens, head_matmul(shape), plan.tp, rates)
+    head = sum(matmul_passes(tokens, head_matmul(shape), plan.tp, 1, rates))
     loss = LOSS_TRAFFIC_BYTES * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
-    return embedding, forward + backward, loss
+    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
+    return Ends(embedding, np.asarray(head), loss, reduced)
 
 
-def pipeline_seconds(first: Num, middle: Num, last: Num, stages: Num, micro_batches: Num) -> Array:
+def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.0) -> Array:
     """Seconds of all micro-batches through the pipeline, given those of one on each kind of stage.
 
-    sum_i t_i + (m - 1) max_i t_i, t_i forward and backward of stage i: for equal stages (m + p - 1) t, with GPipe and
-    with 1F1B alike (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1). With one stage, `last` is not counted.
-
-    >>> float(pipeline_seconds(1.0, 1.0, 1.0, stages=4, micro_batches=8))
-    11.0
+    m max_i t_i + c (sum_i t_i - max_i t_i), t_i forward and backward of stage i, exact for equal stages, where it is
+    (m + c (p - 1)) t. The share c of the others that fills and drains the pipeline: GPipe and 1F1B 1 (Narayanan et al.
+    2021, arXiv:2104.04473, section 2.2.1), interleaved 1/v (section 2.2.2), zero bubble (f + b - w) / t, w the weight
+    gradient, `weight_gradient` of t (Qi et al. 2023, arXiv:2401.10241, Table 2, ZB-H1).
     """
-    stages = np.asarray(stages)
-    alone = stages == 1
-    total = np.where(alone, first, first + last + np.maximum(stages - 2, 0) * middle)
-    slowest = np.where(alone, first, np.maximum(np.maximum(first, last), np.where(stages > 2, middle, 0.0)))
-    return np.asarray(total + (np.asarray(micro_batches) - 1) * slowest)
+    stages = np.asarray(plan.stages)
+    total = plan.over_stages(stage)
+    between = np.where(stages > 2, stage.middle, 0.0)
+    slowest = np.where(stages == 1, stage.first, np.maximum(np.maximum(stage.first, stage.last), between))
+    zero_bubble = np.maximum(1.0 - 2.0 * np.asarray(weight_gradient), 0.0)
+    fills = np.where(plan.follows("zero_bubble"), zero_bubble, 1.0 / np.asarray(plan.virtual_stages))
+    return np.asarray(np.asarray(plan.micro_batches) * slowest + fills * (total - slowest))
 
 
 class Step(NamedTuple):
@@ -102,27 +158,33 @@ def plan_step(
         efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
         steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
-    rates = sustained_rates(machine.accelerator, efficiencies)
-    stages, micro_batches = np.asarray(plan.stages), np.asarray(plan.micro_batches)
-    layers = shape.num_layers / stages
-    per_layer = layer_seconds(shape, seq_len, plan, machine, habits, rates)
-    embedding, head, loss = end_seconds(shape, seq_len, plan, habits, rates)
-    params = _stage_params(shape, plan)
-    gradient_pass = 3.0 * habits.gradient_bytes * params * (micro_batches > 1) / rates.bytes_per_s
+    rates, exposed = sustained_rates(machine.accelerator, efficiencies), efficiencies.exposed_communication
+    micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)
+    layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, exposed)
+    ends = end_seconds(shape, seq_len, plan, machine, habits, rates)
+    params = fullest_rank(shape, plan)
+    gradient_pass = 3.0 * habits.gradient_bytes * sum(params) * (micro_batches > 1) / rates.bytes_per_s
 
-    middle = layers * sum(per_layer.values()) + gradient_pass
-    alone = stages == 1
-    ends = head + loss
-    work = pipeline_seconds(middle + embedding + alone * ends, middle, middle + ends, stages, micro_batches)
-    per_device, exposed = micro_batches / stages, efficiencies.exposed_communication
-    busy = {name: per_device * shape.num_layers * seconds for name, seconds in per_layer.items()}
-    busy["matmul"] = busy["matmul"] + per_device * head
-    busy["elementwise"] = busy["elementwise"] + per_device * (embedding + loss + stages * gradient_pass)
+    usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
+    opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced
+    first, middle, last = (count * usual + plan.repeated_layers(count) * again + gradient_pass for count in layers)
+    alone = np.asarray(plan.stages) == 1
+    stage = StageLayers(first + opening + alone * closing, middle, last + closing)
+    work = pipeline_seconds(stage, plan, layer.weight_gradient / (usual + again))
+    per_device = micro_batches / plan.stages
+    repeated = num_repeated(shape, plan)
+    busy = {
+        name: per_device * (shape.num_layers * seconds + repeated * layer.repeated[name])
+        for name, seconds in layer.usual.items()
+    }
+    busy["matmul"] = busy["matmul"] + per_device * ends.head
+    busy["elementwise"] = busy["elementwise"] + per_device * (ends.embedding + ends.loss + plan.stages * gradient_pass)
+    busy["tensor_parallel"] = busy["tensor_parallel"] + per_device * 2.0 * ends.reduced
     device = busy | {
         "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
         "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
         "data_parallel": exposed * data_parallel_seconds(params, plan, machine, habits),
-        "optimizer": _optimizer(params, plan, habits, rates),
+        **update_seconds(params, plan, machine, habits, rates),
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
     issue = issue_seconds(shape, plan, habits, efficiencies)
@@ -130,21 +192,25 @@ def plan_step(
     hidden = np.maximum(issue - total, 0.0)
     # a single controller issues before the devices run; only until the next read of the loss does it run ahead
     host = (issue + (steps_per_read - 1) * hidden) / steps_per_read if habits.single_controller else hidden
-    host, issue, _ = np.broadcast_arrays(host, issue, total)
-    return Step({**device, "host": host}, issue)
+    return Step({**device, "host": np.asarray(host)}, issue)
 
 
-def _stage_params(shape: Shape, plan: Layout) -> Array:
-    """Parameters per tensor-parallel rank of the stage that holds most."""
-    stages = np.asarray(plan.stages)
-    layers = shape.num_layers / stages
-    alone = stages == 1
-    first, last = stage_parameters(shape, layers, True, alone), stage_parameters(shape, layers, alone, True)
-    return np.maximum(first, last) / plan.tp
+def update_seconds(
+    params: RankParameters, plan: Layout, machine: Machine, habits: Habits, rates: Rates
+) -> dict[str, Array]:
+    """Seconds of a rank's update: gradient read; master weights and state read and written; compute copy written.
 
-
-def _optimizer(params: Num, plan: Layout, habits: Habits, rates: Rates) -> Array:
-    """Seconds of a rank's update: gradient read; master weights and state read and written; compute copy written."""
+    Offloaded, the host does it with its own memory, and gradients and compute copy travel between (Ren et al. 2021,
+    arXiv:2101.06840, section 4).
+    """
     moved = habits.gradient_bytes + 2 * (habits.master_bytes + habits.optimizer_bytes) + habits.weight_bytes
-    is_sharded = np.asarray(plan.zero_stage) >= 1
-    return np.asarray(sharded_bytes(params, moved, plan.dp, is_sharded) / rates.bytes_per_s)
+    is_sharded, offload = np.asarray(plan.zero_stage) >= 1, np.asarray(plan.offload_optimizer)
+    on_device = params.bytes_of(moved, plan, is_sharded) / rates.bytes_per_s
+    host = machine.node.host
+    if host is None:
+        return {"optimizer": np.asarray(on_device)}
+    share = HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node
+    on_host = params.bytes_of(moved, plan, is_sharded) / share
+    travels = params.bytes_of(habits.gradient_bytes + habits.weight_bytes, plan, is_sharded)
+    link = HOST_LINK_EFFICIENCY * host.link_bytes_per_s
+    return {"optimizer": np.where(offload, on_host, on_device), "offload": offload * travels / link}

@@ -1,7 +1,7 @@
 """What machines are: units, frozen records, catalog data with its sources."""
 
 from hardware.catalog import Catalog, load_catalog
-from hardware.models import Accelerator, Flavor, Link, Measured, Network, Node, Price, Source
+from hardware.models import Accelerator, Flavor, Host, Link, Measured, Network, Node, Price, Source
 from hardware.units import GIB, MIB
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Accelerator",
     "Catalog",
     "Flavor",
+    "Host",
     "Link",
     "Measured",
     "Network",

@@ -130,6 +130,23 @@ class Network(Record):
     """Bandwidth that large messages reach over `bytes_per_s`."""
 
 
+class Host(Record):
+    """What a server's own processors offer to an optimizer that lives in their memory."""
+
+    memory_bytes: Bytes
+    """Memory of the host [bytes]."""
+
+    bytes_per_s: BytesPerSecond
+    """Bandwidth of the host's memory, all sockets together [bytes/s]."""
+
+    link_bytes_per_s: BytesPerSecond
+    """Between the host and each device, per direction [bytes/s]."""
+
+    evidence: Literal["datasheet", "measured", "assumed"]
+    note: Name
+    """What it is, or why it is assumed."""
+
+
 class Node(Record):
     """A server with equal devices."""
 
@@ -142,6 +159,9 @@ class Node(Record):
     """Innermost first; the last one spans the node."""
 
     network: Network
+    host: Host | None = None
+    """None where it is not known: then nothing can be offloaded to it."""
+
     note: str = ""
     sources: Sources
 
