@@ -20,13 +20,14 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array
+from estimator.evaluate import Range
 from estimator.host import logged_tokens_per_s
 from estimator.layout import Layout, on_machine
 from estimator.machine import Machine
 from estimator.measurement import Run, sustained_step_s
 from estimator.memory import total_bytes
 from estimator.plan import Plans
-from estimator.planner import Range, search
+from estimator.planner import search
 from estimator.rules import reasons
 from estimator.stack import (
     PARAMETERS,

@@ -6,20 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from estimator import report
+from estimator import report, report_calibration
 from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
-from estimator.document import estimate_document
+from estimator.choice import OBJECTIVES, Limits, choose, parse_duration, worth
+from estimator.document import estimate_document, flavors_document
 from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.plan import Plan, parse_plan
-from estimator.planner import SPACES, Estimate, search
+from estimator.planner import SPACES, Estimate, offers, search
+from estimator.recipe import OPTIMIZERS, PRECISIONS, Recipe
 from estimator.shape import load_shape
-from estimator.stack import Stack, load_stack, read_premises, read_stack_text, stack_path, stack_text, write_stack
+from estimator.stack import Stack, load_stack, read_stack_text, stack_path
+from estimator.stack_file import read_premises, stack_text, write_stack
 from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown, unknown_name
@@ -105,43 +108,118 @@ def estimate(
     accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
     devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: the stack's]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
+    lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
+    quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
+    objective: Annotated[str, typer.Option(help=f"what to make small: {', '.join(OBJECTIVES)}")] = OBJECTIVES[0],
+    deadline: Annotated[str | None, typer.Option(help="time from start to end at most, such as 30m or 2.5h")] = None,
+    budget: Annotated[float | None, typer.Option(help="USD at most")] = None,
+    why: Annotated[
+        str | None, typer.Option(help="a plan: why it cannot run, or how it ranks and where it loses")
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="how many plans to list")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     explain: Annotated[bool, typer.Option(help="list every assumption with its evidence")] = False,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
     hardware = load_catalog(catalog or [])
-    if space not in SPACES:
-        raise ValueError(unknown_name("space", space, SPACES))
+    for name, given, known in (("space", space, SPACES), ("objective", objective, OBJECTIVES)):
+        if given not in known:
+            raise ValueError(unknown_name(name, given, known))
+    recipe = Recipe(precision, optimizer, lora, quantize)
+    workload = _workload(model, seq_len, batch, rows, epochs, steps, recipe)
+    question = _Question(
+        workload=workload,
+        stack=recipe.stack(load_stack(stack), workload.shape),
+        hardware=hardware,
+        plan=None if plan == "best" else parse_plan(plan),
+        space=space,
+        objective=objective,
+        limits=Limits(parse_duration(deadline) if deadline is not None else None, budget),
+        top=top,
+        as_json=as_json,
+    )
+    every = flavor is not None and flavor.casefold() == "all" and accelerator is None and devices is None
+    beside = "--json" if as_json else "--flavor all" if every else ""
+    if explain and beside:
+        raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
+    if why is not None and (beside or question.plan):
+        raise ValueError(
+            f"why: --why is given beside {beside or '--plan'}; it holds one plan against the best of a flavor"
+        )
+    if every:
+        return _answer_all(question)
+    where = _flavor(hardware, flavor, accelerator, devices)
+    return _answer(question, where, explain=explain) if why is None else _say_why(question, where, parse_plan(why))
+
+
+class _Question(NamedTuple):
+    """What is asked, whatever the flavor."""
+
+    workload: Workload
+    stack: Stack
+    hardware: Catalog
+    plan: Plan | None
+    space: str
+    objective: str
+    limits: Limits
+    top: int | None
+    as_json: bool
+
+    def on(self, flavor: Flavor) -> Estimate:
+        """Return the answer for a flavor."""
+        return search(self.workload, flavor, self.stack, self.hardware, self.plan, self.space)
+
+
+def _workload(
+    model: str, seq_len: int, batch: int, rows: int | None, epochs: int | None, steps: int | None, recipe: Recipe
+) -> Workload:
     if steps is not None and (rows is not None or epochs is not None):
         raise ValueError(f"steps: --steps {steps} is given beside --rows or --epochs; give one or the other")
     rows, epochs = SEED_ROWS if rows is None else rows, SEED_EPOCHS if epochs is None else epochs
     count = num_steps(rows, epochs, batch) if steps is None else steps
-    workload = Workload(load_shape(model), seq_len, batch, count)
-    fixed = None if plan == "best" else parse_plan(plan)
-    loaded = load_stack(stack)
-    every = flavor is not None and flavor.casefold() == "all" and accelerator is None and devices is None
-    if explain and (as_json or every):
-        beside = "--json" if as_json else "--flavor all"
-        raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
-    if every:
-        return _estimate_all(workload, loaded, hardware, fixed, as_json=as_json, top=top)
-    where = _flavor(hardware, flavor, accelerator, devices)
-    found = search(workload, where, loaded, hardware, fixed, space)
-    if fixed is not None and found.plans[0].is_illegal:
+    return Workload(recipe.shape(load_shape(model)), seq_len, batch, count, str(recipe))
+
+
+def _answer(question: _Question, flavor: Flavor, *, explain: bool) -> int:
+    found = question.on(flavor)
+    if question.plan is not None and found.plans[0].is_illegal:
         raise ValueError(f"plan: {found.plans[0].reason}")
-    if as_json:
-        _print_json(estimate_document(found, top))
+    if question.as_json:
+        _print_json(estimate_document(found, question.top))
     else:
         console = _console()
-        report.print_estimate(console, found, top or 8)
+        report.print_estimate(console, found, question.top or 8)
+        if question.space == "full" and question.plan is None:
+            report.print_platform_choice(console, found, question._replace(space="moai").on(flavor))
         if explain:
             console.print()
             report.print_explanation(console, found)
     if found.best is None:
-        print(_nothing_fits(found, hardware), file=sys.stderr)
-        return EXIT_NOTHING_FITS
+        return _miss(_nothing_fits(found, question.hardware))
+    if missed := question.limits.missed_by(found.best):
+        return _miss(f"{flavor.id}: its best plan {missed}; see --flavor all for flavors that keep it")
     return EXIT_FOUND
+
+
+def _say_why(question: _Question, flavor: Flavor, plan: Plan) -> int:
+    asked = question._replace(plan=plan).on(flavor).plans[0]
+    found = search(
+        question.workload,
+        flavor,
+        question.stack,
+        question.hardware,
+        space=question.space,
+        faster_than=asked.step_s.value,
+    )
+    report.print_why(_console(), found, asked)
+    return EXIT_FOUND
+
+
+def _miss(message: str) -> int:
+    print(message, file=sys.stderr)
+    return EXIT_NOTHING_FITS
 
 
 def _flavor(hardware: Catalog, flavor: str | None, accelerator: str | None, devices: int | None) -> Flavor:
@@ -154,25 +232,23 @@ def _flavor(hardware: Catalog, flavor: str | None, accelerator: str | None, devi
     return hardware.flavor_of(accelerator, devices)
 
 
-def _estimate_all(
-    workload: Workload, stack: Stack, hardware: Catalog, plan: Plan | None, *, as_json: bool, top: int | None
-) -> int:
-    found = [search(workload, flavor, stack, hardware, plan) for flavor in hardware.flavors]
-    if plan is not None and all(estimate.plans[0].is_illegal for estimate in found):
+def _answer_all(question: _Question) -> int:
+    found, limits = [question.on(flavor) for flavor in offers(question.hardware)], question.limits
+    if question.plan is not None and all(estimate.plans[0].is_illegal for estimate in found):
         raise ValueError(f"plan: {found[0].plans[0].reason} (flavor {found[0].flavor.id}; no other takes it either)")
-    if as_json:
-        documents = [estimate_document(estimate, top) for estimate in found]
-        _print_json({"schema": "estimates/1", "estimates": documents})
+    chosen = choose(found, question.objective, limits)
+    if question.as_json:
+        _print_json(flavors_document(found, chosen, question.top))
     else:
-        report.print_flavors(_console(), found)
-    if any(estimate.best for estimate in found):
+        report.print_flavors(_console(), found, question.objective, limits, chosen)
+    if chosen:
         return EXIT_FOUND
-    nearest = min(found, key=lambda e: e.nearest_miss.excess_bytes if e.nearest_miss else math.inf)
-    print(
-        f"no plan fits any flavor; the nearest is on {nearest.flavor.id}: {report.no_plan_reason(nearest)}",
-        file=sys.stderr,
-    )
-    return EXIT_NOTHING_FITS
+    fitting = [(estimate.flavor.id, estimate.best) for estimate in found if estimate.best]
+    if fitting:
+        name, nearest = min(fitting, key=lambda item: worth(item[1], "time" if limits.deadline_s else "cost"))
+        return _miss(f"no flavor keeps the limits; on {name} the best plan {limits.missed_by(nearest)}")
+    least = min(found, key=lambda e: e.nearest_miss.excess_bytes if e.nearest_miss else math.inf)
+    return _miss(f"no plan fits any flavor; the nearest is on {least.flavor.id}: {report.no_plan_reason(least)}")
 
 
 def _nothing_fits(found: Estimate, hardware: Catalog) -> str:
@@ -209,7 +285,7 @@ def calibrate(
     found = stack_from_runs(premises, measured, hardware)
     trials = leave_one_out(premises, measured, hardware)
     console = _console()
-    report.print_stack(console, found)
+    report_calibration.print_stack(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
         peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
@@ -217,9 +293,9 @@ def calibrate(
             if line:
                 console.print(f"refused: {line}", style="dim")
     console.print("\nin sample: fitted to all runs")
-    report.print_trials(console, [try_run(run, found, hardware) for run in measured])
+    report_calibration.print_trials(console, [try_run(run, found, hardware) for run in measured])
     console.print("\nout of sample: each run predicted by a fit to the others")
-    report.print_trials(console, trials)
+    report_calibration.print_trials(console, trials)
     if write:
         write_stack(stack_path(stack), stack_text(text, with_runs(found, trials)))
     return EXIT_FOUND

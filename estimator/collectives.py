@@ -11,7 +11,7 @@ import numpy as np
 from estimator.counts import Array, Num
 from estimator.layout import Layout
 from estimator.machine import Machine
-from estimator.memory import RankParameters
+from estimator.memory import fullest_rank
 from estimator.shape import Shape
 from estimator.stack import Habits
 
@@ -125,25 +125,36 @@ def stage_transfer_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Ma
     return np.asarray(2.0 * slots * transfer_seconds(num_bytes, plan.replicas * plan.tp, machine))
 
 
-def data_parallel_seconds(params: RankParameters, plan: Layout, machine: Machine, habits: Habits) -> Array:
+def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
     """Seconds of the collectives that keep replicas alike, none of them hidden.
 
     ZeRO 0 reduces and gathers gradients; 1 and 2 reduce gradients and gather weights; 3 the same where the stack keeps
     gathered weights, else it gathers them for every forward and backward pass (Rajbhandari et al. 2020,
     arXiv:1910.02054, section 7). Sharded within nodes, each shard is also reduced over the nodes (Zhao et al. 2023,
-    arXiv:2304.11277, section 3.2.2). Experts have 1/ep of the replicas.
+    arXiv:2304.11277, section 3.2.2). Experts have 1/ep of the replicas. What is frozen has no gradient, and is gathered
+    only where it is not kept.
     """
+    params, trained = fullest_rank(shape, plan), fullest_rank(shape, plan, trained=True)
+    regathers = not habits.keeps_weights_gathered
     micro_batches, zero = np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
     num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
-    num_gathers = np.where((zero == 3) & (not habits.keeps_weights_gathered), 2 * micro_batches, 1)
+    num_gathers = np.where((zero == 3) & regathers, 2 * micro_batches, 1)
     seconds = np.zeros(())
-    for count, replicas, shards, stride in (
-        (params.dense, plan.replicas, plan.shard_ranks, np.asarray(plan.tp)),
-        (params.experts, plan.replicas // plan.ep, plan.expert_shard_ranks, np.asarray(plan.tp) * plan.ep),
+    for held, count, replicas, shards, stride in (
+        (params.dense, trained.dense, plan.replicas, plan.shard_ranks, np.asarray(plan.tp)),
+        (
+            params.experts,
+            trained.experts,
+            plan.replicas // plan.ep,
+            plan.expert_shard_ranks,
+            np.asarray(plan.tp) * plan.ep,
+        ),
     ):
-        if not np.any(count):
+        if not np.any(held):
             continue
         gradients, weights = count * habits.gradient_bytes, count * habits.weight_bytes
+        if shape.lora_rank and regathers:
+            weights = weights + np.where(zero == 3, (held - count) * habits.bytes_of_frozen, 0.0)
         everyone, sharers = placed(replicas, stride, machine), placed(shards, stride, machine)
         reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride)
         gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride)

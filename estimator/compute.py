@@ -91,18 +91,32 @@ class Rates(NamedTuple):
     """What one device sustains under a stack."""
 
     flop_per_s: Num
+    """In 16 bits."""
     bytes_per_s: Num
     num_compute_units: int
+    weights_flop_per_s: Num
+    """Of products with the weights of a layer, in their precision."""
 
 
-def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies) -> Rates:
-    """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that."""
-    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
-    best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
+def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: str = "bf16") -> Rates:
+    """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that.
+
+    The share is that of bfloat16 products, in any precision. Raises ValueError where a device lacks the precision.
+    """
+    peaks = {
+        "bf16": accelerator.bf16_flop_per_s,
+        "fp32": accelerator.fp32_flop_per_s,
+        "fp8": accelerator.fp8_flop_per_s,
+    }
+    peak = peaks[precision]
+    if peak is None:
+        raise ValueError(f"precision: {precision} needs matrix units that {accelerator.id} lacks; use bf16-mixed")
+    share = accelerator.matmul_efficiency.value * np.asarray(efficiencies.matmul_efficiency)
     return Rates(
-        best_flop_per_s * efficiencies.matmul_efficiency,
-        best_bytes_per_s * efficiencies.memory_efficiency,
+        (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share,
+        accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value * efficiencies.memory_efficiency,
         accelerator.num_compute_units,
+        peak * share,
     )
 
 
@@ -112,6 +126,10 @@ class Passes(NamedTuple):
     forward: Array
     input_gradient: Array
     weight_gradient: Array
+
+    def frozen(self) -> "Passes":
+        """Return the passes of a matrix that is not trained."""
+        return self._replace(weight_gradient=np.zeros(()))
 
 
 def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -> Passes:
@@ -125,7 +143,7 @@ def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -
     rows = np.asarray(tokens) * matmul.num_active / (matmul.num_copies / shared_by)
 
     def seconds(m: Num, n: Num, k: Num) -> Array:
-        rate = {"flop_per_s": rates.flop_per_s, "bytes_per_s": rates.bytes_per_s}
+        rate = {"flop_per_s": rates.weights_flop_per_s, "bytes_per_s": rates.bytes_per_s}
         one = matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
         return np.asarray(matmul.num_copies / shared_by * one)
 

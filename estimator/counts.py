@@ -48,6 +48,23 @@ def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     return attention + router + gate + up + down
 
 
+def adapter_matmuls(shape: Shape) -> tuple[MatMul, ...]:
+    """Return the two matrices of the adapter beside each matrix of a layer but the router; none without adapters.
+
+    W x + B A x, A of rank x in, B of out x rank (Hu et al. 2021, arXiv:2106.09685, section 4.1).
+    """
+    rank = shape.lora_rank
+    beside = [m for m in layer_matmuls(shape) if rank and m.name != "router"]
+    return tuple(
+        adapter
+        for m in beside
+        for adapter in (
+            m._replace(name=f"{m.name}.a", out_size=rank, has_bias=False),
+            m._replace(name=f"{m.name}.b", in_size=rank, has_bias=False),
+        )
+    )
+
+
 def head_matmul(shape: Shape) -> MatMul:
     """Return the vocabulary projection (a tied one multiplies by the embedding's matrix)."""
     return MatMul("head", shape.hidden_size, shape.vocab_size, 1, 1, False, True)
@@ -61,15 +78,23 @@ def layer_parameters(shape: Shape) -> int:
     return dense_parameters(shape) + expert_parameters(shape)
 
 
-def dense_parameters(shape: Shape) -> int:
-    """Parameters of one layer that every token meets: those of no expert."""
+def dense_parameters(shape: Shape, *, trained: bool = False) -> int:
+    """Parameters of one layer that every token meets: those of no expert; all, or those that are trained."""
+    matrices, norms = _matrix_sets(shape, trained=trained)
+    return norms + sum(_matrix_parameters(m) for m in matrices if m.num_copies == 1)
+
+
+def expert_parameters(shape: Shape, *, trained: bool = False) -> int:
+    """Parameters of the experts of one layer, 0 in a dense model; all, or those that are trained."""
+    return sum(_matrix_parameters(m) for m in _matrix_sets(shape, trained=trained)[0] if m.num_copies > 1)
+
+
+def _matrix_sets(shape: Shape, *, trained: bool) -> tuple[tuple[MatMul, ...], int]:
+    """Return a layer's matrices and the parameters of its norms; with adapters, they alone are trained."""
+    if trained and shape.lora_rank:
+        return adapter_matmuls(shape), 0
     norms = 2 * norm_parameters(shape) + (2 * shape.head_dim if shape.qk_norm else 0)
-    return norms + sum(_matrix_parameters(m) for m in layer_matmuls(shape) if m.num_copies == 1)
-
-
-def expert_parameters(shape: Shape) -> int:
-    """Parameters of the experts of one layer; 0 in a dense model."""
-    return sum(_matrix_parameters(m) for m in layer_matmuls(shape) if m.num_copies > 1)
+    return layer_matmuls(shape) + adapter_matmuls(shape), norms
 
 
 def _matrix_parameters(matmul: MatMul) -> int:
@@ -84,6 +109,12 @@ def norm_parameters(shape: Shape) -> int:
 def embedding_parameters(shape: Shape) -> int:
     """Parameters of the token embedding and of learned positions."""
     return (shape.vocab_size + shape.num_positions) * shape.hidden_size
+
+
+def trained_parameters(shape: Shape) -> int:
+    """Parameters that are trained: all of them, or those of the adapters."""
+    layer = dense_parameters(shape, trained=True) + expert_parameters(shape, trained=True)
+    return shape.num_layers * layer if shape.lora_rank else num_parameters(shape)
 
 
 def head_parameters(shape: Shape) -> int:
@@ -115,8 +146,10 @@ def stage_parameters(shape: Shape, layers: Num, is_first: Num, is_last: Num) -> 
     return layers * layer_parameters(shape) + end_parameters(shape, is_first, is_last)
 
 
-def end_parameters(shape: Shape, is_first: Num, is_last: Num) -> Num:
-    """Parameters of a pipeline stage beside those of its layers."""
+def end_parameters(shape: Shape, is_first: Num, is_last: Num, *, trained: bool = False) -> Num:
+    """Parameters of a pipeline stage beside those of its layers; all, or those that are trained."""
+    if trained and shape.lora_rank:
+        return 0.0 * np.asarray(is_first)
     head = shape.vocab_size * shape.hidden_size * (1 - shape.tied_embeddings * np.asarray(is_first))
     return is_first * embedding_parameters(shape) + is_last * (norm_parameters(shape) + head)
 
@@ -177,13 +210,18 @@ def recomputed_layer_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal
 
 
 def step_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool, keeps_scores: bool, recompute: bool) -> Num:
-    """FLOP of forward and backward over `num_tokens`: what the devices do, recomputation included."""
-    products = sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
+    """FLOP of forward and backward over `num_tokens`: what the devices do, recomputation included.
+
+    A matrix takes three passes, or two where it is frozen: forward, and the gradients of its input and of its weights.
+    """
+    passes = 2.0 if shape.lora_rank else 3.0
+    products = passes * sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
+    products = products + 3.0 * sum(matmul_flop(num_tokens, m) for m in adapter_matmuls(shape))
     attention = attention_flop(num_tokens, seq_len, shape, causal=causal)
-    layer = 3.0 * products + attention + attention_backward_flop(attention, keeps_scores=keeps_scores)
+    layer = products + attention + attention_backward_flop(attention, keeps_scores=keeps_scores)
     if recompute:
         layer = layer + recomputed_layer_flop(num_tokens, seq_len, shape, causal=causal)
-    return shape.num_layers * layer + 3.0 * matmul_flop(num_tokens, head_matmul(shape))
+    return shape.num_layers * layer + passes * matmul_flop(num_tokens, head_matmul(shape))
 
 
 def model_flop(num_tokens: Num, seq_len: Num, shape: Shape) -> Num:

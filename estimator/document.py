@@ -1,8 +1,12 @@
 """The JSON document of an estimate: what `estimate --json` prints, schema `estimate/1`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from estimator.planner import Estimate, PlanEstimate, Range
+from estimator.choice import frontier_marks
+from estimator.counts import trained_parameters
+from estimator.evaluate import PlanEstimate, Range
+from estimator.planner import Estimate
 from hardware.units import MIB
 
 
@@ -19,6 +23,8 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
             "global_batch": workload.global_batch,
             "steps": workload.num_steps,
             "tokens_per_step": workload.tokens_per_step,
+            "recipe": workload.recipe,
+            "num_trained_params": trained_parameters(workload.shape),
         },
         "flavor": {
             "name": flavor.id,
@@ -37,6 +43,19 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
         "best": plans[0] if plans and estimate.best else None,
         "plans": plans,
         "not_modelled": [*estimate.stack.not_modelled, "useful tokens: how much of the rows is padding is not given"],
+    }
+
+
+def flavors_document(found: Sequence[Estimate], chosen: Estimate | None, top: int | None = None) -> dict[str, Any]:
+    """Return the object that `estimate --flavor all --json` prints, schema `estimates/1`.
+
+    Beside the estimates: the flavors that no other beats in both time and cost, and the one that is chosen.
+    """
+    return {
+        "schema": "estimates/1",
+        "estimates": [estimate_document(estimate, top) for estimate in found],
+        "frontier": {flavor: list(marks) for flavor, marks in frontier_marks(found).items()},
+        "chosen": chosen.flavor.id if chosen else None,
     }
 
 
@@ -59,8 +78,17 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
             "zero_stage": plan.zero_stage,
             "schedule": plan.schedule,
             "virtual_stages": plan.virtual_stages,
+            "first_layers": plan.first_layers,
+            "last_layers": plan.last_layers,
+            "expert_parallel": plan.ep,
+            "sequence_parallel": plan.sequence_parallel,
+            "recomputed_layers": plan.recomputed_layers,
+            "shard_within_node": plan.shard_within_node,
+            "offload_optimizer": plan.offload_optimizer,
+            "text": str(plan),
         },
         "possible": found.possible,
+        "risky": found.is_risky,
         "reason": found.reason,
         "memory": {
             "per_device_mib": _range(found.device_bytes.times(1 / MIB)),

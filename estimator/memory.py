@@ -39,20 +39,27 @@ class RankParameters(NamedTuple):
         dense = sharded_bytes(self.dense, bytes_each, plan.shard_ranks, is_sharded)
         return np.asarray(dense + sharded_bytes(self.experts, bytes_each, plan.expert_shard_ranks, is_sharded))
 
-
-def rank_parameters(shape: Shape, plan: Layout, *, layers: Num, first: Num, last: Num) -> RankParameters:
-    """Return the parameters of one tensor- and expert-parallel rank of a stage of so many layers."""
-    dense = (np.asarray(layers) * dense_parameters(shape) + end_parameters(shape, first, last)) / plan.tp
-    return RankParameters(dense, np.asarray(layers) * expert_parameters(shape) / plan.tp / plan.ep)
+    def less(self, other: "RankParameters") -> "RankParameters":
+        """Return the parameters without some of them."""
+        return RankParameters(self.dense - other.dense, self.experts - other.experts)
 
 
-def fullest_rank(shape: Shape, plan: Layout) -> RankParameters:
-    """Return the parameters of a rank of the stage that holds most."""
+def rank_parameters(
+    shape: Shape, plan: Layout, *, layers: Num, first: Num, last: Num, trained: bool = False
+) -> RankParameters:
+    """Return the parameters, all or those trained, of one rank of a stage of so many layers."""
+    of_layers = np.asarray(layers) * dense_parameters(shape, trained=trained)
+    dense = (of_layers + end_parameters(shape, first, last, trained=trained)) / plan.tp
+    return RankParameters(dense, np.asarray(layers) * expert_parameters(shape, trained=trained) / plan.tp / plan.ep)
+
+
+def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankParameters:
+    """Return the parameters, all or those trained, of a rank of the stage that holds most."""
     alone, layers = np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
     stages = (
-        rank_parameters(shape, plan, layers=layers.first, first=True, last=alone),
-        rank_parameters(shape, plan, layers=layers.middle, first=False, last=False),
-        rank_parameters(shape, plan, layers=layers.last, first=alone, last=True),
+        rank_parameters(shape, plan, layers=layers.first, first=True, last=alone, trained=trained),
+        rank_parameters(shape, plan, layers=layers.middle, first=False, last=False, trained=trained),
+        rank_parameters(shape, plan, layers=layers.last, first=alone, last=True, trained=trained),
     )
     has_middle = np.asarray(plan.stages) > 2
     return RankParameters(
@@ -124,17 +131,24 @@ def stage_bytes(
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
     shards_gradients = (zero >= 2) & (habits.reduces_every_micro_batch | (np.asarray(plan.micro_batches) == 1))
     params = rank_parameters(shape, plan, layers=layers, first=first, last=last)
+    trained = rank_parameters(shape, plan, layers=layers, first=first, last=last, trained=True)
     layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False))
+    trained_layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False, trained=True))
+    buffered = layer * habits.weight_bytes * shards_weights + trained_layer * habits.gradient_bytes * (zero >= 2)
+    in_layers = rank_parameters(shape, plan, layers=layers, first=False, last=False)
+    weights = trained.bytes_of(habits.weight_bytes, plan, shards_weights)
+    if shape.lora_rank:  # trained are adapters alone; the ends are frozen, but not quantized
+        weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
+        weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
     on_device = 1.0 - np.asarray(plan.offload_optimizer)
     activations, recomputed = activation_bytes(shape, seq_len, plan, habits, layers=layers, held=held)
-    buffered = habits.gradient_bytes * (zero >= 2) + habits.weight_bytes * shards_weights
     scores = 0.0 if habits.fuses_attention(shape) else shape.num_heads * float(seq_len) * tokens / plan.tp
     return {
-        "weights": params.bytes_of(habits.weight_bytes, plan, shards_weights),
-        "master_weights": on_device * params.bytes_of(habits.master_bytes, plan, zero >= 1),
-        "optimizer": on_device * params.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
-        "gradients": params.bytes_of(habits.gradient_bytes, plan, shards_gradients),
-        "communication_buffers": 2 * layer * buffered * (plan.replicas > 1),
+        "weights": weights,
+        "master_weights": on_device * trained.bytes_of(habits.master_bytes, plan, zero >= 1),
+        "optimizer": on_device * trained.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
+        "gradients": trained.bytes_of(habits.gradient_bytes, plan, shards_gradients),
+        "communication_buffers": 2 * buffered * (plan.replicas > 1),
         "activations": activations,
         "recomputed_layer": recomputed,
         "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
@@ -225,7 +239,7 @@ def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory
 
 def host_bytes(shape: Shape, plan: Layout, habits: Habits) -> Array:
     """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded."""
-    state = fullest_rank(shape, plan).bytes_of(
+    state = fullest_rank(shape, plan, trained=True).bytes_of(
         habits.master_bytes + habits.optimizer_bytes, plan, np.asarray(plan.zero_stage) >= 1
     )
     return np.asarray(plan.offload_optimizer) * state * plan.devices_per_node

@@ -8,11 +8,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from estimator.calibrate import Trial
+from estimator.choice import Limits, differences, frontier_marks
+from estimator.counts import trained_parameters
+from estimator.evaluate import PlanEstimate, Range
 from estimator.explain import assumptions
-from estimator.planner import Estimate, PlanEstimate, Range
+from estimator.planner import Estimate
 from estimator.spaces import nearest_batch
-from estimator.stack import Stack
 from hardware.units import MIB
 
 BAR_WIDTH = 20
@@ -44,14 +45,14 @@ STEP_NAMES = {
 }
 
 
-def _number(value: float) -> str:
-    """Three significant digits or more, never an exponent."""
+def number(value: float) -> str:
+    """Return a value in three significant digits or more, never an exponent."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _with_interval(value: Range, unit: str, show: Any = _number) -> Text:
+def _with_interval(value: Range, unit: str, show: Any = number) -> Text:
     return Text.assemble((show(value.value), "bold"), f" {unit}  ", (f"{show(value.low)} to {show(value.high)}", "dim"))
 
 
@@ -65,7 +66,7 @@ def bar(fraction: float, width: int = BAR_WIDTH) -> str:
     return "#" * filled + "." * (width - filled)
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """Return an empty table; a column whose name ends in `>` is aligned to the right."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="cyan")
     for name in columns:
@@ -77,7 +78,7 @@ def _table(*columns: str) -> Table:
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     return table
 
 
@@ -93,9 +94,11 @@ def headline(estimate: Estimate) -> RenderableType:
     )
     table.add_row(
         "flavor",
-        f"{estimate.flavor.id}: {machine.num_devices} devices ({machine.accelerator.name}) on {nodes}, "
+        f"{estimate.flavor.id}: {machine.num_devices} device{"s" * (machine.num_devices != 1)} ({machine.accelerator.name}) on {nodes}, "
         f"{machine.accelerator.hbm_bytes / MIB:,.0f} MiB each",
     )
+    if workload.recipe:
+        table.add_row("recipe", f"{workload.recipe}; {trained_parameters(workload.shape):,} parameters trained")
     trained = (
         ""
         if machine.accelerator.id == estimate.stack.fit.accelerator
@@ -112,7 +115,8 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     workload, stack = estimate.workload, estimate.stack
     used = found.device_bytes.value
     table = _grid()
-    table.add_row("plan", Text(found.plan.platform_line(), style="bold"))
+    text = found.plan.platform_line() if estimate.space == "moai" else str(found.plan)
+    table.add_row("plan", Text(text, style="bold"))
     table.add_row(
         "memory",
         Text.assemble(
@@ -129,7 +133,7 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     seconds = _with_interval(found.step_s, "s")
     if stack.window.slow_fraction > 0:
         seconds.append(
-            f"  ({_number(found.fast_step_s)} s, or {_number(found.slow_step_s)} s in the "
+            f"  ({number(found.fast_step_s)} s, or {number(found.slow_step_s)} s in the "
             f"{stack.window.slow_fraction:.0%} where the host is slow)"
         )
     table.add_row("step", seconds)
@@ -145,39 +149,31 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     )
     table.add_row("start to end", whole)
     cost = _with_interval(found.usd, "USD") if found.usd else Text("no price known")
-    cost.append(f"  {_number(found.kwh)} kWh at most")
+    cost.append(f"  {number(found.kwh)} kWh at most")
     table.add_row("cost", cost)
     return table
 
 
+PLATFORM_COLUMNS = ("stages >", "batches >", "rows >", "tp >", "recompute >")
+"""What tells the plans of the platform's own space apart."""
+
+
 def plans_table(estimate: Estimate, top: int) -> RenderableType:
     """Return the candidates, the stack's choice first."""
-    table = _table(
-        "stages >",
-        "batches >",
-        "rows >",
-        "tp >",
-        "recompute >",
-        "MiB >",
-        "of usable",
-        "device s >",
-        "step s >",
-        "tokens/s >",
-    )
+    platform = estimate.space == "moai"
+    names = PLATFORM_COLUMNS if platform else ("plan",)
+    table = plain_table(*names, "MiB >", "of usable", "device s >", "step s >", "tokens/s >")
     for found in estimate.plans[:top]:
         plan, share = found.plan, found.device_bytes.value / estimate.usable_bytes
         risky = found.possible and found.is_risky
+        own = (plan.num_stages, plan.num_micro_batches, plan.batch_per_device, plan.tp, plan.recomputation)
         table.add_row(
-            str(plan.num_stages),
-            str(plan.num_micro_batches),
-            str(plan.batch_per_device),
-            str(plan.tp),
-            plan.recomputation,
+            *(map(str, own) if platform else (brief(found),)),
             f"{found.device_bytes.value / MIB:,.0f}",
             Text(f"{bar(share, 8)} {share:4.0%}{' risky' if risky else ''}"),
-            _number(found.device_s),
-            _number(found.step_s.value),
-            _number(estimate.workload.tokens_per_step / found.step_s.value),
+            number(found.device_s),
+            number(found.step_s.value),
+            number(estimate.workload.tokens_per_step / found.step_s.value),
             style="bold" if found is estimate.best else None if found.possible else "dim",
         )
     return table
@@ -185,7 +181,7 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
 
 def breakdown_table(found: PlanEstimate) -> RenderableType:
     """Return where the step's seconds and the fullest device's memory go."""
-    table = _table("step", "s >", "", "fullest device", "MiB >", "")
+    table = plain_table("step", "s >", "", "fullest device", "MiB >", "")
     left = _shares(found.step_breakdown, STEP_NAMES, 1.0)
     right = _shares(found.memory_breakdown, MEMORY_NAMES, MIB)
     for i in range(max(len(left), len(right))):
@@ -197,7 +193,7 @@ def _shares(parts: dict[str, float], names: dict[str, str], unit: float) -> list
     total = sum(parts.values())
     ordered = sorted(parts.items(), key=lambda item: -item[1])
     return [
-        (names[name], _number(part / unit), bar(part / total, 10))
+        (names[name], number(part / unit), bar(part / total, 10))
         for name, part in ordered
         if abs(part) > 0.0005 * total
     ]
@@ -222,11 +218,12 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
         return
     fastest = estimate.fastest
     if fastest is not None and fastest.step_s.value < best.step_s.value:
-        console.print(
-            f"The platform compares seconds of the devices. Counting the issue of work too, {fastest.plan} would be "
-            f"faster: {_number(fastest.step_s.value)} s per step (the intervals overlap).",
-            style="dim",
+        why = (
+            "Faster, but its interval of memory reaches beyond the usable:"
+            if fastest.is_risky and not best.is_risky
+            else "The platform compares seconds of the devices; counting the issue of work too, this would be faster:"
         )
+        console.print(f"{why} {number(fastest.step_s.value)} s per step with {fastest.plan}", style="dim")
     console.print()
     console.print(breakdown_table(best))
     console.print()
@@ -234,40 +231,117 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
         console.print(f"not modelled: {text}", style="dim")
 
 
-def print_flavors(console: Console, estimates: Sequence[Estimate]) -> None:
-    """Print one line per flavor: its best plan, or why it has none."""
-    workload, stack = estimates[0].workload, estimates[0].stack
+def brief(found: PlanEstimate) -> str:
+    """Return a plan in few letters: degrees, micro-batches x rows, then what is not usual."""
+    plan = found.plan
+    split = f"({plan.first_layers}-{plan.last_layers})" if plan.first_layers else ""
+    partly = f"/{plan.recomputed_layers}" if plan.recomputed_layers else ""
+    schedule = f"{plan.schedule}{plan.virtual_stages if plan.virtual_stages > 1 else ''}"
+    words = [
+        f"pp{plan.num_stages}{split}" if plan.num_stages > 1 else "",
+        f"tp{plan.tp}" if plan.tp > 1 else "",
+        f"cp{plan.cp}" if plan.cp > 1 else "",
+        f"ep{plan.ep}" if plan.ep > 1 else "",
+        f"dp{found.data_parallel}",
+        f"{plan.num_micro_batches}x{plan.batch_per_device}",
+        schedule if plan.num_stages > 1 else "",
+        f"{plan.recomputation}{partly}" if plan.recomputation != "none" else "",
+        f"zero{plan.zero_stage}{'/node' if plan.shard_within_node else ''}",
+        "" if plan.sequence_parallel else "no-sp",
+        "offload" if plan.offload_optimizer else "",
+    ]
+    return " ".join(word for word in words if word)
+
+
+def print_flavors(
+    console: Console, estimates: Sequence[Estimate], objective: str, limits: Limits, chosen: Estimate | None
+) -> None:
+    """Print one line per flavor: its best plan, what it is on the frontier of time and cost, or why it has none."""
+    workload, stack, space = estimates[0].workload, estimates[0].stack, estimates[0].space
     console.print(
         f"{workload.shape.name}, {workload.num_steps:,} steps of {workload.global_batch:,} x {workload.seq_len:,} "
-        f"tokens, stack {stack.name}; each flavor's plan as the stack would choose it"
+        f"tokens, stack {stack.name}, space {space}; the best plan of each flavor"
     )
-    table = _table("flavor", "dev >", "plan >", "usable >", "step s >", "tokens/s >", "logged/s >", "min >", "USD >")
-    missing = []
+    marks = frontier_marks(estimates)
+    table = plain_table("flavor", "dev >", "plan", "usable >", "step s >", "tokens/s >", "min >", "USD >", "kWh >", "")
     for estimate in estimates:
         best = estimate.best
         if best is None:
-            missing.append(f"{estimate.flavor.id}: {no_plan_reason(estimate)}")
             continue
-        plan = best.plan
+        at = marks.get(estimate.flavor.id)
+        words = [*(("frontier", *at) if at is not None else ()), "risky" if best.is_risky else ""]
+        words += ["over the limits" if limits.missed_by(best) else "may miss" if limits.may_miss(best) else ""]
         table.add_row(
             estimate.flavor.id,
             str(estimate.flavor.num_devices),
-            f"{plan.num_stages}x{best.data_parallel}x{plan.num_micro_batches}x{plan.batch_per_device}"
-            + ("R" if plan.recomputation != "none" else ""),
+            brief(best),
             f"{best.device_bytes.value / estimate.usable_bytes:.0%}",
-            _number(best.step_s.value),
-            _number(workload.tokens_per_step / best.step_s.value),
-            _number(best.logged_tokens_per_s.value),
-            _number(best.wall_s.value / 60),
-            _number(best.usd.value) if best.usd else "-",
+            number(best.step_s.value),
+            number(workload.tokens_per_step / best.step_s.value),
+            number(best.wall_s.value / 60),
+            number(best.usd.value) if best.usd else "-",
+            number(best.kwh),
+            ", ".join(word for word in words if word),
+            style="bold" if estimate is chosen else None,
         )
     console.print(table)
-    console.print(
-        "dev: devices; plan: stages x data parallel x micro-batches x rows, R recomputes; min: from start to end",
-        style="dim",
+    console.print("dev: devices; plan: degrees, micro-batches x rows; min: from start to end", style="dim")
+    for estimate in estimates:
+        if estimate.best is None:
+            console.print(f"no plan on {estimate.flavor.id}: {no_plan_reason(estimate)}", style="dim")
+    if chosen and chosen.best:
+        best, usd = chosen.best, chosen.best.usd
+        price = f", {number(usd.value)} USD ({number(usd.low)} to {number(usd.high)})" if usd else ""
+        console.print(
+            f"Least {objective}: {chosen.flavor.id}, {number(best.wall_s.value / 60)} min "
+            f"({number(best.wall_s.low / 60)} to {number(best.wall_s.high / 60)}){price}"
+        )
+
+
+def in_words(found: PlanEstimate, other: PlanEstimate, most: int = 5) -> str:
+    """Return where a plan's step takes longer or shorter than another's."""
+    parts = differences(found, other)[:most]
+    return ", ".join(
+        f"{STEP_NAMES[part.purpose]} {'+' if part.seconds > 0 else '-'}{number(abs(part.seconds))} s" for part in parts
     )
-    for text in missing:
-        console.print(f"no plan on {text}", style="dim")
+
+
+def print_platform_choice(console: Console, estimate: Estimate, platform: Estimate) -> None:
+    """Print how many minutes the best plan of a larger space saves over the platform's choice, and where."""
+    best, choice = estimate.best, platform.best
+    if best is None or choice is None:
+        return
+    saved = (choice.wall_s.value - best.wall_s.value) / 60
+    console.print(
+        f"The platform would choose {choice.plan.platform_line()}: {number(choice.wall_s.value / 60)} min, "
+        f"{number(abs(saved))} min {'more' if saved > 0 else 'less'}. Per step, against it: {in_words(best, choice)}."
+    )
+
+
+def print_why(console: Console, estimate: Estimate, asked: PlanEstimate) -> None:
+    """Print why a plan cannot run, or how it ranks among those of a space and where it loses."""
+    best = estimate.best
+    console.print(Text(str(asked.plan), style="bold"))
+    if asked.is_illegal:
+        console.print(f"cannot run on {estimate.flavor.id}: {asked.reason}")
+        return
+    if not asked.possible:
+        console.print(f"does not fit {estimate.flavor.id}: {asked.reason}")
+        console.print(breakdown_table(asked))
+        return
+    seconds, minutes = asked.step_s.value, asked.wall_s.value / 60
+    console.print(
+        f"fits {estimate.flavor.id}{', but may not' if asked.is_risky else ''}: {number(seconds)} s per step, "
+        f"{number(minutes)} min; {estimate.num_faster:,} of the {estimate.num_possible:,} plans that fit "
+        f"(space {estimate.space}) are faster"
+    )
+    if best is None or best.plan == asked.plan:
+        console.print("it is the plan that is chosen")
+        return
+    console.print(
+        f"against the plan that is chosen, {best.plan}: {seconds - best.step_s.value:+.2f} s per step, "
+        f"{minutes - best.wall_s.value / 60:+.1f} min: {in_words(asked, best)}"
+    )
 
 
 def no_plan_reason(estimate: Estimate) -> str:
@@ -289,68 +363,3 @@ def print_explanation(console: Console, estimate: Estimate) -> None:
         console.print(Text.assemble((name, "cyan"), "  ", (f"{value} {unit}".strip(), "bold"), f"  {evidence}"))
         if source != "-":
             console.print(Padding(Text(source, style="dim"), (0, 0, 0, 4)))
-
-
-# --- calibration ------------------------------------------------------------------------------------------------------
-
-
-def print_stack(console: Console, stack: Stack) -> None:
-    """Print what a fit found."""
-    table = _table("parameter", "prior", "fitted", "unit")
-    values = stack.efficiencies("")._asdict()
-    for i, (name, prior) in enumerate(stack.priors.items()):
-        sd = stack.fit.covariance[i][i] ** 0.5
-        table.add_row(name, f"{prior.median:g} +- {prior.log_sd:.0%}", f"{values[name]:.4g} +- {sd:.1%}", prior.unit)
-    for name, family in stack.fit.families.items():
-        factor, spread = stack.efficiencies(name).family_factor, stack.fit.family_log_sd
-        table.add_row(
-            f"factor of {name}", f"1 +- {spread:.0%}", f"{factor:.3f} +- {family.log_sd:.1%}", "device seconds"
-        )
-    console.print(table)
-
-
-def print_trials(console: Console, trials: Sequence[Trial]) -> None:
-    """Print runs held against predictions, and the median error."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    table.add_column("run")
-    for name in (
-        "step s",
-        "measured",
-        "error",
-        "minutes",
-        "as logged",
-        "error",
-        "MiB",
-        "error",
-        "candidates",
-        "possible",
-    ):
-        table.add_column(name, justify="right")
-    for trial in trials:
-        run, seconds = trial.run, trial.step_s
-        logged_error, memory_error = trial.logged_error, trial.memory_error
-        table.add_row(
-            run.log_name.removesuffix(".log"),
-            f"{_number(seconds.value)} ({_number(seconds.low)}-{_number(seconds.high)})",
-            _number(trial.measured_step_s),
-            f"{trial.step_error:+.1%}",
-            _number(trial.minutes.value),
-            _number(trial.logged_tokens_per_s),
-            "-" if logged_error is None else f"{logged_error:+.1%}",
-            _number(trial.memory_mib.value),
-            "-" if memory_error is None else f"{memory_error:+.1%}",
-            f"{trial.num_candidates} ({run.num_candidates})",
-            f"{trial.num_possible} ({run.num_possible})",
-        )
-    console.print(table)
-    errors = sorted(abs(trial.step_error) for trial in trials)
-    covered = sum(trial.step_s.low <= trial.measured_step_s <= trial.step_s.high for trial in trials)
-    console.print(
-        f"seconds per step: median absolute error {errors[len(errors) // 2]:.1%}, {covered} of {len(trials)} inside "
-        "the 90 % interval; in parentheses what the log says"
-    )
-    for trial in trials:
-        ran, chosen = str(trial.run.plan), trial.chosen
-        console.print(
-            f"{trial.run.log_name}: ran {ran}; chosen here: {'the same' if ran == chosen else chosen}", style="dim"
-        )

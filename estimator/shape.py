@@ -53,6 +53,8 @@ class Shape:
     num_experts_per_token: int = 0
     sliding_window: int = 0
     """Tokens that attention looks back; 0 without a window."""
+    lora_rank: int = 0
+    """Rank of the adapters beside every matrix of the layers, all else frozen; 0 where everything is trained."""
     residual_dropout: bool = False
     """A dropout after the feed-forward block, which keeps a mask."""
 

@@ -204,8 +204,9 @@ def _ways(largest_stage: int, *, fused: bool, has_tp: bool, replica_kind: int, m
 
 def _grid(columns: dict[str, Ints], ways: list[_Way]) -> Plans:
     """Return the plans of every layout in every way, fields of shape (layouts, 1) and (1, ways)."""
-    across: dict[str, Any] = {name: np.array([[getattr(way, name) for way in ways]]) for name in _Way._fields}
-    return Plans(**{name: column[:, None] for name, column in columns.items()}, **across)
+    columns_of: dict[str, Any] = {name: column[:, None] for name, column in columns.items()}
+    columns_of |= {name: np.array([[getattr(way, name) for way in ways]]) for name in _Way._fields}
+    return Plans(**columns_of)
 
 
 def _divisors_of(number: int) -> list[int]:

@@ -16,6 +16,7 @@ from estimator.counts import (
     LOSS_TRAFFIC_BYTES,
     Array,
     Num,
+    adapter_matmuls,
     head_matmul,
     inner_traffic,
     layer_matmuls,
@@ -24,7 +25,7 @@ from estimator.counts import (
 from estimator.host import issue_seconds, num_repeated
 from estimator.layout import Layout, StageLayers
 from estimator.machine import Machine
-from estimator.memory import RankParameters, fullest_rank
+from estimator.memory import RankParameters, fullest_rank, rank_parameters
 from estimator.shape import Shape
 from estimator.stack import Efficiencies, Habits
 
@@ -57,8 +58,11 @@ def layer_seconds(
     A context-parallel ring hides behind attention, but for that part, and for what is longer than attention.
     """
     tokens, full, fused = plan.tokens(seq_len), plan.recomputes("full"), habits.fuses_attention(shape)
-    passes = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in layer_matmuls(shape)]
+    base = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in layer_matmuls(shape)]
+    adapters = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in adapter_matmuls(shape)]
+    passes = [*adapters, *(p.frozen() if shape.lora_rank else p for p in base)]
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
+    unpacked = 2.0 * unpacking_seconds(shape, plan, habits, rates)
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
     norms, inner = norm_traffic(shape, habits.activation_bytes), inner_traffic(shape, habits.activation_bytes)
     reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
@@ -67,9 +71,8 @@ def layer_seconds(
     usual = {
         "matmul": np.asarray(sum(sum(p) for p in passes)),
         "attention": forward + backward,
-        "elementwise": tokens
-        / rates.bytes_per_s
-        * (sum(norms) / plan.sequence_ways + np.asarray(sum(inner) / np.asarray(plan.tp))),
+        "elementwise": tokens / rates.bytes_per_s * (sum(norms) / plan.sequence_ways + sum(inner) / np.asarray(plan.tp))
+        + unpacked,
         "tensor_parallel": 4.0 * reduced,
         "context_parallel": np.maximum(exposed * ring, ring - (forward + backward)),
         "expert_parallel": 2.0 * experts,
@@ -87,6 +90,14 @@ def layer_seconds(
     return Layer(usual, again, np.asarray(sum(p.weight_gradient for p in passes)))
 
 
+def unpacking_seconds(shape: Shape, plan: Layout, habits: Habits, rates: Rates) -> Array:
+    """Seconds of turning a layer's quantized weights into 16 bits for one pass: read, and written."""
+    if not shape.lora_rank or habits.frozen_weight_bytes is None:
+        return np.zeros(())
+    layer = rank_parameters(shape, plan, layers=1, first=False, last=False)
+    return np.asarray(sum(layer) * (habits.frozen_weight_bytes + 2.0) / rates.bytes_per_s)
+
+
 class Ends(NamedTuple):
     """Seconds per micro-batch of what the first and the last stage do beside their layers."""
 
@@ -101,7 +112,8 @@ def end_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habi
     """Return the seconds per micro-batch of the embedding, of the vocabulary projection, and of the loss."""
     tokens = plan.tokens(seq_len)
     embedding = 4.0 * habits.activation_bytes * shape.hidden_size * tokens / plan.tp / rates.bytes_per_s
-    head = sum(matmul_passes(tokens, head_matmul(shape), plan.tp, 1, rates))
+    passes = matmul_passes(tokens, head_matmul(shape), plan.tp, 1, rates._replace(weights_flop_per_s=rates.flop_per_s))
+    head = sum(passes.frozen() if shape.lora_rank else passes)
     loss = LOSS_TRAFFIC_BYTES * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
     reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
     return Ends(embedding, np.asarray(head), loss, reduced)
@@ -158,12 +170,13 @@ def plan_step(
         efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
         steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
-    rates, exposed = sustained_rates(machine.accelerator, efficiencies), efficiencies.exposed_communication
+    rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
+    exposed = efficiencies.exposed_communication
     micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)
     layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, exposed)
     ends = end_seconds(shape, seq_len, plan, machine, habits, rates)
-    params = fullest_rank(shape, plan)
-    gradient_pass = 3.0 * habits.gradient_bytes * sum(params) * (micro_batches > 1) / rates.bytes_per_s
+    trained = fullest_rank(shape, plan, trained=True)
+    gradient_pass = 3.0 * habits.gradient_bytes * sum(trained) * (micro_batches > 1) / rates.bytes_per_s
 
     usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
     opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced
@@ -183,8 +196,8 @@ def plan_step(
     device = busy | {
         "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
         "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
-        "data_parallel": exposed * data_parallel_seconds(params, plan, machine, habits),
-        **update_seconds(params, plan, machine, habits, rates),
+        "data_parallel": exposed * data_parallel_seconds(shape, plan, machine, habits),
+        **update_seconds(trained, plan, machine, habits, rates),
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
     issue = issue_seconds(shape, plan, habits, efficiencies)

@@ -22,6 +22,8 @@ class Workload:
     global_batch: int
     """Rows per optimizer step, over all devices."""
     num_steps: int
+    recipe: str = ""
+    """How it is trained, in words, where not as the stack does by itself."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no run has."""

@@ -19,7 +19,8 @@ from estimator.calibrate import (
 )
 from estimator.measurement import read_runs
 from estimator.plan import Plan
-from estimator.stack import DIVIDER, Efficiencies, load_stack, read_premises, read_stack_text, stack_text
+from estimator.stack import Efficiencies, load_stack, read_stack_text
+from estimator.stack_file import DIVIDER, read_premises, stack_text
 from hardware.catalog import load_catalog
 
 RUNS = read_runs(Path(__file__).parents[2] / "reports" / "measured" / "moai" / "runs.csv")

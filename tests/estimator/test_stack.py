@@ -17,11 +17,9 @@ from estimator.stack import (
     interval_ratio,
     load_stack,
     parse_stack,
-    read_premises,
     read_stack_text,
-    stack_text,
-    write_stack,
 )
+from estimator.stack_file import read_premises, stack_text, write_stack
 
 TEXT = read_stack_text("moai-24.2")
 STACK = load_stack("moai-24.2")

@@ -1,0 +1,235 @@
+"""Plans of any number at once: memory, time, what the log will print, wall time and cost, with their uncertainty."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.counts import Array, Num, model_flop
+from estimator.host import logged_tokens_per_s, paces
+from estimator.layout import on_machine
+from estimator.machine import Machine
+from estimator.memory import Memory, host_bytes, plan_memory, total_bytes
+from estimator.plan import Plan, Plans
+from estimator.rules import reasons
+from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
+from estimator.stack import Efficiencies, Stack, interval_ratio
+from estimator.step import Step, plan_step
+from estimator.workload import Workload
+from hardware.units import MIB
+
+
+class Range(NamedTuple):
+    """A value with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        """Return the range of a quantity in proportion to this one."""
+        return Range(self.value * factor, self.low * factor, self.high * factor)
+
+    def inverse(self, numerator: float) -> "Range":
+        """Return the range of `numerator` over this quantity."""
+        return Range(numerator / self.value, numerator / self.high, numerator / self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEstimate:
+    """What one plan needs, and how fast it is."""
+
+    plan: Plan
+    data_parallel: int
+    is_illegal: bool
+    """The plan breaks a rule of the layout, whatever it needs."""
+    reason: str
+    """Why the plan is not possible; "" where it is."""
+    device_bytes: Range
+    total_bytes: Range
+    memory_breakdown: dict[str, float]
+    """Bytes of the fullest device, by purpose."""
+    step_s: Range
+    step_breakdown: dict[str, float]
+    device_s: float
+    """Seconds of a step without the host's."""
+    fast_step_s: float
+    """Seconds of a step in which the host issues at its fast pace."""
+    slow_step_s: float
+    logged_tokens_per_s: Range
+    flop_per_device_s: float
+    """Model FLOP per device and second."""
+    wall: Wall
+    training_s: Range
+    """From the end of the first step to that of the last, as the platform's pages state training time."""
+    wall_s: Range
+    """From the start of the program to the end of the last step."""
+    usd: Range | None
+    kwh: float
+
+    excess_bytes: float
+    """Bytes of the fullest device beyond the usable; negative where there is room."""
+
+    is_risky: bool
+    """The interval of its memory reaches beyond the usable."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether the plan divides evenly and fits."""
+        return not self.reason
+
+
+def usable_bytes(machine: Machine, stack: Stack) -> float:
+    """Bytes per device that a plan may fill."""
+    return machine.accelerator.hbm_bytes * stack.habits.usable_memory_fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Every quantity of many plans, as arrays of shape (plans,), and their log standard deviations."""
+
+    plans: Plans
+    workload: Workload
+    machine: Machine
+    stack: Stack
+    num_compiled: int
+    """Plans that the stack compiles before it trains."""
+    step: Step
+    memory: Memory
+    memory_parts: dict[str, Array]
+    total_bytes: Array
+    host_bytes: Array
+    logged_tokens_per_s: Array
+    step_log_sd: Array
+    logged_log_sd: Array
+    memory_log_sd: Array
+    reasons: tuple[str, ...]
+    """Why each plan breaks a rule of the layout; "" where none does. Memory is not among them."""
+
+    def row(self, i: int, prices: tuple[float, float, float] | None) -> PlanEstimate:
+        """Return plan i, with what a run of it costs at median, least and greatest price [USD per device and hour]."""
+        workload, machine, stack = self.workload, self.machine, self.stack
+        dof = stack.fit.degrees_of_freedom
+
+        def ranged(values: Array, log_sd: Array) -> Range:
+            ratio = float(interval_ratio(log_sd[i], dof))
+            return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
+
+        step_s = ranged(self.step.seconds, self.step_log_sd)
+        device_bytes = ranged(self.memory.peak_bytes, self.memory_log_sd)
+        breakdown = {name: float(part[i]) for name, part in self.step.breakdown.items()}
+        device_s = step_s.value - breakdown["host"]
+        issue = paces(float(self.step.issue_s[i]), stack.window)
+        waits = stack.habits.single_controller  # the devices for the host; else both work at once
+        fast_s, slow_s = (device_s + float(s) if waits else max(device_s, float(s)) for s in issue)
+        duration = wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)
+        before = duration.startup_s + duration.first_step_s
+        training_s = step_s.times(workload.num_steps - 1)
+        wall_s = Range(*(before + later for later in training_s))
+        hours = wall_s.times(machine.num_devices / SECONDS_PER_HOUR)
+        flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
+        return PlanEstimate(
+            plan=self.plans[i],
+            data_parallel=int(self.plans.data_parallel(machine.num_devices)[i]),
+            is_illegal=bool(self.reasons[i]),
+            reason=self.reasons[i]
+            or _over(device_bytes.value, usable_bytes(machine, stack), float(self.host_bytes[i]), machine),
+            device_bytes=device_bytes,
+            excess_bytes=device_bytes.value - usable_bytes(machine, stack),
+            is_risky=device_bytes.high > usable_bytes(machine, stack),
+            total_bytes=ranged(self.total_bytes, self.memory_log_sd),
+            memory_breakdown={name: float(part[i]) for name, part in self.memory_parts.items()},
+            step_s=step_s,
+            step_breakdown=breakdown,
+            device_s=device_s,
+            fast_step_s=fast_s,
+            slow_step_s=slow_s,
+            logged_tokens_per_s=ranged(self.logged_tokens_per_s, self.logged_log_sd),
+            flop_per_device_s=flop / machine.num_devices / step_s.value,
+            wall=duration,
+            training_s=training_s,
+            wall_s=wall_s,
+            usd=Range(*(h * p for h, p in zip(hours, prices, strict=True))) if prices else None,
+            kwh=energy_kwh(wall_s.value, machine.num_devices, machine.accelerator),
+        )
+
+
+def _over(used: float, usable: float, host_used: float, machine: Machine) -> str:
+    if used > usable:
+        return (
+            f"needs {used / MIB:,.0f} MiB per device, {(used - usable) / MIB:,.0f} MiB more than the usable "
+            f"{usable / MIB:,.0f}"
+        )
+    most = host_memory(machine)
+    if host_used > most:
+        return f"needs {host_used / MIB:,.0f} MiB of each node's host, which has {most / MIB:,.0f}"
+    return ""
+
+
+def host_memory(machine: Machine) -> float:
+    """Bytes that a node's host has for optimizers; 0 where it is not known."""
+    return machine.node.host.memory_bytes if machine.node.host else 0.0
+
+
+def predict(
+    plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
+) -> tuple[Step, Memory]:
+    """Return the step and the memory of plans, fields of any shapes that broadcast."""
+    where = on_machine(plans, machine)
+    step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
+    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies.memory_ratio)
+
+
+def _moved(efficiencies: Efficiencies, directions: Array) -> Efficiencies:
+    """Return the parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
+    both = np.exp(np.concatenate([directions, -directions]))[:, :, None]
+    return Efficiencies(*(value * both[:, i] for i, value in enumerate(efficiencies)))
+
+
+def _log_sd(moved: Array, residual: Num) -> Array:
+    """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
+    forward, backward = np.split(np.log(moved), 2)
+    return np.asarray(np.sqrt((((forward - backward) / 2) ** 2).sum(axis=0) + np.asarray(residual) ** 2))
+
+
+def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1) -> Table:
+    """Evaluate plans at once: time, memory, what the log will print, and the uncertainty of each.
+
+    Args:
+        plans: fields of shape (plans,).
+        workload: the work.
+        machine: devices, links and network.
+        stack: the software.
+        num_compiled: plans that the stack compiles before it trains.
+    """
+    fit, family, where = stack.fit, workload.shape.family, on_machine(plans, machine)
+    efficiencies = stack.efficiencies(family)
+    step, memory = predict(plans, workload, machine, stack, efficiencies)
+    moved_step, moved_memory = predict(plans, workload, machine, stack, _moved(efficiencies, stack.directions(family)))
+    new_device = 0.0 if machine.accelerator.id == fit.accelerator else fit.device_log_sd
+    device_share = 1 - step.breakdown["host"] / step.seconds
+    step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, new_device * device_share))
+    issue_log_sd = _log_sd(moved_step.issue_s, fit.issue_log_sd)
+    memory_log_sd = _log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
+    shape, count = workload.shape, len(plans)
+
+    def each(values: Array) -> Array:
+        return np.broadcast_to(values, (count,))
+
+    return Table(
+        plans=plans,
+        workload=workload,
+        machine=machine,
+        stack=stack,
+        num_compiled=num_compiled,
+        step=Step({name: each(part) for name, part in step.breakdown.items()}, each(step.issue_s)),
+        memory=memory,
+        memory_parts={name: each(part) for name, part in memory.peak.items()},
+        total_bytes=each(total_bytes(shape, workload.seq_len, where, stack.habits, efficiencies.memory_ratio)),
+        host_bytes=each(host_bytes(shape, where, stack.habits)),
+        logged_tokens_per_s=logged_tokens_per_s(workload.tokens_per_step, step.seconds, step.issue_s, stack.window),
+        step_log_sd=step_log_sd,
+        logged_log_sd=issue_log_sd if stack.window.times == "issue" else step_log_sd,
+        memory_log_sd=memory_log_sd,
+        reasons=tuple(reasons(plans, workload, machine.num_devices)),
+    )

@@ -1,0 +1,71 @@
+"""The file of a stack: premises written by hand, then what a fit found; read in halves, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from estimator.stack import Premises, Stack, parse_stack
+from hardware.errors import shown
+
+DIVIDER = "# " + "-" * 118 + "\n"
+"""Stands between the premises of a stack file and what the fit found."""
+
+
+def read_premises(text: str, name: str) -> Premises:
+    """Return the half of a stack file above the divider."""
+    return parse_stack(Premises, text.partition(DIVIDER)[0], name)
+
+
+def stack_text(text: str, stack: Stack) -> str:
+    """Return a stack file: the premises of `text` to the letter, then what the fit found."""
+    fit = stack.fit.model_dump()
+    families = fit.pop("families")
+    lines = [
+        text.partition(DIVIDER)[0].rstrip("\n"),
+        "",
+        DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
+        *_toml_table("[startup]", stack.startup.model_dump()),
+        *_toml_table("[window]", stack.window.model_dump()),
+        *_toml_table("[fit]", fit),
+    ]
+    for name, family in families.items():
+        lines += _toml_table(f"[fit.families.{name}]", family)
+    for run in stack.runs:
+        lines += _toml_table("[[runs]]", run.model_dump())
+    return "\n".join(lines) + "\n"
+
+
+def _toml_table(header: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", header, *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(float(f"{value:.6g}"))
+    if isinstance(value, tuple):
+        rows = [_toml_value(item) for item in value]
+        nested = any(isinstance(item, tuple) for item in value)
+        return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")  # JSON leaves it; TOML wants it escaped
+
+
+def write_stack(path: Path, text: str) -> None:
+    """Write a stack file, whole or not at all.
+
+    Raises:
+        ValueError: the text is no stack, or the file cannot be written; then what was there still is.
+    """
+    parse_stack(Stack, text, str(path))
+    draft = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except (OSError, ValueError) as error:
+        where = f"stack {shown(str(path), 200)}"
+        raise ValueError(f"{where}: cannot be written; check its folder, and the room there") from error
+    finally:
+        with suppress(OSError, ValueError):  # it took the file's place, or never came to be
+            draft.unlink()
