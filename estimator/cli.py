@@ -233,7 +233,8 @@ def _flavor(hardware: Catalog, flavor: str | None, accelerator: str | None, devi
 
 
 def _answer_all(question: _Question) -> int:
-    found, limits = [question.on(flavor) for flavor in offers(question.hardware)], question.limits
+    limits = question.limits
+    found = [question.on(flavor) for flavor in offers(question.hardware, question.stack.habits.matmul_precision)]
     if question.plan is not None and all(estimate.plans[0].is_illegal for estimate in found):
         raise ValueError(f"plan: {found[0].plans[0].reason} (flavor {found[0].flavor.id}; no other takes it either)")
     chosen = choose(found, question.objective, limits)

@@ -129,9 +129,18 @@ NODE_COUNTS = (1, 2, 4, 8)
 """Nodes on which an accelerator that no flavor has is offered."""
 
 
-def offers(catalog: Catalog) -> tuple[Flavor, ...]:
-    """Return every flavor of a catalog, and a few sizes of each priced accelerator that no flavor has."""
+def offers(catalog: Catalog, precision: str = "bf16") -> tuple[Flavor, ...]:
+    """Return every flavor of a catalog, and a few sizes of each priced accelerator that no flavor has.
+
+    Raises:
+        ValueError: no accelerator has matrix units of the precision.
+    """
     have = {catalog.node(flavor.node).accelerator for flavor in catalog.flavors}
     others = [a.id for a in catalog.accelerators if a.id not in have and catalog.latest_prices(a.id)]
     sizes = [(name, nodes * catalog.node_of(name).num_devices) for name in others for nodes in NODE_COUNTS]
-    return catalog.flavors + tuple(catalog.flavor_of(name, num_devices) for name, num_devices in sizes)
+    every = (*catalog.flavors, *(catalog.flavor_of(name, num_devices) for name, num_devices in sizes))
+    able = {a.id for a in catalog.accelerators if precision != "fp8" or a.fp8_flop_per_s}
+    found = tuple(flavor for flavor in every if catalog.node(flavor.node).accelerator in able)
+    if not found:
+        raise ValueError(f"precision: no flavor has matrix units of {precision}; use bf16-mixed")
+    return found

@@ -85,6 +85,7 @@ def _grid() -> Table:
 def headline(estimate: Estimate) -> RenderableType:
     """Return what is trained, on what, and with which software."""
     workload, machine = estimate.workload, estimate.machine
+    devices = f"{machine.num_devices} device{'s' if machine.num_devices > 1 else ''}"
     nodes = f"{machine.num_nodes} node{'s' if machine.num_nodes > 1 else ''}"
     table = _grid()
     table.add_row(
@@ -94,7 +95,7 @@ def headline(estimate: Estimate) -> RenderableType:
     )
     table.add_row(
         "flavor",
-        f"{estimate.flavor.id}: {machine.num_devices} device{"s" * (machine.num_devices != 1)} ({machine.accelerator.name}) on {nodes}, "
+        f"{estimate.flavor.id}: {devices} ({machine.accelerator.name}) on {nodes}, "
         f"{machine.accelerator.hbm_bytes / MIB:,.0f} MiB each",
     )
     if workload.recipe:
@@ -263,7 +264,9 @@ def print_flavors(
         f"tokens, stack {stack.name}, space {space}; the best plan of each flavor"
     )
     marks = frontier_marks(estimates)
-    table = plain_table("flavor", "dev >", "plan", "usable >", "step s >", "tokens/s >", "min >", "USD >", "kWh >", "")
+    table = plain_table("flavor", "dev >", "usable >", "step s >", "tokens/s >", "min >", "USD >", "kWh >", "plan", "")
+    for column in table.columns[-2:]:
+        column.no_wrap = False
     for estimate in estimates:
         best = estimate.best
         if best is None:
@@ -274,13 +277,13 @@ def print_flavors(
         table.add_row(
             estimate.flavor.id,
             str(estimate.flavor.num_devices),
-            brief(best),
             f"{best.device_bytes.value / estimate.usable_bytes:.0%}",
             number(best.step_s.value),
             number(workload.tokens_per_step / best.step_s.value),
             number(best.wall_s.value / 60),
             number(best.usd.value) if best.usd else "-",
             number(best.kwh),
+            brief(best),
             ", ".join(word for word in words if word),
             style="bold" if estimate is chosen else None,
         )

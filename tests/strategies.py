@@ -1,15 +1,15 @@
 """What the tests of several modules draw: configs, shapes, plans, layouts; and a stack to run them on."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from estimator.memory import Layout, layout
+from estimator.layout import Layout, layout
 from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.shape import Shape, shape_from_config
 from estimator.stack import Efficiencies, Evidence, Habits
 
-ONE = st.just(1)
 DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MODEL_TYPES = (*DENSE_TYPES, "mixtral")
 
@@ -101,30 +101,103 @@ def shapes(*model_types: str) -> st.SearchStrategy[Shape]:
     return chosen.flatmap(documents).map(lambda document: shape_from_config(document, "small"))
 
 
-def plans(degrees: st.SearchStrategy[int], unmodelled: st.SearchStrategy[int] = ONE) -> st.SearchStrategy[Plan]:
-    """Draw a plan of any kind; `unmodelled` draws the degrees that only run at 1."""
+def plans(degrees: st.SearchStrategy[int], layers: st.SearchStrategy[int]) -> st.SearchStrategy[Plan]:
+    """Draw a plan of any kind, whether it can run or not; `layers` draws numbers of layers, where they are given."""
+    given = st.just(0) | layers
     return st.builds(
         Plan,
         num_stages=degrees,
         num_micro_batches=degrees,
         batch_per_device=degrees,
         tp=degrees,
-        cp=unmodelled,
+        cp=degrees,
+        ep=degrees,
         recomputation=st.sampled_from(RECOMPUTATIONS),
+        recomputed_layers=given,
         zero_stage=st.integers(0, 3),
+        shard_within_node=st.booleans(),
         schedule=st.sampled_from(SCHEDULES),
-        virtual_stages=unmodelled,
+        virtual_stages=degrees,
+        first_layers=given,
+        last_layers=given,
+        sequence_parallel=st.booleans(),
+        offload_optimizer=st.booleans(),
     )
 
 
 @st.composite
-def plan_lists(draw: st.DrawFn, num_devices: int) -> list[Plan]:
-    """Draw plans that use all of so many devices, whatever the model and the batch."""
-    degrees = st.sampled_from([d for d in range(1, num_devices + 1) if num_devices % d == 0])
-    fitting = plans(degrees).filter(lambda plan: num_devices % (plan.num_stages * plan.tp) == 0)
-    return draw(st.lists(fitting, min_size=1, max_size=6))
+def fitting_plans(draw: st.DrawFn, shape: Shape, num_devices: int, most_micro_batches: int = 24) -> Plan:
+    """Draw a plan that uses all of so many devices and keeps the rules of its schedule and of the shape's experts.
+
+    Its stages may hold parts of layers, and its ranks parts of heads: the formulas do not mind.
+    """
+    stages = draw(_divisors(num_devices))
+    tp = draw(_divisors(num_devices // stages))
+    cp = draw(_divisors(num_devices // stages // tp))
+    dp = num_devices // stages // tp // cp
+    experts = [d for d in range(1, shape.num_experts + 1) if shape.num_experts % d == dp % d == 0]
+    allowed = ("gpipe", "1f1b") if stages == 1 else SCHEDULES
+    schedule = draw(st.sampled_from(allowed))
+    waves, virtual, first, last = draw(st.integers(1, max(most_micro_batches // stages, 1))), 1, 0, 0
+    micro_batches = stages * waves
+    if schedule == "interleaved":
+        virtual = draw(st.integers(2, 4))
+    else:
+        micro_batches += draw(st.integers(0, stages - 1))
+        if stages > 1 and shape.num_layers >= stages and draw(st.booleans()):
+            first = draw(st.integers(1, shape.num_layers - stages + 1))
+            rest = shape.num_layers - first
+            last = rest if stages == 2 else draw(st.integers(1, rest - stages + 2))
+    recomputation, zero_stage = draw(st.sampled_from(RECOMPUTATIONS)), draw(st.integers(0, 3))
+    return Plan(
+        num_stages=stages,
+        num_micro_batches=micro_batches,
+        batch_per_device=draw(st.integers(1, 8)),
+        tp=tp,
+        cp=cp,
+        ep=draw(st.sampled_from(experts or [1])),
+        recomputation=recomputation,
+        recomputed_layers=draw(st.integers(0, 3)) if recomputation == "full" else 0,
+        zero_stage=zero_stage,
+        shard_within_node=zero_stage > 0 and draw(st.booleans()),
+        schedule=schedule,
+        virtual_stages=virtual,
+        first_layers=first,
+        last_layers=last,
+        sequence_parallel=draw(st.booleans()),
+        offload_optimizer=draw(st.booleans()),
+    )
 
 
-def one_layout(plan: Plan, num_devices: int) -> Layout:
+def _divisors(number: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([d for d in range(1, number + 1) if number % d == 0])
+
+
+def deeper_shapes(*model_types: str) -> st.SearchStrategy[Shape]:
+    """Draw a small shape of enough layers for pipelines of many kinds, at times with adapters."""
+    return st.builds(
+        lambda shape, layers, rank: replace(shape, num_layers=layers, lora_rank=rank),
+        shapes(*model_types),
+        st.integers(1, 24),
+        st.sampled_from([0, 0, 3]),
+    )
+
+
+@st.composite
+def listed(draw: st.DrawFn, num_devices: int) -> tuple[Shape, list[Plan]]:
+    """Draw a shape, and plans for it that use all of so many devices."""
+    shape = draw(deeper_shapes())
+    return shape, draw(st.lists(fitting_plans(shape, num_devices), min_size=1, max_size=6))
+
+
+@st.composite
+def laid(draw: st.DrawFn, num_devices: int, *model_types: str, devices_per_node: int = 8) -> tuple[Shape, Layout]:
+    """Draw a shape, and the numbers of a plan for it that uses all of so many devices."""
+    shape = draw(deeper_shapes(*model_types))
+    return shape, one_layout(draw(fitting_plans(shape, num_devices)), num_devices, devices_per_node)
+
+
+def one_layout(plan: Plan, num_devices: int, devices_per_node: int = 8) -> Layout:
     """Return the numbers of one plan, without the axis of plans."""
-    return Layout(*(field[0] for field in layout(Plans.of([plan]), num_devices)))
+    many = layout(Plans.of([plan]), num_devices, devices_per_node)
+    return Layout(*(field[0] for field in many[:-1]), many.devices_per_node)

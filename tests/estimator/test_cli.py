@@ -84,7 +84,9 @@ def test_contract_fields(seed: dict) -> None:
     """The document has the fields of the contract."""
     assert seed["schema"] == "estimate/1"
     assert {"workload", "flavor", "stack", "search", "best", "plans"} <= seed.keys()
-    assert set(seed["best"]) == {"plan", "possible", "reason", "memory", "step", "throughput", "wall", "cost"}
+    assert set(seed["best"]) == {
+        *("plan", "possible", "risky", "reason", "memory", "step", "throughput", "wall", "cost")
+    }
     assert seed["best"] == seed["plans"][0]
     assert len(seed["plans"]) == seed["search"]["num_candidates"]
     assert sum(plan["possible"] for plan in seed["plans"]) == seed["search"]["num_possible"]
@@ -122,12 +124,15 @@ def test_ranges_are_ordered(flavor: str) -> None:
 
 
 def test_every_flavor_is_answered() -> None:
-    """`--flavor all` has an entry for each of the 13 flavors of the menu and for both others."""
+    """`--flavor all` has the 13 flavors of the menu, both others, and each priced accelerator that no flavor has."""
     document = call_json("--flavor", "all")
     assert document["schema"] == "estimates/1"
     names = [entry["flavor"]["name"] for entry in document["estimates"]]
-    assert len(names) == 15
-    assert {"Small.64GB", "48xLarge.24576GB", "mi210x32", "mi300x8"} <= set(names)
+    assert len(names) == len(set(names)) > 15
+    assert {"Small.64GB", "48xLarge.24576GB", "mi210x32", "mi300x8", "h100-sxm-80gb-16"} <= set(names)
+    assert document["chosen"] in document["frontier"]
+    marks = [mark for flavor in document["frontier"].values() for mark in flavor]
+    assert sorted(marks) == ["cheapest", "fastest", "knee"]
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])
@@ -180,7 +185,16 @@ def test_explain_names_evidence() -> None:
         (("--plan", "num_stages=3"), "plan: num_stages"),
         (("--plan", "num_stages=2,num_micro_batches=16,tp=2"), "is not the global batch 256"),
         (("--plan", "nonsense"), "is not key=value"),
-        (("--space", "full"), "unknown space 'full'"),
+        (("--space", "all"), "unknown space 'all': use one of moai, full"),
+        (("--objective", "speed"), "unknown objective 'speed': use one of time, cost, energy"),
+        (("--deadline", "soon"), "deadline: 'soon' is not a duration; write for example 30m, 2.5h or 3d"),
+        (("--budget", "0"), "budget: 0.0 is not a sum of money"),
+        (("--why", "num_stages=2", "--json"), "why: --why is given beside --json"),
+        (("--why", "num_stages=2", "--plan", "num_stages=2"), "why: --why is given beside --plan"),
+        (("--why", "nonsense"), "is not key=value"),
+        (("--lora", "-1"), "lora: rank -1 is not from 1 to 4096"),
+        (("--quantize", "4"), "freeze them with --lora RANK"),
+        (("--precision", "fp8-mixed"), "precision: fp8 needs matrix units that mi250 lacks"),
         (("--stack", "none"), "unknown stack 'none'"),
         (("--accelerator", "mi300x"), "go together"),
         (("--accelerator", "mi300x", "--devices", "8", "--flavor", "small"), "give one or the other"),
@@ -248,6 +262,49 @@ def test_a_batch_that_nothing_divides_names_a_batch() -> None:
     assert status == 3
     batch = err.partition("use --batch ")[2].partition(";")[0]
     assert call("--flavor", "6xlarge", "--batch", batch)[0] == 0
+
+
+def test_why_a_plan_is_not_the_best() -> None:
+    """`--why` says which rule a plan breaks, what it lacks in memory, or how it ranks and where it loses."""
+    status, out, err = call("--why", "num_stages=3")
+    assert (status, err) == (0, "")
+    assert "cannot run on 4xLarge.2048GB: num_stages * tp * cp = 3 * 1 * 1 does not divide 32 devices" in out
+    assert "MiB more than the usable" in call("--why", "num_micro_batches=8")[1]
+    chosen = "num_stages=2,num_micro_batches=16"
+    assert "it is the plan that is chosen" in call("--why", chosen)[1]
+    out = call("--why", chosen, "--space", "full")[1]
+    assert "plans that fit (space full) are faster" in out
+    assert "host issues work +" in out
+
+
+def test_the_full_space_against_the_platforms_choice(seed: dict) -> None:
+    """The full space holds better plans than the platform's; the table says how many minutes they save, and where."""
+    full = call_json("--space", "full")
+    assert full["search"]["num_candidates"] > 100_000
+    assert full["best"]["step"]["seconds"]["value"] < seed["best"]["step"]["seconds"]["value"]
+    out = call("--space", "full")[1]
+    assert "The platform would choose num_stages : 2, num_micro_batches : 16" in out
+    assert "min more. Per step, against it: host issues work -" in " ".join(out.split())
+
+
+def test_limits() -> None:
+    """A deadline or a budget that no plan keeps ends with status 3 and by how much; one that is kept, with 0."""
+    status, _, err = call("--deadline", "30m")
+    assert status == 3
+    assert "its best plan takes 52.7 min, 22.7 min more than the deadline" in err
+    assert call("--deadline", "1h", "--budget", "100")[0] == 0
+    status, _, err = call("--flavor", "all", "--budget", "1")
+    assert status == 3
+    assert "no flavor keeps the limits; on " in err
+    chosen = call_json("--flavor", "all", "--objective", "cost", "--deadline", "20m")["chosen"]
+    assert chosen != call_json("--flavor", "all", "--objective", "cost")["chosen"]
+
+
+def test_a_precision_is_offered_where_it_runs() -> None:
+    """`--flavor all` leaves out the accelerators that lack a precision."""
+    names = [e["flavor"]["accelerator"] for e in call_json("--flavor", "all", "--precision", "fp8-mixed")["estimates"]]
+    assert "h100-sxm-80gb" in names
+    assert "mi250" not in names
 
 
 def test_a_plan_that_does_not_fit_where_another_does() -> None:
