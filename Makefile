@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types fit clean
+.PHONY: demo test lint types fit bench clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -21,6 +21,9 @@ types: $(VENV)/dev.stamp
 
 fit: $(VENV)/base.stamp  ## refit the stack moai-24.2 from its logs and rewrite its file and report
 	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
+
+bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
+	$(BIN)/python benchmarks/search.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

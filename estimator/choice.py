@@ -17,19 +17,19 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_duration(text: str) -> float:
-    """Return the seconds of a duration such as `90s`, `30m`, `2.5h` or `3d`.
+def parse_duration(name: str, text: str) -> float:
+    """Return the seconds of a duration such as `90s`, `30m`, `2.5h` or `3d`; `name` stands in the error.
 
     Raises:
         ValueError: it is none, or not positive.
 
-    >>> parse_duration("2.5h")
+    >>> parse_duration("deadline", "2.5h")
     9000.0
     """
     found = _DURATION.fullmatch(text.strip())
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < seconds < 1e12:
-        raise ValueError(f"deadline: {shown(text)} is not a duration; write for example 30m, 2.5h or 3d")
+        raise ValueError(f"{name}: {shown(text)} is not a duration; write for example 30m, 2.5h or 3d")
     return seconds
 
 

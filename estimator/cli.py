@@ -16,14 +16,16 @@ from estimator import report, report_calibration
 from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.choice import OBJECTIVES, Limits, choose, parse_duration, worth
 from estimator.document import estimate_document, flavors_document
+from estimator.failures import DEVICE_MTBF_S
+from estimator.lengths import packed_rows, read_lengths, useful_fraction
 from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.plan import Plan, parse_plan
-from estimator.planner import SPACES, Estimate, offers, search
+from estimator.planner import SPACES, Estimate, offers, search, with_failures
 from estimator.recipe import OPTIMIZERS, PRECISIONS, Recipe
 from estimator.shape import load_shape
 from estimator.stack import Stack, load_stack, read_stack_text, stack_path
 from estimator.stack_file import read_premises, stack_text, write_stack
-from estimator.workload import Workload, num_steps
+from estimator.workload import Padding, Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
@@ -102,6 +104,7 @@ def estimate(
     rows: Annotated[int | None, typer.Option(help=f"rows of the data set  [default: {SEED_ROWS}]")] = None,
     epochs: Annotated[int | None, typer.Option(help=f"passes over the rows  [default: {SEED_EPOCHS}]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps, instead of rows and epochs")] = None,
+    lengths: Annotated[Path | None, typer.Option(help="the rows' lengths: CSV of length,count, or JSON Lines")] = None,
     plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
     space: Annotated[str, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}")] = SPACES[0],
     stack: Annotated[str, typer.Option(help="name of a stack, or its TOML file")] = SEED_STACK,
@@ -115,6 +118,8 @@ def estimate(
     objective: Annotated[str, typer.Option(help=f"what to make small: {', '.join(OBJECTIVES)}")] = OBJECTIVES[0],
     deadline: Annotated[str | None, typer.Option(help="time from start to end at most, such as 30m or 2.5h")] = None,
     budget: Annotated[float | None, typer.Option(help="USD at most")] = None,
+    failures: Annotated[bool, typer.Option("--failures", help="count checkpoints and failures")] = False,
+    device_mtbf: Annotated[str | None, typer.Option(help="mean time between failures of one device")] = None,
     why: Annotated[
         str | None, typer.Option(help="a plan: why it cannot run, or how it ranks and where it loses")
     ] = None,
@@ -128,7 +133,7 @@ def estimate(
         if given not in known:
             raise ValueError(unknown_name(name, given, known))
     recipe = Recipe(precision, optimizer, lora, quantize)
-    workload = _workload(model, seq_len, batch, rows, epochs, steps, recipe)
+    workload = _Work(model, seq_len, batch, rows, epochs, steps, lengths).workload(recipe)
     question = _Question(
         workload=workload,
         stack=recipe.stack(load_stack(stack), workload.shape),
@@ -136,7 +141,8 @@ def estimate(
         plan=None if plan == "best" else parse_plan(plan),
         space=space,
         objective=objective,
-        limits=Limits(parse_duration(deadline) if deadline is not None else None, budget),
+        device_mtbf_s=_device_mtbf_s(device_mtbf, failures=failures),
+        limits=Limits(parse_duration("deadline", deadline) if deadline is not None else None, budget),
         top=top,
         as_json=as_json,
     )
@@ -154,6 +160,14 @@ def estimate(
     return _answer(question, where, explain=explain) if why is None else _say_why(question, where, parse_plan(why))
 
 
+def _device_mtbf_s(text: str | None, *, failures: bool) -> float | None:
+    if text is not None and not failures:
+        raise ValueError(f"device-mtbf: {shown(text)} is given without --failures; add it")
+    if text is not None:
+        return parse_duration("device-mtbf", text)
+    return DEVICE_MTBF_S if failures else None
+
+
 class _Question(NamedTuple):
     """What is asked, whatever the flavor."""
 
@@ -164,22 +178,44 @@ class _Question(NamedTuple):
     space: str
     objective: str
     limits: Limits
+    device_mtbf_s: float | None
+    """None where failures are not asked for."""
     top: int | None
     as_json: bool
 
     def on(self, flavor: Flavor) -> Estimate:
         """Return the answer for a flavor."""
-        return search(self.workload, flavor, self.stack, self.hardware, self.plan, self.space)
+        found = search(self.workload, flavor, self.stack, self.hardware, self.plan, self.space)
+        return found if self.device_mtbf_s is None else with_failures(found, self.device_mtbf_s)
 
 
-def _workload(
-    model: str, seq_len: int, batch: int, rows: int | None, epochs: int | None, steps: int | None, recipe: Recipe
-) -> Workload:
-    if steps is not None and (rows is not None or epochs is not None):
-        raise ValueError(f"steps: --steps {steps} is given beside --rows or --epochs; give one or the other")
-    rows, epochs = SEED_ROWS if rows is None else rows, SEED_EPOCHS if epochs is None else epochs
-    count = num_steps(rows, epochs, batch) if steps is None else steps
-    return Workload(recipe.shape(load_shape(model)), seq_len, batch, count, str(recipe))
+class _Work(NamedTuple):
+    """What is to be trained, as the options say it."""
+
+    model: str
+    seq_len: int
+    batch: int
+    rows: int | None
+    epochs: int | None
+    steps: int | None
+    lengths: Path | None
+
+    def workload(self, recipe: Recipe) -> Workload:
+        """Return the workload."""
+        if self.steps is not None and (self.rows is not None or self.epochs is not None):
+            raise ValueError(f"steps: --steps {self.steps} is given beside --rows or --epochs; give one or the other")
+        if self.lengths is not None and (self.steps is not None or self.rows is not None):
+            raise ValueError("lengths: --lengths is given beside --rows or --steps; its file has the number of rows")
+        found = read_lengths(self.lengths) if self.lengths else None
+        rows = found.num_rows if found else SEED_ROWS if self.rows is None else self.rows
+        epochs = SEED_EPOCHS if self.epochs is None else self.epochs
+        count = num_steps(rows, epochs, self.batch) if self.steps is None else self.steps
+        padding = None
+        if found:
+            packed = packed_rows(found, self.seq_len)
+            padding = Padding(useful_fraction(found, self.seq_len), packed, max(packed // self.batch * epochs, 1))
+        shape = recipe.shape(load_shape(self.model))
+        return Workload(shape, self.seq_len, self.batch, count, str(recipe), padding)
 
 
 def _answer(question: _Question, flavor: Flavor, *, explain: bool) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from estimator.choice import frontier_marks
 from estimator.counts import trained_parameters
 from estimator.evaluate import PlanEstimate, Range
-from estimator.planner import Estimate
+from estimator.planner import Estimate, not_modelled
 from hardware.units import MIB
 
 
@@ -25,6 +25,7 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
             "tokens_per_step": workload.tokens_per_step,
             "recipe": workload.recipe,
             "num_trained_params": trained_parameters(workload.shape),
+            "padding": workload.padding._asdict() if workload.padding else None,
         },
         "flavor": {
             "name": flavor.id,
@@ -42,7 +43,7 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
         },
         "best": plans[0] if plans and estimate.best else None,
         "plans": plans,
-        "not_modelled": [*estimate.stack.not_modelled, "useful tokens: how much of the rows is padding is not given"],
+        "not_modelled": list(not_modelled(estimate)),
     }
 
 
@@ -64,7 +65,7 @@ def _range(value: Range) -> dict[str, float]:
 
 
 def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
-    plan, tokens = found.plan, estimate.workload.tokens_per_step
+    plan, tokens, padding = found.plan, estimate.workload.tokens_per_step, estimate.workload.padding
     return {
         "plan": {
             "num_stages": plan.num_stages,
@@ -108,7 +109,7 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
         "throughput": {
             "tokens_per_s": _range(found.step_s.inverse(tokens)),
             "logged_tokens_per_s": _range(found.logged_tokens_per_s),
-            "useful_tokens_per_s": None,
+            "useful_tokens_per_s": padding.useful_fraction * tokens / found.step_s.value if padding else None,
             "tflops_per_device": found.flop_per_device_s / 1e12,
             "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
         },
@@ -117,6 +118,7 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
             "startup_s": found.wall.startup_s,
             "first_step_s": found.wall.first_step_s,
             "total_minutes": _range(found.wall_s.times(1 / 60)),
+            "failures": found.endurance._asdict() if found.endurance else None,
         },
         "cost": {"usd": _range(found.usd) if found.usd else None, "energy_kwh": found.kwh},
     }

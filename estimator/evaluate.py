@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, model_flop
+from estimator.failures import Endurance
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
 from estimator.machine import Machine
@@ -72,6 +73,8 @@ class PlanEstimate:
 
     is_risky: bool
     """The interval of its memory reaches beyond the usable."""
+    endurance: Endurance | None = None
+    """How the run fares with failures, where that was asked for; then wall time, cost and energy count them."""
 
     @property
     def possible(self) -> bool:

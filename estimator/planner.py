@@ -1,10 +1,12 @@
 """Which plan, which flavor: the plans of a space on a flavor, ranked, and flavors held against each other."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from estimator.counts import num_parameters
+from estimator.counts import num_parameters, trained_parameters
 from estimator.evaluate import PlanEstimate, evaluate, usable_bytes
+from estimator.failures import NODE_WRITE_BYTES_PER_S, Endurance, checkpoint_bytes, endurance
 from estimator.machine import Machine
 from estimator.plan import Plan, Plans
 from estimator.run import price_range
@@ -123,6 +125,40 @@ def _rank(plan: PlanEstimate, *, by_device: bool, prefers_safe: bool) -> tuple[f
     if plan.possible:
         return 0.0, float(prefers_safe and plan.is_risky), plan.device_s if by_device else plan.step_s.value
     return 1.0 + plan.is_illegal, 0.0, plan.device_bytes.value
+
+
+def with_failures(estimate: Estimate, device_mtbf_s: float) -> Estimate:
+    """Return an estimate whose plans also write checkpoints, fail, and start again; wall time, cost and energy grow.
+
+    Args:
+        estimate: without them.
+        device_mtbf_s: mean seconds between interruptions of a run on one device.
+    """
+    stack, machine = estimate.stack, estimate.machine
+    written = NODE_WRITE_BYTES_PER_S * machine.num_nodes
+    held = float(checkpoint_bytes(trained_parameters(estimate.workload.shape), stack.habits))
+    found = endurance(machine.num_devices, held, written, device_mtbf_s=device_mtbf_s)
+    longer = 1.0 / float(found.goodput_fraction)
+    plans = (
+        replace(
+            plan,
+            endurance=Endurance(*map(float, found)),
+            wall_s=plan.wall_s.times(longer),
+            usd=plan.usd.times(longer) if plan.usd else None,
+            kwh=plan.kwh * longer,
+        )
+        for plan in estimate.plans
+    )
+    return replace(estimate, plans=tuple(plans))
+
+
+def not_modelled(estimate: Estimate) -> Iterator[str]:
+    """Yield what the estimate leaves out."""
+    yield from estimate.stack.not_modelled
+    if not any(plan.endurance for plan in estimate.plans):
+        yield "checkpoints during the run and failures: --failures adds them"
+    if estimate.workload.padding is None:
+        yield "padding: --lengths says how much of the rows is useful, and what packing would save"
 
 
 NODE_COUNTS = (1, 2, 4, 8)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.padding import Padding as Indented
 from rich.table import Table
 from rich.text import Text
 
@@ -12,8 +12,10 @@ from estimator.choice import Limits, differences, frontier_marks
 from estimator.counts import trained_parameters
 from estimator.evaluate import PlanEstimate, Range
 from estimator.explain import assumptions
-from estimator.planner import Estimate
+from estimator.failures import Endurance
+from estimator.planner import Estimate, not_modelled
 from estimator.spaces import nearest_batch
+from estimator.workload import Padding, Workload
 from hardware.units import MIB
 
 BAR_WIDTH = 20
@@ -149,10 +151,32 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
         f"  (after {found.wall.startup_s:.0f} s of startup and a first step of {found.wall.first_step_s:.0f} s)"
     )
     table.add_row("start to end", whole)
+    if workload.padding:
+        table.add_row("useful", _packing(found, workload.padding, workload))
+    if found.endurance:
+        table.add_row("failures", _failures(found.endurance))
     cost = _with_interval(found.usd, "USD") if found.usd else Text("no price known")
     cost.append(f"  {number(found.kwh)} kWh at most")
     table.add_row("cost", cost)
     return table
+
+
+def _packing(found: PlanEstimate, padding: Padding, workload: Workload) -> Text:
+    useful = padding.useful_fraction * workload.tokens_per_step / found.step_s.value
+    saved = found.step_s.value * (workload.num_steps - padding.packed_steps) / 60
+    return Text.assemble(
+        (number(useful), "bold"),
+        f" tokens/s, {padding.useful_fraction:.0%} of the rows; the rest is padding. Packed into "
+        f"{padding.packed_rows:,} rows, {padding.packed_steps:,} steps would do and save {number(saved)} min",
+    )
+
+
+def _failures(endurance: Endurance) -> Text:
+    mtbf_s, checkpoint_s, interval_s, goodput = map(float, endurance)
+    return Text(
+        f"one every {number(mtbf_s / 3600)} h; with a checkpoint of {number(checkpoint_s)} s every "
+        f"{number(interval_s / 60)} min, {goodput:.1%} of the time is useful"
+    )
 
 
 PLATFORM_COLUMNS = ("stages >", "batches >", "rows >", "tp >", "recompute >")
@@ -228,7 +252,7 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
     console.print()
     console.print(breakdown_table(best))
     console.print()
-    for text in estimate.stack.not_modelled:
+    for text in not_modelled(estimate):
         console.print(f"not modelled: {text}", style="dim")
 
 
@@ -365,4 +389,4 @@ def print_explanation(console: Console, estimate: Estimate) -> None:
     for name, value, unit, evidence, source in assumptions(estimate):
         console.print(Text.assemble((name, "cyan"), "  ", (f"{value} {unit}".strip(), "bold"), f"  {evidence}"))
         if source != "-":
-            console.print(Padding(Text(source, style="dim"), (0, 0, 0, 4)))
+            console.print(Indented(Text(source, style="dim"), (0, 0, 0, 4)))

@@ -1,6 +1,7 @@
 """The work of a fine-tune: a shape, a sequence length, a global batch, and how many steps."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from estimator.shape import Shape
 from hardware.errors import shown
@@ -24,6 +25,8 @@ class Workload:
     num_steps: int
     recipe: str = ""
     """How it is trained, in words, where not as the stack does by itself."""
+    padding: "Padding | None" = None
+    """What is padding of it; None where the lengths of the rows are not known."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no run has."""
@@ -38,6 +41,16 @@ class Workload:
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, padding included."""
         return self.seq_len * self.global_batch
+
+
+class Padding(NamedTuple):
+    """What of the tokens is useful, and what packing short rows together would leave to do."""
+
+    useful_fraction: float
+    """Tokens that are not padding, over all."""
+    packed_rows: int
+    """Rows of the data set once packed."""
+    packed_steps: int
 
 
 def num_steps(rows: int, epochs: int, global_batch: int) -> int:

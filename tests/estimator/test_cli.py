@@ -192,6 +192,10 @@ def test_explain_names_evidence() -> None:
         (("--why", "num_stages=2", "--json"), "why: --why is given beside --json"),
         (("--why", "num_stages=2", "--plan", "num_stages=2"), "why: --why is given beside --plan"),
         (("--why", "nonsense"), "is not key=value"),
+        (("--device-mtbf", "2h"), "device-mtbf: '2h' is given without --failures; add it"),
+        (("--device-mtbf", "often", "--failures"), "device-mtbf: 'often' is not a duration"),
+        (("--lengths", "missing.csv"), "missing.csv"),
+        (("--lengths", "missing.csv", "--rows", "300"), "lengths: --lengths is given beside --rows"),
         (("--lora", "-1"), "lora: rank -1 is not from 1 to 4096"),
         (("--quantize", "4"), "freeze them with --lora RANK"),
         (("--precision", "fp8-mixed"), "precision: fp8 needs matrix units that mi250 lacks"),
@@ -298,6 +302,29 @@ def test_limits() -> None:
     assert "no flavor keeps the limits; on " in err
     chosen = call_json("--flavor", "all", "--objective", "cost", "--deadline", "20m")["chosen"]
     assert chosen != call_json("--flavor", "all", "--objective", "cost")["chosen"]
+
+
+def test_lengths_tell_padding_and_packing(tmp_path: Path) -> None:
+    """A histogram of lengths sets the rows, the useful throughput, and what packing would save."""
+    path = tmp_path / "lengths.csv"
+    path.write_text("length,count\n512,9000\n2048,1000\n", encoding="utf-8")
+    document = call_json("--lengths", str(path))
+    assert document["workload"]["steps"] == 10_000 // 256 * 2
+    padding = document["workload"]["padding"]
+    assert padding == {"useful_fraction": 0.325, "packed_rows": 3250, "packed_steps": 3250 // 256 * 2}
+    rates = document["best"]["throughput"]
+    assert rates["useful_tokens_per_s"] == pytest.approx(0.325 * rates["tokens_per_s"]["value"])
+    assert "Packed into 3,250 rows, 24 steps would do" in " ".join(call("--lengths", str(path))[1].split())
+
+
+def test_failures_are_counted_when_asked(seed: dict) -> None:
+    """`--failures` adds checkpoints and failures to the wall time, the more the sooner devices fail."""
+    usual, soon = (call_json("--failures", *more)["best"]["wall"] for more in ((), ("--device-mtbf", "200h")))
+    minutes = [wall["total_minutes"]["value"] for wall in (seed["best"]["wall"], usual, soon)]
+    assert minutes == sorted(minutes)
+    assert seed["best"]["wall"]["failures"] is None
+    assert 0 < soon["failures"]["goodput_fraction"] < usual["failures"]["goodput_fraction"] < 1
+    assert "failures" not in " ".join(call_json("--failures")["not_modelled"])
 
 
 def test_a_precision_is_offered_where_it_runs() -> None:
