@@ -225,10 +225,9 @@ def _answer(question: _Question, flavor: Flavor, *, explain: bool) -> int:
     if question.as_json:
         _print_json(estimate_document(found, question.top))
     else:
-        console = _console()
-        report.print_estimate(console, found, question.top or 8)
-        if question.space == "full" and question.plan is None:
-            report.print_platform_choice(console, found, question._replace(space="moai").on(flavor))
+        console, searched = _console(), question.space == "full" and question.plan is None
+        platform = question._replace(space="moai").on(flavor) if searched else None
+        report.print_estimate(console, found, question.top or 8, platform)
         if explain:
             console.print()
             report.print_explanation(console, found)

@@ -224,8 +224,15 @@ def _shares(parts: dict[str, float], names: dict[str, str], unit: float) -> list
     ]
 
 
-def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
-    """Print an estimate: the workload, the best plan, the candidates, and where time and memory go."""
+def print_estimate(console: Console, estimate: Estimate, top: int, platform: Estimate | None = None) -> None:
+    """Print an estimate: the workload, the best plan, the candidates, and where time and memory go.
+
+    Args:
+        console: where.
+        estimate: what.
+        top: how many plans to list.
+        platform: the platform's own space, where the estimate is of a larger one.
+    """
     console.print(headline(estimate))
     best = estimate.best
     if best is not None:
@@ -241,6 +248,8 @@ def print_estimate(console: Console, estimate: Estimate, top: int) -> None:
         console.print(plans_table(estimate, top))
     if best is None:
         return
+    if platform is not None:
+        print_platform_choice(console, best, platform)
     fastest = estimate.fastest
     if fastest is not None and fastest.step_s.value < best.step_s.value:
         why = (
@@ -333,10 +342,10 @@ def in_words(found: PlanEstimate, other: PlanEstimate, most: int = 5) -> str:
     )
 
 
-def print_platform_choice(console: Console, estimate: Estimate, platform: Estimate) -> None:
+def print_platform_choice(console: Console, best: PlanEstimate, platform: Estimate) -> None:
     """Print how many minutes the best plan of a larger space saves over the platform's choice, and where."""
-    best, choice = estimate.best, platform.best
-    if best is None or choice is None:
+    choice = platform.best
+    if choice is None:
         return
     saved = (choice.wall_s.value - best.wall_s.value) / 60
     console.print(

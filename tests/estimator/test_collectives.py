@@ -3,10 +3,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.collectives import all_reduce_seconds, gather_seconds, group_links, transfer_seconds
+from estimator.collectives import (
+    all_reduce_seconds,
+    all_to_all_seconds,
+    context_parallel_seconds,
+    data_parallel_seconds,
+    expert_parallel_seconds,
+    gather_seconds,
+    group_links,
+    network_share,
+    placed,
+    stage_transfer_seconds,
+    tensor_parallel_seconds,
+    transfer_seconds,
+)
+from estimator.layout import Layout
 from estimator.machine import Machine
+from estimator.plan import Plan
+from estimator.shape import Shape, load_shape
+from estimator.stack import Habits
 from hardware.catalog import load_catalog
 from hardware.models import Node
+from tests.strategies import HABITS, habits, laid, one_layout
 
 CATALOG = load_catalog()
 any_node = st.sampled_from(CATALOG.nodes)
@@ -44,6 +62,7 @@ def test_one_rank_pays_nothing(node: Node, num_bytes: float) -> None:
     """A group of one device has nobody to talk to."""
     assert gather_seconds(num_bytes, 1, 1, full_nodes(node, 1)) == 0
     assert all_reduce_seconds(num_bytes, 1, 1, full_nodes(node, 1)) == 0
+    assert all_to_all_seconds(num_bytes, 1, 1, full_nodes(node, 1)) == 0
 
 
 @given(groups(), byte_counts)
@@ -57,7 +76,8 @@ def test_more_bytes_never_cost_less(
     group: tuple[int, int, Machine], num_bytes: float, more: float, senders: int
 ) -> None:
     """A collective and a transfer of more bytes take as long or longer."""
-    assert gather_seconds(num_bytes + more, *group) >= gather_seconds(num_bytes, *group) >= 0
+    for collective in (gather_seconds, all_to_all_seconds):
+        assert collective(num_bytes + more, *group) >= collective(num_bytes, *group) >= 0
     seconds = transfer_seconds(num_bytes, senders, group[2])
     assert transfer_seconds(num_bytes + more, senders, group[2]) >= seconds > 0
 
@@ -69,7 +89,8 @@ def test_faster_wires_are_never_slower(
     """Faster links and a faster network make no collective and no transfer slower."""
     members, nodes, machine = group
     faster = scaled(machine, links=links, network=network)
-    assert gather_seconds(num_bytes, members, nodes, faster) <= gather_seconds(num_bytes, members, nodes, machine)
+    for collective in (gather_seconds, all_to_all_seconds):
+        assert collective(num_bytes, members, nodes, faster) <= collective(num_bytes, members, nodes, machine)
     assert transfer_seconds(num_bytes, senders, faster) <= transfer_seconds(num_bytes, senders, machine)
 
 
@@ -78,7 +99,8 @@ def test_seconds_are_free_of_units(group: tuple[int, int, Machine], num_bytes: f
     """Without latency, twice the bytes over twice the bandwidths take the same seconds."""
     members, nodes, machine = group
     once, twice = scaled(machine, latency=0), scaled(machine, links=2, network=2, latency=0)
-    assert gather_seconds(2 * num_bytes, members, nodes, twice) == gather_seconds(num_bytes, members, nodes, once)
+    for collective in (gather_seconds, all_to_all_seconds):
+        assert collective(2 * num_bytes, members, nodes, twice) == collective(num_bytes, members, nodes, once)
     assert transfer_seconds(2 * num_bytes, senders, twice) == transfer_seconds(num_bytes, senders, once)
 
 
@@ -163,3 +185,108 @@ def test_arrays_are_their_elements(node: Node, sizes: list[tuple[float, int, int
     np.testing.assert_array_equal(together, [gather_seconds(n, m, k, machine) for n, m, k, _ in members_at_most])
     moved = transfer_seconds(num_bytes, senders, machine)
     np.testing.assert_array_equal(moved, [transfer_seconds(n, c, machine) for n, _, _, c in members_at_most])
+
+
+# --- a plan's groups --------------------------------------------------------------------------------------------------
+
+DEVICES = 48
+MACHINES = [
+    Machine.of(CATALOG, CATALOG.flavor_of(name, DEVICES)) for name in ("mi250", "mi210", "mi300x", "h100-sxm-80gb")
+]
+machines = st.sampled_from(MACHINES)
+layouts = laid(DEVICES) | laid(DEVICES, "mixtral")
+Laid = tuple[Shape, Layout]
+MIXTRAL = load_shape("mistralai/Mixtral-8x7B-v0.1")
+
+
+@given(st.integers(1, 64), st.integers(1, 64), machines)
+def test_a_group_is_placed_whole(count: int, stride: int, machine: Machine) -> None:
+    """The members on each node, times the nodes, hold a group, with less than a member per node to spare."""
+    members, nodes = placed(count, stride, machine)
+    assert members * nodes >= count > (members - 1) * nodes
+    assert 1 <= nodes <= count
+    if count * stride <= machine.devices_per_node:
+        assert (members, nodes) == (count, 1)
+
+
+@given(groups(), byte_counts)
+def test_what_leaves_the_node_takes_the_network(group: tuple[int, int, Machine], num_bytes: float) -> None:
+    """One member on each node exchanges all but its own part through its share of the network."""
+    still = scaled(group[2], latency=0)
+    nodes = group[1]
+    expected = (nodes - 1) / nodes * num_bytes / network_share(still)
+    assert all_to_all_seconds(num_bytes, 1, nodes, still) == pytest.approx(expected)
+    assert all_to_all_seconds(num_bytes, 1, nodes, still) == pytest.approx(
+        float(gather_seconds(num_bytes, 1, nodes, still))
+    )
+
+
+@given(layouts, st.floats(1, 1e6), machines, habits)
+def test_a_degree_of_one_costs_nothing(drawn: Laid, tokens: float, machine: Machine, habit: Habits) -> None:
+    """Tensor, context, expert and data parallelism, and a pipeline, cost nothing at 1, and something above."""
+    shape, plan = drawn
+    assert (tensor_parallel_seconds(tokens, plan, machine) == 0) == (plan.tp == 1)
+    assert (context_parallel_seconds(tokens, shape, plan, machine, habit) == 0) == (plan.cp == 1)
+    assert (expert_parallel_seconds(tokens, shape, plan, machine, habit) == 0) == (plan.ep == 1)
+    assert (data_parallel_seconds(shape, plan, machine, habit) == 0) == (plan.replicas == 1)
+    assert (stage_transfer_seconds(shape, 64, plan, machine, habit) == 0) == (plan.stages == 1)
+
+
+@given(layouts, st.floats(1, 1e6), st.floats(0, 1e6), machines, habits)
+def test_more_tokens_never_cost_less(drawn: Laid, tokens: float, more: float, machine: Machine, habit: Habits) -> None:
+    """A ring and an exchange of more tokens take as long or longer."""
+    shape, plan = drawn
+    for seconds in (context_parallel_seconds, expert_parallel_seconds):
+        few, many = (seconds(count, shape, plan, machine, habit) for count in (tokens, tokens + more))
+        assert few <= many * (1 + 1e-12)
+
+
+@given(layouts, machines, habits, st.floats(1, 100), st.floats(1, 100))
+def test_faster_wires_never_slow_a_plan(
+    drawn: Laid, machine: Machine, habit: Habits, links: float, network: float
+) -> None:
+    """Faster links and a faster network make none of a plan's collectives slower."""
+    shape, plan = drawn
+    before, after = (
+        (
+            tensor_parallel_seconds(1e6, plan, where),
+            context_parallel_seconds(1e3, shape, plan, where, habit),
+            expert_parallel_seconds(1e3, shape, plan, where, habit),
+            stage_transfer_seconds(shape, 64, plan, where, habit),
+            data_parallel_seconds(shape, plan, where, habit),
+        )
+        for where in (machine, scaled(machine, links=links, network=network))
+    )
+    assert all(fast <= slow * (1 + 1e-12) for slow, fast in zip(before, after, strict=True))
+
+
+@given(layouts, machines, habits)
+def test_hybrid_sharding_in_one_node_is_plain(drawn: Laid, machine: Machine, habit: Habits) -> None:
+    """Where a node holds all replicas, shards within nodes are shards over all of them."""
+    shape, plan = drawn
+    plain, within = (
+        data_parallel_seconds(shape, plan._replace(shard_within_node=flag), machine, habit) for flag in (False, True)
+    )
+    if plan.zero_stage == 0 or plan.replicas * plan.tp <= machine.devices_per_node:
+        assert plain == within
+
+
+def test_hybrid_sharding_spares_the_network() -> None:
+    """Gathering every weight twice per micro-batch is faster inside the nodes than over the network between them."""
+    shape, machine = load_shape("mistral-7b-v0.1"), MACHINES[3]
+    plain, within = (
+        data_parallel_seconds(
+            shape, one_layout(Plan(num_micro_batches=8, shard_within_node=flag), DEVICES), machine, HABITS
+        )
+        for flag in (False, True)
+    )
+    assert within < plain
+
+
+@given(st.sampled_from([1, 2, 4, 8]), machines)
+def test_expert_ranks_share_what_they_hold(ep: int, machine: Machine) -> None:
+    """More expert-parallel ranks leave each fewer experts to reduce, and never take longer to keep them alike."""
+    plan = one_layout(Plan(num_micro_batches=8, tp=2, zero_stage=0, ep=ep), 32)
+    whole = one_layout(Plan(num_micro_batches=8, tp=2, zero_stage=0), 32)
+    split, together = (data_parallel_seconds(MIXTRAL, way, machine, HABITS) for way in (plan, whole))
+    assert split <= together * (1 + 1e-12)

@@ -3,7 +3,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.compute import matmul_seconds, roofline_seconds, shape_efficiency
+from estimator.compute import (
+    Rates,
+    attention_passes,
+    matmul_passes,
+    matmul_seconds,
+    roofline_seconds,
+    shape_efficiency,
+    sustained_rates,
+)
+from estimator.counts import attention_backward_flop, attention_flop, layer_matmuls, matmul_flop
+from estimator.shape import Shape
+from hardware.catalog import load_catalog
+from hardware.models import Accelerator
+from tests.strategies import EFFICIENCIES, shapes
 
 sizes = st.integers(1, 50_000)
 units = st.integers(1, 400)
@@ -75,3 +88,59 @@ def test_arrays_are_their_elements(products: list[tuple[int, int, int]], num_uni
     together = matmul_seconds(*columns, num_compute_units=num_units, **RATES)
     alone = [matmul_seconds(*product, num_compute_units=num_units, **RATES) for product in products]
     np.testing.assert_array_equal(together, alone)
+
+
+accelerators = st.sampled_from(load_catalog().accelerators)
+tokens = st.integers(1, 10**6)
+degrees = st.sampled_from([1, 2, 3, 4, 8])
+
+
+def device_of(accelerator: Accelerator) -> Rates:
+    """Return what a device sustains under a stack."""
+    return sustained_rates(accelerator, EFFICIENCIES)
+
+
+@given(accelerators)
+def test_a_device_sustains_less_than_its_peaks(accelerator: Accelerator) -> None:
+    """What a device sustains is the stack's part of the best measured part of each peak."""
+    rates = device_of(accelerator)
+    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
+    best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
+    assert rates.flop_per_s == pytest.approx(EFFICIENCIES.matmul_efficiency * best_flop_per_s)
+    assert rates.bytes_per_s == pytest.approx(EFFICIENCIES.memory_efficiency * best_bytes_per_s)
+    assert rates.num_compute_units == accelerator.num_compute_units
+
+
+@given(shapes(), tokens, degrees, degrees, accelerators)
+def test_ranks_together_do_every_product(
+    shape: Shape, num_tokens: int, tp: int, ep: int, accelerator: Accelerator
+) -> None:
+    """No pass of a matrix is faster than its FLOP, shared by the ranks of tensor parallelism, at the device's rate."""
+    rates = device_of(accelerator)
+    for matmul in layer_matmuls(shape):
+        shared = matmul_passes(num_tokens, matmul, tp, ep, rates)
+        least = matmul_flop(num_tokens, matmul) / tp / rates.flop_per_s
+        assert all(seconds >= least * (1 - 1e-9) for seconds in shared)
+
+
+@given(shapes("mixtral"), tokens, degrees, accelerators)
+def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, accelerator: Accelerator) -> None:
+    """Fewer experts with more tokens each take no longer than all with few; what is no expert's is not concerned."""
+    rates = device_of(accelerator)
+    for matmul in layer_matmuls(shape):
+        split, whole = (matmul_passes(num_tokens, matmul, 1, ways, rates) for ways in (ep, 1))
+        if matmul.num_copies == 1:
+            assert split == whole
+        assert sum(split) <= sum(whole) * (1 + 1e-9)
+
+
+@given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())
+def test_attention_keeps_below_the_matrix_rate(
+    shape: Shape, num_tokens: int, seq_len: int, tp: int, accelerator: Accelerator, fused: bool
+) -> None:
+    """Attention takes its FLOP at the device's rate at least, forward and backward, on each of its ranks."""
+    rates = device_of(accelerator)
+    flop = attention_flop(num_tokens, seq_len, shape, causal=fused) / tp
+    forward, backward = attention_passes(num_tokens, seq_len, shape, tp, rates, fused=fused)
+    assert forward >= flop / rates.flop_per_s * (1 - 1e-9)
+    assert backward >= attention_backward_flop(flop, keeps_scores=not fused) / rates.flop_per_s * (1 - 1e-9)

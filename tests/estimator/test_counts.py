@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from estimator.counts import (
     attention_backward_flop,
     attention_flop,
+    dense_parameters,
+    expert_parameters,
     head_matmul,
+    inner_traffic,
     layer_forward_flop,
     layer_matmuls,
     layer_parameters,
-    layer_traffic,
     matmul_flop,
     mean_context,
     model_flop,
+    norm_traffic,
     num_parameters,
     recomputed_layer_flop,
     stage_parameters,
@@ -140,6 +143,16 @@ def test_arrays_are_their_elements(shape: Shape, sizes: list[tuple[int, int]], c
 @given(shapes(), st.sampled_from([1, 2, 4]))
 def test_traffic_scales_with_precision(shape: Shape, activation_bytes: int) -> None:
     """Element-wise ops move bytes in proportion to those of an element, more backward than forward."""
-    traffic, unit = layer_traffic(shape, activation_bytes), layer_traffic(shape, 1)
-    assert traffic == (activation_bytes * unit.forward, activation_bytes * unit.backward)
-    assert 0 < traffic.forward < traffic.backward
+    for traffic_of in (norm_traffic, inner_traffic):
+        traffic, unit = traffic_of(shape, activation_bytes), traffic_of(shape, 1)
+        assert traffic == (activation_bytes * unit.forward, activation_bytes * unit.backward)
+        assert 0 < traffic.forward < traffic.backward
+
+
+@given(shapes())
+def test_a_layer_is_experts_and_the_rest(shape: Shape) -> None:
+    """Experts hold the feed-forward matrices of a mixture, and nothing of a dense model; the rest is every token's."""
+    matrices = 3 if shape.gated_ffn else 2
+    expected = shape.num_experts * matrices * shape.hidden_size * shape.ffn_size
+    assert expert_parameters(shape) == expected
+    assert dense_parameters(shape) + expert_parameters(shape) == layer_parameters(shape)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,7 +103,7 @@ def test_recomputing_more_layers_keeps_less(drawn: Laid, seq_len: int, habit: Ha
     )
     partly = [full._replace(recomputed_layers=n) for n in range(1, shape.num_layers)]
     kept = [alone(shape, seq_len, way, habit)["activations"] for way in (none, *partly, full)]
-    assert all(fewer > more for fewer, more in zip(kept[:-1], kept[1:], strict=True))
+    assert all(fewer > more for fewer, more in pairwise(kept))
     as_all = full._replace(recomputed_layers=shape.num_layers)
     assert alone(shape, seq_len, as_all, habit) == alone(shape, seq_len, full, habit)
 
