@@ -1,7 +1,7 @@
 """Fit a stack to measured runs, and say how wrong it is on a run that it never saw.
 
 The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window
-of a log that times only the issue of work), memory M_r. With parameters theta (`PARAMETERS`, in logarithms) and a
+of a log that times only the issue of work), memory M_r. With parameters theta (those of the stack, in logarithms) and a
 factor u_f on device seconds for each model family f:
 
     log t_r = log step(theta, u_f) + e,   e ~ N(0, s_step^2 + se_r^2)      theta_j ~ N(log median_j, log_sd_j^2)
@@ -30,7 +30,6 @@ from estimator.plan import Plans
 from estimator.planner import search
 from estimator.rules import reasons
 from estimator.stack import (
-    PARAMETERS,
     Efficiencies,
     Family,
     Fit,
@@ -125,7 +124,7 @@ def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficie
         efficiencies,
         observation.run.log.steps_per_line(),
     )
-    held = total_bytes(shape, seq_len, observation.plan, habits, efficiencies.memory_ratio)
+    held = total_bytes(shape, seq_len, observation.plan, habits, efficiencies)
     return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
 
 
@@ -156,11 +155,11 @@ def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[
             log_sd=float(solution.covariance[i, i] ** 0.5),
             runs=sum(o.run.workload.shape.family == name for o in observations),
         )
-        for i, name in enumerate(problem.families, start=len(PARAMETERS))
+        for i, name in enumerate(problem.families, start=len(priors))
     }
     return Fit(
         accelerator=accelerator,
-        names=PARAMETERS + tuple(families),
+        names=(*priors, *families),
         log_values=tuple(solution.values.tolist()),
         covariance=tuple(tuple(row) for row in solution.covariance.tolist()),
         families=families,
@@ -189,18 +188,19 @@ class _Problem:
         self.observations = observations
         self.habits = habits
         self.families = tuple(sorted({o.run.workload.shape.family for o in observations}))
-        self.prior_mean = np.array([np.log(priors[name].median) for name in PARAMETERS] + [0.0] * len(self.families))
-        self.prior_sd = np.array([priors[name].log_sd for name in PARAMETERS])
+        self.prior_mean = np.array([np.log(prior.median) for prior in priors.values()] + [0.0] * len(self.families))
+        self.prior_sd = np.array([prior.log_sd for prior in priors.values()])
+        self.names = tuple(priors)
         self.measured = np.array([[o.log_step, o.log_issue, o.log_memory] for o in observations])
         self.step_se = np.array([o.log_step_se for o in observations])
         self.values = self.prior_mean
 
     def predicted(self, values: Array) -> Array:
         """Return the logarithms of what the model predicts, shape (runs, 3)."""
-        parameters = np.exp(values[: len(PARAMETERS)])
-        factors = dict(zip(self.families, np.exp(values[len(PARAMETERS) :]), strict=True))
+        parameters = dict(zip(self.names, np.exp(values[: len(self.names)]), strict=True))
+        factors = dict(zip(self.families, np.exp(values[len(self.names) :]), strict=True))
         return np.array([
-            predict_logs(o, self.habits, Efficiencies(*[*parameters, factors[o.run.workload.shape.family]]))
+            predict_logs(o, self.habits, Efficiencies(**parameters, family_factor=factors[o.run.workload.shape.family]))
             for o in self.observations
         ])  # fmt: skip
 

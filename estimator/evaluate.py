@@ -1,5 +1,6 @@
 """Plans of any number at once: memory, time, what the log will print, wall time and cost, with their uncertainty."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,8 +124,10 @@ class Table:
         breakdown = {name: float(part[i]) for name, part in self.step.breakdown.items()}
         device_s = step_s.value - breakdown["host"]
         issue = paces(float(self.step.issue_s[i]), stack.window)
-        waits = stack.habits.single_controller  # the devices for the host; else both work at once
-        fast_s, slow_s = (device_s + float(s) if waits else max(device_s, float(s)) for s in issue)
+        if stack.habits.single_controller:
+            fast_s, slow_s = (device_s + float(seconds) for seconds in issue)
+        else:
+            fast_s = slow_s = step_s.value
         duration = wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)
         before = duration.startup_s + duration.first_step_s
         training_s = step_s.times(workload.num_steps - 1)
@@ -180,13 +183,14 @@ def predict(
     """Return the step and the memory of plans, fields of any shapes that broadcast."""
     where = on_machine(plans, machine)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
-    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies.memory_ratio)
+    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
 
-def _moved(efficiencies: Efficiencies, directions: Array) -> Efficiencies:
-    """Return the parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
+def _moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
+    """Return the named parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
     both = np.exp(np.concatenate([directions, -directions]))[:, :, None]
-    return Efficiencies(*(value * both[:, i] for i, value in enumerate(efficiencies)))
+    moved = {name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)}
+    return efficiencies._replace(**moved)
 
 
 def _log_sd(moved: Array, residual: Num) -> Array:
@@ -208,7 +212,8 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     fit, family, where = stack.fit, workload.shape.family, on_machine(plans, machine)
     efficiencies = stack.efficiencies(family)
     step, memory = predict(plans, workload, machine, stack, efficiencies)
-    moved_step, moved_memory = predict(plans, workload, machine, stack, _moved(efficiencies, stack.directions(family)))
+    moved = _moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family))
+    moved_step, moved_memory = predict(plans, workload, machine, stack, moved)
     new_device = 0.0 if machine.accelerator.id == fit.accelerator else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
     step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, new_device * device_share))
@@ -228,7 +233,7 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         step=Step({name: each(part) for name, part in step.breakdown.items()}, each(step.issue_s)),
         memory=memory,
         memory_parts={name: each(part) for name, part in memory.peak.items()},
-        total_bytes=each(total_bytes(shape, workload.seq_len, where, stack.habits, efficiencies.memory_ratio)),
+        total_bytes=each(total_bytes(shape, workload.seq_len, where, stack.habits, efficiencies)),
         host_bytes=each(host_bytes(shape, where, stack.habits)),
         logged_tokens_per_s=logged_tokens_per_s(workload.tokens_per_step, step.seconds, step.issue_s, stack.window),
         step_log_sd=step_log_sd,

@@ -16,13 +16,37 @@ SELECTIVE_ISSUE = 1 / 9
 """Issue work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
 
 
-def issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
-    """Mean host seconds to issue a step: a + b * layers * micro-batches, a third more of b with full recomputation."""
+def layer_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> tuple[Array, Array]:
+    """Host seconds to issue one layer of one micro-batch, forward and backward, and what a repeated layer adds.
+
+    A layer split over tensor-parallel ranks has collectives to issue; in a pipeline they wait for one another.
+    """
     attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
-    each = np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)
-    issuers = 1 if habits.single_controller else np.asarray(plan.stages)
-    layers = (shape.num_layers + each * num_repeated(shape, plan)) / issuers
-    return np.asarray(efficiencies.issue_s_per_step + efficiencies.issue_s_per_layer * layers * plan.micro_batches)
+    split, staged = np.asarray(plan.tp) > 1, np.asarray(plan.stages) > 1
+    layer = (
+        efficiencies.issue_s_per_layer
+        + efficiencies.issue_s_per_split_layer * split
+        + efficiencies.issue_s_per_staged_rank * staged * plan.tp
+    )
+    return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)
+
+
+def stage_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> StageLayers:
+    """Host seconds to issue the layers of each kind of stage for one micro-batch."""
+    layer, again = layer_issue_seconds(shape, plan, habits, efficiencies)
+    return StageLayers(
+        *(count * layer + plan.repeated_layers(count) * again for count in plan.stage_layers(shape.num_layers))
+    )
+
+
+def issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
+    """Mean host seconds to issue a step: a + b * layers * micro-batches, a third more of b with full recomputation.
+
+    A single controller issues the layers of all stages, else each host those of its own: the most of them counts.
+    """
+    stage = stage_issue_seconds(shape, plan, habits, efficiencies)
+    per_micro_batch = plan.over_stages(stage) if habits.single_controller else plan.most_of_stages(stage)
+    return np.asarray(efficiencies.issue_s_per_step + plan.micro_batches * per_micro_batch)
 
 
 def num_repeated(shape: Shape, plan: Layout) -> Array:

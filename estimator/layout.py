@@ -104,6 +104,12 @@ class Layout(NamedTuple):
         stages = np.asarray(self.stages)
         return np.where(stages == 1, each.first, each.first + each.last + np.maximum(stages - 2, 0) * each.middle)
 
+    def most_of_stages(self, each: StageLayers) -> Array:
+        """Return the largest of all stages of a quantity."""
+        stages = np.asarray(self.stages)
+        between = np.where(stages > 2, each.middle, 0.0)
+        return np.where(stages == 1, each.first, np.maximum(np.maximum(each.first, each.last), between))
+
     def _in_flight_terms(self) -> tuple[Array, Array, Array]:
         """Slope, offset and cap of the chunks that a stage holds, in its distance from the last stage.
 

@@ -7,7 +7,7 @@ import numpy as np
 from estimator.counts import Array, Num, dense_parameters, end_parameters, expert_parameters, head_matmul
 from estimator.layout import Layout, StageLayers
 from estimator.shape import Shape
-from estimator.stack import Habits
+from estimator.stack import Efficiencies, Habits
 
 SCORE_WORKSPACE_BYTES = 16
 """Bytes per score that the backward pass of one layer's materialized attention holds at once.
@@ -157,7 +157,7 @@ def stage_bytes(
 
 
 class Memory(NamedTuple):
-    """Memory of a plan's stages, in bytes per device, by purpose, before the stack's ratio."""
+    """Memory of a plan's stages, in bytes per device, by purpose, before the stack's corrections."""
 
     first: dict[str, Array]
     second: dict[str, Array]
@@ -165,23 +165,25 @@ class Memory(NamedTuple):
     last: dict[str, Array]
     ratio: Num
     """Bytes that devices hold, over the bytes counted."""
+    base_bytes: Num
+    """Bytes that each device holds beside."""
 
     @property
     def peak_bytes(self) -> Array:
         """Bytes of the fullest device."""
         fullest = np.maximum(_sum(self.first), np.maximum(_sum(self.second), _sum(self.last)))
-        return np.asarray(self.ratio * fullest)
+        return np.asarray(self.ratio * fullest + self.base_bytes)
 
     @property
     def peak(self) -> dict[str, Array]:
-        """Bytes of the fullest device, by purpose; `correction` is what the ratio adds."""
+        """Bytes of the fullest device, by purpose; `correction` is what ratio and base add."""
         first, second, last = _sum(self.first), _sum(self.second), _sum(self.last)
         is_first, is_second = (first >= last) & (first >= second), second >= last
         peak = {
             name: np.where(is_first, self.first[name], np.where(is_second, self.second[name], self.last[name]))
             for name in self.first
         }
-        peak["correction"] = np.asarray((self.ratio - 1.0) * sum(peak.values()))
+        peak["correction"] = np.asarray((self.ratio - 1.0) * sum(peak.values()) + self.base_bytes)
         return peak
 
 
@@ -189,7 +191,7 @@ def _sum(parts: dict[str, Array]) -> Array:
     return np.asarray(sum(parts.values()))
 
 
-def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory_ratio: Num) -> Memory:
+def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Memory:
     """Memory of the stages that can be the fullest.
 
     The first stage holds the embedding and the most micro-batches in flight, the last one the logits; of those between,
@@ -200,24 +202,27 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory
         seq_len: tokens per row.
         plan: degrees and counts.
         habits: what the stack keeps.
-        memory_ratio: bytes that devices were measured to hold, over the bytes counted here.
+        efficiencies: what devices were measured to hold beyond the bytes counted here.
     """
+    workspace = efficiencies.workspace_bytes
     stages, alone, layers = np.asarray(plan.stages), np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
 
     def stage(number: Num, count: Array, first: Num, last: Num) -> dict[str, Array]:
         held = plan.in_flight(number)
-        return stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held)
+        found = stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held)
+        return {**found, "workspace": plan.tokens(seq_len) * shape.hidden_size * workspace}
 
     between = stages > 2
     return Memory(
         first=stage(0, layers.first, True, alone),
         second={name: between * part for name, part in stage(1, layers.middle, False, False).items()},
         last=stage(stages - 1, layers.last, alone, True),
-        ratio=memory_ratio,
+        ratio=efficiencies.memory_ratio,
+        base_bytes=efficiencies.base_bytes,
     )
 
 
-def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory_ratio: Num) -> Array:
+def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Bytes of all devices together.
 
     They are linear in the micro-batches in flight, so that the mean stands for the stages between.
@@ -225,7 +230,9 @@ def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory
     layers, alone = plan.stage_layers(shape.num_layers), np.asarray(plan.stages) == 1
 
     def stage(held: Num, count: Array, first: Num, last: Num) -> Array:
-        return _sum(stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held))
+        counted = _sum(stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held))
+        workspace = plan.tokens(seq_len) * shape.hidden_size * efficiencies.workspace_bytes
+        return efficiencies.memory_ratio * (counted + workspace) + efficiencies.base_bytes
 
     pipeline = plan.over_stages(
         StageLayers(
@@ -234,7 +241,7 @@ def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, memory
             stage(plan.in_flight(np.asarray(plan.stages) - 1), layers.last, alone, True),
         )
     )
-    return np.asarray(memory_ratio * pipeline * plan.replicas * plan.tp)
+    return np.asarray(pipeline * plan.replicas * plan.tp)
 
 
 def host_bytes(shape: Shape, plan: Layout, habits: Habits) -> Array:

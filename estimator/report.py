@@ -29,6 +29,7 @@ MEMORY_NAMES = {
     "recomputed_layer": "recomputed layer",
     "attention_workspace": "attention workspace",
     "logits": "logits and loss",
+    "workspace": "gathered workspace",
     "correction": "fitted correction",
 }
 STEP_NAMES = {

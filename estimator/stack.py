@@ -144,6 +144,16 @@ PARAMETERS = (
     "issue_s_per_step",
     "memory_ratio",
 )
+"""What every stack has, in the order of its file."""
+
+FURTHER_PARAMETERS = ("issue_s_per_split_layer", "issue_s_per_staged_rank", "workspace_bytes", "base_bytes")
+"""What a stack has where its premises have a prior of it; else it is 0."""
+
+
+def are_parameters(names: tuple[str, ...]) -> bool:
+    """Whether names are those of a stack's parameters, in their order."""
+    further = names[len(PARAMETERS) :]
+    return names[: len(PARAMETERS)] == PARAMETERS and further == tuple(n for n in FURTHER_PARAMETERS if n in further)
 
 
 class Efficiencies(NamedTuple):
@@ -161,6 +171,14 @@ class Efficiencies(NamedTuple):
     """Host seconds per step whatever its size."""
     memory_ratio: Num
     """Bytes that devices hold, over the bytes counted: allocator, runtime, and what the count misses."""
+    issue_s_per_split_layer: Num = 0.0
+    """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
+    issue_s_per_staged_rank: Num = 0.0
+    """Further host seconds per layer of a micro-batch in a pipeline, for each tensor-parallel rank."""
+    workspace_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that the layer in work holds on every tensor-parallel rank."""
+    base_bytes: Num = 0.0
+    """Bytes per device whatever it trains: context, libraries, communicators."""
     family_factor: Num = 1.0
     """Device seconds of this model family over those of the population."""
 
@@ -198,9 +216,11 @@ class Fit(Record):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        expected = PARAMETERS + tuple(self.families)
-        if self.names != expected:
-            raise ValueError(f"names are {', '.join(self.names)}; they must be {', '.join(expected)}")
+        parameters = self.names[: len(self.names) - len(self.families)]
+        expected = parameters + tuple(self.families)
+        if self.names != expected or not are_parameters(parameters):
+            what = "the parameters in their order, then the families in theirs"
+            raise ValueError(f"names are {', '.join(self.names)}; they must be {what}")
         n = len(expected)
         square = len(self.covariance) == n and all(len(row) == n for row in self.covariance)
         if len(self.log_values) != n or not square:
@@ -236,8 +256,11 @@ class Premises(Record):
 
     @model_validator(mode="after")
     def _has_every_prior(self) -> Self:
-        if tuple(self.priors) != PARAMETERS:
-            raise ValueError(f"priors are {', '.join(self.priors)}; they must be {', '.join(PARAMETERS)}")
+        if not are_parameters(tuple(self.priors)):
+            raise ValueError(
+                f"priors are {', '.join(self.priors)}; they must be {', '.join(PARAMETERS)}, then any of "
+                f"{', '.join(FURTHER_PARAMETERS)} in this order"
+            )
         return self
 
 
@@ -252,7 +275,7 @@ class Stack(Premises):
     def efficiencies(self, family: str) -> Efficiencies:
         """Return the fitted parameters for a model family; the population's factor, 1, for an unseen one."""
         values = dict(zip(self.fit.names, np.exp(self.fit.log_values).tolist(), strict=True))
-        return Efficiencies(*[*(values[name] for name in PARAMETERS), values.get(family, 1.0)])
+        return Efficiencies(**{name: values[name] for name in self.priors}, family_factor=values.get(family, 1.0))
 
     def directions(self, family: str) -> Array:
         """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the family factor.
@@ -260,12 +283,12 @@ class Stack(Premises):
         The rows of a matrix square root of the covariance: a quantity's log variance is the sum over rows of its
         squared change. An unseen family's factor moves by the spread between families.
         """
-        columns = len(PARAMETERS) + 1
+        num_parameters = len(self.priors)
         covariance = np.asarray(self.fit.covariance)
         values, vectors = np.linalg.eigh(covariance)
         root = (vectors * np.sqrt(np.clip(values, 0, None))).T
-        moves = np.zeros((len(root) + 1, columns))
-        moves[:-1, : len(PARAMETERS)] = root[:, : len(PARAMETERS)]
+        moves = np.zeros((len(root) + 1, num_parameters + 1))
+        moves[:-1, :num_parameters] = root[:, :num_parameters]
         if family in self.fit.families:
             moves[:-1, -1] = root[:, self.fit.names.index(family)]
         else:

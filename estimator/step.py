@@ -22,7 +22,7 @@ from estimator.counts import (
     layer_matmuls,
     norm_traffic,
 )
-from estimator.host import issue_seconds, num_repeated
+from estimator.host import issue_seconds, num_repeated, stage_issue_seconds
 from estimator.layout import Layout, StageLayers
 from estimator.machine import Machine
 from estimator.memory import RankParameters, fullest_rank, rank_parameters
@@ -127,10 +127,7 @@ def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.
     2021, arXiv:2104.04473, section 2.2.1), interleaved 1/v (section 2.2.2), zero bubble (f + b - w) / t, w the weight
     gradient, `weight_gradient` of t (Qi et al. 2023, arXiv:2401.10241, Table 2, ZB-H1).
     """
-    stages = np.asarray(plan.stages)
-    total = plan.over_stages(stage)
-    between = np.where(stages > 2, stage.middle, 0.0)
-    slowest = np.where(stages == 1, stage.first, np.maximum(np.maximum(stage.first, stage.last), between))
+    total, slowest = plan.over_stages(stage), plan.most_of_stages(stage)
     zero_bubble = np.maximum(1.0 - 2.0 * np.asarray(weight_gradient), 0.0)
     fills = np.where(plan.follows("zero_bubble"), zero_bubble, 1.0 / np.asarray(plan.virtual_stages))
     return np.asarray(np.asarray(plan.micro_batches) * slowest + fills * (total - slowest))
@@ -161,6 +158,9 @@ def plan_step(
 ) -> Step:
     """Return the time of one step of a plan, or of many.
 
+    A single controller issues a step before the devices run it. Where each device has its host, a stage takes for a
+    micro-batch as long as the slower of both.
+
     Args:
         shape: the model.
         seq_len: tokens per row.
@@ -183,7 +183,8 @@ def plan_step(
     first, middle, last = (count * usual + plan.repeated_layers(count) * again + gradient_pass for count in layers)
     alone = np.asarray(plan.stages) == 1
     stage = StageLayers(first + opening + alone * closing, middle, last + closing)
-    work = pipeline_seconds(stage, plan, layer.weight_gradient / (usual + again))
+    weight_gradient = layer.weight_gradient / (usual + again)
+    work = pipeline_seconds(stage, plan, weight_gradient)
     per_device = micro_batches / plan.stages
     repeated = num_repeated(shape, plan)
     busy = {
@@ -201,11 +202,14 @@ def plan_step(
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
     issue = issue_seconds(shape, plan, habits, efficiencies)
-    total = np.asarray(sum(device.values()))
-    hidden = np.maximum(issue - total, 0.0)
-    # a single controller issues before the devices run; only until the next read of the loss does it run ahead
-    host = (issue + (steps_per_read - 1) * hidden) / steps_per_read if habits.single_controller else hidden
-    return Step({**device, "host": np.asarray(host)}, issue)
+    if habits.single_controller:
+        # it issues before the devices run; only until the next read of the loss does it run ahead
+        hidden = np.maximum(issue - sum(device.values()), 0.0)
+        return Step({**device, "host": np.asarray((issue + (steps_per_read - 1) * hidden) / steps_per_read)}, issue)
+    factor, issued = efficiencies.family_factor, stage_issue_seconds(shape, plan, habits, efficiencies)
+    slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in stage), issued))
+    waits = pipeline_seconds(slower, plan, weight_gradient) - factor * work
+    return Step({**device, "host": np.maximum(waits, 0.0) + efficiencies.issue_s_per_step}, issue)
 
 
 def update_seconds(

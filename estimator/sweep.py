@@ -11,10 +11,8 @@ from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import host_bytes
 from estimator.plan import Plan, Plans
-from estimator.stack import PARAMETERS, Stack, interval_ratio
+from estimator.stack import Stack, interval_ratio
 from estimator.workload import Workload
-
-MEMORY_RATIO = PARAMETERS.index("memory_ratio")
 
 KEPT = 32
 """Plans of a large space that are kept: the best that are safe, and as many that are risky."""
@@ -53,8 +51,9 @@ def sweep(
     efficiencies, usable = stack.efficiencies(workload.shape.family), usable_bytes(machine, stack)
     safe, risky, missed = _Best(kept), _Best(kept), _Best(1)
     num_plans = num_possible = num_faster = 0
-    # memory is in proportion to its ratio, so that its interval is as wide for every plan
-    log_sd = np.hypot(stack.fit.covariance[MEMORY_RATIO][MEMORY_RATIO] ** 0.5, stack.fit.memory_log_sd)
+    # that of the ratio is nearly all of its uncertainty, and as wide for every plan
+    ratio = stack.fit.names.index("memory_ratio")
+    log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
     high = float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
     for plans in blocks:
         step, memory = predict(plans, workload, machine, stack, efficiencies)

@@ -18,8 +18,8 @@ from estimator.memory import (
 )
 from estimator.plan import RECOMPUTATIONS, Plan, Plans
 from estimator.shape import Shape, load_shape
-from estimator.stack import Habits, load_stack
-from tests.strategies import habits, laid, listed, one_layout
+from estimator.stack import Efficiencies, Habits, load_stack
+from tests.strategies import EFFICIENCIES, habits, laid, listed, one_layout
 
 DEVICES = 48
 STATE = ("weights", "master_weights", "optimizer", "gradients")
@@ -27,6 +27,11 @@ lengths = st.integers(1, 4096)
 layouts = laid(DEVICES)
 mixtures = laid(DEVICES, "mixtral")
 Laid = tuple[Shape, Layout]
+
+
+def with_ratio(ratio: float) -> Efficiencies:
+    """Return efficiencies of a stack whose devices hold so much more than is counted."""
+    return EFFICIENCIES._replace(memory_ratio=ratio)
 
 
 def layers_of(shape: Shape, plan: Layout) -> list[float]:
@@ -124,14 +129,14 @@ def test_devices_together_hold_all_stages(drawn: Laid, seq_len: int, habit: Habi
     shape, plan = drawn
     held = sum(sum(stage.values()) for stage in stages_of(shape, seq_len, plan, habit))
     expected = memory_ratio * held * plan.dp * plan.cp * plan.tp
-    assert total_bytes(shape, seq_len, plan, habit, memory_ratio) == pytest.approx(expected, rel=1e-9)
+    assert total_bytes(shape, seq_len, plan, habit, with_ratio(memory_ratio)) == pytest.approx(expected, rel=1e-9)
 
 
 @given(layouts, lengths, habits, st.floats(0.5, 3))
 def test_the_peak_is_the_fullest_stage(drawn: Laid, seq_len: int, habit: Habits, memory_ratio: float) -> None:
     """No stage holds more than the peak, which the ratio multiplies; the correction is what the ratio adds."""
     shape, plan = drawn
-    memory = plan_memory(shape, seq_len, plan, habit, memory_ratio)
+    memory = plan_memory(shape, seq_len, plan, habit, with_ratio(memory_ratio))
     fullest = max(sum(stage.values()) for stage in stages_of(shape, seq_len, plan, habit))
     assert memory.peak_bytes == pytest.approx(memory_ratio * fullest, rel=1e-9)
     assert sum(memory.peak.values()) == pytest.approx(float(memory.peak_bytes), rel=1e-9)
@@ -222,7 +227,9 @@ def test_offloading_moves_the_optimizer(drawn: Laid, seq_len: int, habit: Habits
     before, after = (stages_of(shape, seq_len, way, habit) for way in (on, off))
     for kept, left in zip(before, after, strict=True):
         assert left == kept | {"master_weights": 0, "optimizer": 0}
-    peak_on, peak_off = (plan_memory(shape, seq_len, way, habit, memory_ratio).peak_bytes for way in (on, off))
+    peak_on, peak_off = (
+        plan_memory(shape, seq_len, way, habit, with_ratio(memory_ratio)).peak_bytes for way in (on, off)
+    )
     if plan.stages == 1:
         state = before[0]["master_weights"] + before[0]["optimizer"]
         assert peak_on - peak_off == pytest.approx(memory_ratio * state, rel=1e-6, abs=1e-9 * float(peak_on))
@@ -249,14 +256,17 @@ def test_a_row_is_its_plan_alone(drawn: tuple[Shape, list[Plan]], seq_len: int, 
     """Row i of a table equals plan i alone, by purpose and in all."""
     shape, plans = drawn
     many = layout(Plans.of(plans), DEVICES, 8)
-    table, totals = plan_memory(shape, seq_len, many, habit, 1.1), total_bytes(shape, seq_len, many, habit, 1.1)
+    table, totals = (
+        plan_memory(shape, seq_len, many, habit, with_ratio(1.1)),
+        total_bytes(shape, seq_len, many, habit, with_ratio(1.1)),
+    )
     for i, plan in enumerate(plans):
         one = layout(plan, DEVICES, 8)
-        by_itself = plan_memory(shape, seq_len, one, habit, 1.1)
+        by_itself = plan_memory(shape, seq_len, one, habit, with_ratio(1.1))
         assert {name: float(column[i]) for name, column in table.peak.items()} == {
             name: float(column[0]) for name, column in by_itself.peak.items()
         }
-        assert totals[i] == total_bytes(shape, seq_len, one, habit, 1.1)[0]
+        assert totals[i] == total_bytes(shape, seq_len, one, habit, with_ratio(1.1))[0]
         assert host_bytes(shape, many, habit)[i] == host_bytes(shape, one, habit)[0]
 
 
@@ -264,9 +274,13 @@ def test_gpipe_holds_the_logits_of_every_micro_batch() -> None:
     """Under GPipe the last stage waits with the logits of all micro-batches, under 1F1B with those of one."""
     shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
     one, all_of_them = (
-        plan_memory(shape, 2048, one_layout(Plan(num_micro_batches=8, tp=1, schedule=schedule), 32), habit, 1.0).peak[
-            "logits"
-        ]
+        plan_memory(
+            shape,
+            2048,
+            one_layout(Plan(num_micro_batches=8, tp=1, schedule=schedule), 32),
+            habit,
+            with_ratio(1.0),
+        ).peak["logits"]
         for schedule in ("1f1b", "gpipe")
     )
     assert all_of_them == 8 * one > 0
@@ -276,4 +290,4 @@ def test_rows_and_tokens_beyond_64_bits_do_not_wrap() -> None:
     """A product of rows and tokens beyond 2**63 is a large number of bytes, not a negative one."""
     shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
     plan = one_layout(Plan(batch_per_device=2**31 - 1), 1)
-    assert plan_memory(shape, 2**39, plan, habit, 1.0).peak["activations"] > 2.0**70
+    assert plan_memory(shape, 2**39, plan, habit, with_ratio(1.0)).peak["activations"] > 2.0**70

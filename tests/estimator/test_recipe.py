@@ -18,6 +18,7 @@ from hardware.catalog import load_catalog
 CATALOG, STACK = load_catalog(), load_stack("moai-24.2")
 MISTRAL = load_shape("mistral-7b-v0.1")
 EFFICIENCIES = STACK.efficiencies("mistral")
+EXACT = EFFICIENCIES._replace(memory_ratio=1.0)
 H100 = Machine.of(CATALOG, CATALOG.flavor_of("h100-sxm-80gb", 8))
 PLAN = layout(Plan(num_micro_batches=8), 8, 8)
 
@@ -25,7 +26,7 @@ PLAN = layout(Plan(num_micro_batches=8), 8, 8)
 def peak(recipe: Recipe) -> dict[str, float]:
     """Return the bytes of the fullest device by purpose."""
     shape, habits = recipe.shape(MISTRAL), recipe.habits(STACK.habits, MISTRAL)
-    return {name: float(part.item()) for name, part in plan_memory(shape, 2048, PLAN, habits, 1.0).peak.items()}
+    return {name: float(part.item()) for name, part in plan_memory(shape, 2048, PLAN, habits, EXACT).peak.items()}
 
 
 def seconds(recipe: Recipe, machine: Machine = H100) -> dict[str, float]:
@@ -93,7 +94,7 @@ def test_state_per_parameter(recipe: Recipe, state: float) -> None:
     """Weights, master weights and optimizer state take the bytes per parameter that the recipe's papers say."""
     one = layout(Plan(num_micro_batches=8, zero_stage=0), 1, 1)
     habits = recipe.habits(STACK.habits, MISTRAL)
-    held = plan_memory(MISTRAL, 2048, one, habits, 1.0).peak
+    held = plan_memory(MISTRAL, 2048, one, habits, EXACT).peak
     found = sum(float(held[name].item()) for name in ("weights", "master_weights", "optimizer"))
     assert found / num_parameters(MISTRAL) == pytest.approx(state)
 
