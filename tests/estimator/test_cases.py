@@ -1,0 +1,422 @@
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.cases import LONGEST_LINE, Case, Cases, Left, read_cases
+from estimator.counts import num_parameters
+from estimator.plan import Plan
+from hardware.catalog import load_catalog
+from hardware.units import GIB
+
+CATALOG = load_catalog()
+
+MEASURED = (
+    "id,source,model,n_params,layers,hidden,heads,kv_heads,ffn,vocab,seq_len,global_batch_seqs,micro_batch,gr"
+    "ad_accum_or_microbatches,gpu,gpus,gpus_per_node,tp,pp,vp,cp,ep,dp,zero_or_fsdp,recompute,precision,optim"
+    "izer,tokens_per_s_total,tokens_per_s_per_gpu,step_time_s,peak_mem_gib_per_gpu,notes,confidence,gpu_unit,"
+    "train_kind\n"
+    "LLMF-001,MosaicML llm-foundry benchmark tables,MPT-70b,64862437376,80,8192,64,64,32768,50368,2048,4096,8"
+    ",1,H100-SXM-80GB,512,8,1,1,,1,,512,FSDP FULL_SHARD (ZeRO-3),full (per transformer block),bf16 (amp),Deco"
+    'upledAdamW,515636.0,1007.0,16.26847,,"12-step run, FSDP mixed precision DEFAULT; inter-node NIC not stat'
+    'ed; learned positions, ungated MLP 4d, tied embeddings (MPT)",complete,device,pretrain\n'
+    "LLMF-164,MosaicML llm-foundry benchmark tables,MPT-3b,2667566080,32,2560,20,20,10240,50368,8192,64,1,8,A"
+    '100-SXM-40GB,8,8,1,1,,1,,8,FSDP FULL_SHARD (ZeRO-3),none,bf16,DecoupledAdamW,57193.0,7149.0,9.167,,"12-s'
+    "tep run, FSDP mixed precision PURE; PURE = params, grads and states kept in low precision; inter-node 16"
+    '00 Gb/s RoCE; learned positions, ungated MLP 4d, tied embeddings (MPT)",complete,device,pretrain\n'
+    "LLMF-071,MosaicML llm-foundry benchmark tables,MPT-3b,2730480640,32,2560,20,20,10240,50368,32768,144,3,6"
+    ',H100-SXM-80GB,8,8,1,1,,1,,8,FSDP FULL_SHARD (ZeRO-3),full (per transformer block),"fp8 (amp_fp8, TE lin'
+    'ears)",DecoupledAdamW,46853.0,5856.0,100.71056,,"12-step run, FSDP mixed precision DEFAULT; inter-node N'
+    'IC not stated; learned positions, ungated MLP 4d, tied embeddings (MPT)",complete,device,pretrain\n'
+    "LLMF-013,MosaicML llm-foundry benchmark tables,MPT-3b,2651837440,32,2560,20,20,10240,50368,2048,4096,8,1"
+    ",H100-SXM-80GB,512,8,1,1,,1,,512,FSDP SHARD_GRAD_OP (ZeRO-2),none,bf16 (amp),DecoupledAdamW,11092218.0,2"
+    '1664.0,0.75626,,"12-step run, FSDP mixed precision DEFAULT; inter-node NIC not stated; learned positions'
+    ', ungated MLP 4d, tied embeddings (MPT)",complete,device,pretrain\n'
+    "VTRN-002,vTrain ground truth (multi-node),GPT-3.6B,3600000000,30,3072,32,32,12288,51200,2048,512,4,2,A10"
+    '0-SXM-80GB,64,8,1,1,,1,,64,,full,fp16,,288204.9,4503.2,3.6383,,"Megatron-DeepSpeed, full activation reco'
+    'mpute, 8xA100-80 per node, 4xHDR (800 Gb/s); vocab 51200 is Megatron default (not in CSV)",complete,devi'
+    "ce,pretrain\n"
+    "KORT-003,Korthikanti et al. 2022 (via Calculon validation),GPT-175B,175000000000,96,12288,96,96,49152,51"
+    '200,2048,64,1,64,A100-SXM-80GB,64,8,8,8,3,1,,1,,full,fp16,"Adam, no ZeRO",7229.6,112.96,18.13,,"model-st'
+    "ate 45.56 GiB/GPU; activation memory none 66.84 GiB, seq-par+selective 12.35 GiB (Calculon reproduction "
+    'of the paper figures)",complete,device,pretrain\n'
+    "SMAX-001,SimuMax B200 real runs,llama3_70b_l12_tp1_pp2_dp4_mbc4_cef,,12,8192,64,8,28672,128256,4096,16,1"
+    ',4,B200,8,8,1,2,,1,,4,,none (block with 0 layers in launcher),bf16,"Megatron distributed optimizer, sequ'
+    'ence parallel",77741.4,9717.67,0.843,66.55,"single node, TP/grad/param comm overlap OFF, CE fusion; seq '
+    '4096/mbs 1 from sweep json",complete,device,pretrain\n'
+    "SMAX-041,SimuMax B200 real runs,llama3_70b_l12_tp2_cp4_pp1_dp1_seq131072_mbc4_cef,,12,8192,64,8,28672,12"
+    '8256,131072,4,1,4,B200,8,8,2,1,,4,,1,,none (block with 0 layers in launcher),bf16,"Megatron distributed '
+    'optimizer, sequence parallel",46332.8,5791.6,11.3157,112.67,"single node, TP/grad/param comm overlap OFF'
+    ', CE fusion; seq 4096/mbs 1 from sweep json",complete,device,pretrain\n'
+    "MLPF-051,MLPerf Training v5.0,Llama2-70B,68977000000,80,8192,64,8,28672,32000,8192,8,1,1,MI300X,8,8,1,1,"
+    ",1,,8,,block: full recompute of 21 of 80 layers,fp8 (hybrid TE),AdamW on LoRA params (distributed optimi"
+    'zer),16608.57,2076.07,3.94591,,"LoRA r16 on attention linears, SCROLLS GovReport packed to 8192; median '
+    "tracked_stats throughput (samples/s, excludes eval, includes optimizer and data); submission MI300X_EPYC"
+    '_9575F_pytorch",complete,device,lora\n'
+    "MLPF-003,MLPerf Training v4.0,Llama2-70B,68977000000,80,8192,64,8,28672,32000,8192,8,1,8,H100-SXM-80GB,4"
+    ",4,4,1,,1,,1,,none,fp8 (hybrid TE),AdamW on LoRA params (distributed optimizer),8033.99,2008.5,8.15734,,"
+    '"LoRA r16 on attention linears, SCROLLS GovReport packed to 8192; median tracked_stats throughput (sampl'
+    'es/s, excludes eval, includes optimizer and data); submission GX2560M7_H100_SXM_80GBx4",complete,device,'
+    "lora\n"
+    "TUNE-012,torchtune README optimization ladder,Llama3.2-3B [+chunked CE],3212749824,28,3072,24,8,8192,128"
+    '256,4096,2,2,1,A100,1,,1,1,,1,,1,,none,"bf16 (params, grads and states)",AdamW bf16,9174.0,9174,0.89296,'
+    '42.9,"compile, chunked cross entropy; tied embeddings; peak memory ACTIVE (torch), A100 variant not stat'
+    'ed; packed to 4096",complete,device,sft\n'
+    "TUNE-015,torchtune README optimization ladder,Llama3.2-3B [+activation offload],3212749824,28,3072,24,8,"
+    '8192,128256,4096,2,2,1,A100,1,,1,1,,1,,1,,full,"bf16 (params, grads and states)",AdamW bf16 fused in bac'
+    'kward,7301.0,7301,1.12204,21.8,"compile, chunked CE, activation offloading to CPU; tied embeddings; peak'
+    ' memory ACTIVE (torch), A100 variant not stated; packed to 4096",complete,device,sft\n'
+    "DGXC-002,NVIDIA DGX Cloud benchmarking recipes,Llama3.1-8B,8030000000,32,4096,32,8,14336,128256,8192,128"
+    ",1,32,H100-SXM-80GB,8,8,1,1,,2,,4,Megatron distributed optimizer,,fp8,,112387.6,14048.45,9.33,,,complete"
+    ",device,pretrain\n"
+    "MBSK-001,NVIDIA Megatron-Bridge perf skill card,Moonlight-16B-A3B,16000000000,27,2048,16,16,1408,163840,"
+    "4096,4,1,1,H100-SXM-80GB,8,8,2,1,,1,8,4,,none,bf16,,35837.1,4479.64,0.45718000000000003,36.618,MLA; MoE "
+    "64 experts top-6 +2 shared; recompute ablation,complete,device,pretrain\n"
+)
+"""Rows of `measured_runs.csv`; their sources are in their second column."""
+
+ULTRASCALE = (
+    "job_id,nodes,seq_len,micro_batch,num_micro_batches,global_batch_seqs,tokens_per_s_per_gpu,all_reduce_int"
+    "ra_gb_per_s,peak_allocated_gb,peak_reserved_gb,dp,pp,tp,tp_mode,hidden_size,ffn,num_layers,num_heads,num"
+    "_kv_heads,vocab_size,tie_word_embeddings,dtype,zero_stage,accumulate_grad_in_fp32,after_pp_fix,status\n"
+    "13436292,1.0,4096,1,32.0,256.0,39273.41,453.61,25.07,36.67,8,1,1,REDUCE_SCATTER,2048,8192,16,32,32.0,131"
+    "072,True,torch.bfloat16,0,True,False,Success\n"
+    "14097146,1.0,4096,1,64.0,256.0,15566.96,455.01,27.92,41.46,4,2,1,REDUCE_SCATTER,3072,8192,28,32,32.0,131"
+    "072,True,torch.bfloat16,1,True,False,Success\n"
+    "14098602,2.0,4096,4,16.0,256.0,3223.73,45.1,16.53,76.93,4,4,1,REDUCE_SCATTER,3072,8192,28,32,32.0,131072"
+    ",True,torch.bfloat16,1,True,True,Success\n"
+    "14280956,8.0,4096,1,256.0,256.0,664.99,415.0,26.21,63.07,1,16,4,REDUCE_SCATTER,8192,28672,80,64,8.0,1310"
+    "72,False,torch.bfloat16,0,True,True,Success\n"
+    "14113515,1.0,4096,4,32.0,1048576.0,,,,,2,1,4,REDUCE_SCATTER,4096,14336,32,32,,131072,,,0,,True,OOM\n"
+    "14311343,8.0,4096,2,32.0,1048576.0,,,,,4,4,4,REDUCE_SCATTER,16384,,126,128,,49152,,,1,,True,OOM\n"
+    "14098552,1.0,4096,1,256.0,256.0,14833.07,462.1,14.41,32.66,1,8,1,REDUCE_SCATTER,3072,8192,28,32,32.0,131"
+    "072,True,torch.bfloat16,0,True,True,Success\n"
+)
+"""Rows of `ultrascale_h100.csv`: nanotron on H100, the Ultra-Scale campaign of Hugging Face."""
+
+VTRAIN = (
+    "# GPUs,global batch,micro batch,hidden size,attention heads,# layers,sequence length,tensor parallelism,"
+    "data parallelism,pipeline parallelism,iteration time (ms)\n"
+    "4,16,4,2048,16,24,1024,1,2,2,410.490577\n"
+    "4,16,4,2048,16,24,1024,1,2,2,410.490577\n"
+    "8,8,4,2048,16,16,1024,2,1,4,151.982405\n"
+)
+"""Rows of `vtrain_a100_single_node.csv`: VIA-Research/vTrain."""
+
+TABLES = {"measured": MEASURED, "ultrascale": ULTRASCALE, "vtrain": VTRAIN}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a table that each test writes anew."""
+    return tmp_path_factory.mktemp("cases") / "runs.csv"
+
+
+def read(file: Path, text: str | bytes) -> Cases:
+    """Write a table and read it."""
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_cases(file, CATALOG)
+
+
+def case_of(file: Path, text: str, name: str) -> Case:
+    """Return a case by its name."""
+    return next(case for case in read(file, text).cases if case.name == name)
+
+
+def with_cells(text: str, row: int, **cells: str) -> str:
+    """Return a table with some cells of one row changed, and no other rows."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    return written([rows[row] | cells])
+
+
+def written(rows: list[dict[str, str]]) -> str:
+    """Return rows as a table."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# The three forms
+
+
+def test_llm_foundry(file: Path) -> None:
+    """Its sharding, recomputation, precision and shape are as the row says, its parameters to the last one."""
+    case = case_of(file, MEASURED, "LLMF-001")
+    assert case.plan == Plan(recomputation="full", batch_per_device=8)
+    assert (case.trainer, case.machine.accelerator.id, case.machine.num_nodes) == ("llm-foundry", "h100-sxm-80gb", 64)
+    assert num_parameters(case.shape) == 64_862_437_376
+    assert case.step_s == 16.26847
+    assert case.recipe.precision is None
+    assert case_of(file, MEASURED, "LLMF-164").recipe.precision == "bf16"
+    assert case_of(file, MEASURED, "LLMF-071").recipe.precision == "fp8-mixed"
+    assert case_of(file, MEASURED, "LLMF-013").plan.zero_stage == 2
+
+
+def test_megatron(file: Path) -> None:
+    """Stages, chunks, tensor and context parallelism are a plan; old rows hold the sequence whole."""
+    plan = case_of(file, MEASURED, "KORT-003").plan
+    assert (plan.num_stages, plan.virtual_stages, plan.schedule, plan.tp) == (8, 3, "interleaved", 8)
+    assert (plan.recomputation, plan.zero_stage, plan.sequence_parallel) == ("full", 0, False)
+    deepspeed = case_of(file, MEASURED, "VTRN-002")
+    assert (deepspeed.trainer, deepspeed.plan.zero_stage) == ("megatron-deepspeed", 0)
+    simumax = case_of(file, MEASURED, "SMAX-041")
+    assert (simumax.plan.cp, simumax.plan.tp, simumax.plan.zero_stage) == (4, 2, 1)
+    assert simumax.plan.sequence_parallel
+    assert simumax.allocated_bytes == pytest.approx(112.67 * GIB)
+    assert simumax.reserved_bytes is None
+
+
+def test_mlperf(file: Path) -> None:
+    """Adapters have their rank; a block of layers is repeated; whether it fits in 16 bits is not known; half nodes."""
+    case = case_of(file, MEASURED, "MLPF-051")
+    assert (case.trainer, case.recipe.lora_rank, case.recipe.precision) == ("mlperf-amd", 16, "fp8-mixed")
+    assert (case.plan.recomputation, case.plan.recomputed_layers) == ("full", 21)
+    assert case.fits is None
+    half = case_of(file, MEASURED, "MLPF-003")
+    assert (half.trainer, half.machine.num_devices, half.machine.devices_per_node) == ("mlperf-nvidia", 4, 4)
+
+
+def test_torchtune(file: Path) -> None:
+    """The ladder's open "A100" is the one that holds its first rung; its memory is that of tensors."""
+    case = case_of(file, MEASURED, "TUNE-012")
+    assert (case.machine.accelerator.id, case.recipe.precision) == ("a100-sxm-80gb", "bf16")
+    assert case.allocated_bytes == pytest.approx(42.9 * GIB)
+
+
+def test_what_of_measured_is_left(file: Path) -> None:
+    """What cannot be expressed is left with its reason."""
+    assert read(file, MEASURED).left == (
+        Left("TUNE-015", "model: offloaded activations are not modelled"),
+        Left("DGXC-002", "recompute: not stated"),
+        Left("MBSK-001", "model: latent attention (MLA) is not modelled"),
+    )
+
+
+def test_ultrascale(file: Path) -> None:
+    """Rates become seconds, memory is in GiB, and faults of the campaign are named."""
+    cases = read(file, ULTRASCALE).cases
+    first = cases[0]
+    assert first.plan == Plan(num_micro_batches=32, zero_stage=0)
+    assert first.step_s == pytest.approx(256 * 4096 / (39273.41 * 8))
+    assert first.reserved_bytes == pytest.approx(36.67 * GIB)
+    assert (first.fits, first.why_unhealthy, first.shape.tied_embeddings) == (True, "", True)
+    assert num_parameters(first.shape) == pytest.approx(1.34e9, rel=0.005)
+    faults = [case.why_unhealthy.partition(":")[0] for case in cases if case.why_unhealthy]
+    assert faults == ["broken pipeline engine", "degraded node"]
+    assert any(case.shape.num_kv_heads < case.shape.num_heads for case in cases)
+
+
+def test_ultrascale_out_of_memory(file: Path) -> None:
+    """A row that ran out of memory has no time; its batch in tokens and its blank heads are read as documented."""
+    (case,) = (case for case in read(file, ULTRASCALE).cases if not case.fits)
+    assert (case.step_s, case.reserved_bytes, case.tokens_per_s) == (None, None, None)
+    assert case.workload.tokens_per_step == 2**20
+    assert case.shape.num_kv_heads == case.shape.num_heads
+
+
+def test_what_of_ultrascale_is_left(file: Path) -> None:
+    """A missing width and a plan that breaks a rule are left with their reasons."""
+    whys = [left.why for left in read(file, ULTRASCALE).left]
+    assert whys[0] == "model: its ffn is not given"
+    assert whys[1].startswith("plan: num_stages=8 does not divide num_layers=28")
+
+
+def test_vtrain(file: Path) -> None:
+    """Milliseconds, full recomputation, no ZeRO, and too few micro-batches for the stages."""
+    table = read(file, VTRAIN)
+    assert table.cases[0].step_s == pytest.approx(0.410490577)
+    assert table.cases[0].plan == Plan(
+        num_stages=2, num_micro_batches=2, batch_per_device=4, recomputation="full", zero_stage=0, tp=1,
+        sequence_parallel=False,
+    )  # fmt: skip
+    assert table.cases[0].shape.vocab_size == 51_200
+    assert (table.left[0].name, table.left[0].why[:31]) == ("row 3", "plan: num_micro_batches=2 is fe")
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_time_and_rate_agree(file: Path, table: str) -> None:
+    """Tokens per second times seconds per step are the tokens of a step."""
+    for case in read(file, table).cases:
+        if case.step_s is not None and case.tokens_per_s is not None:
+            assert case.tokens_per_s * case.step_s == pytest.approx(case.workload.tokens_per_step)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_permuting_rows_permutes_cases(file: Path, data: st.DataObject, table: str) -> None:
+    """The order of the rows changes no case but its number."""
+    header, *rows = table.splitlines(keepends=True)
+    order = data.draw(st.permutations(range(len(rows))))
+    read_first = read(file, table)
+    read_again = read(file, header + "".join(rows[i] for i in order))
+
+    def seen(cases: Cases) -> list[str]:
+        return sorted(repr(case).replace(case.name, "", 1) for case in cases.cases)
+
+    assert seen(read_again) == seen(read_first)
+    assert sorted(left.why for left in read_again.left) == sorted(left.why for left in read_first.left)
+
+
+# Rows that cannot be
+
+
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        ({"gpu": "H900"}, "gpu: 'H900' is no accelerator of the catalog"),
+        ({"gpu": "A100"}, "gpu: 'A100' may be a100-sxm-80gb or a100-sxm-40gb"),
+        ({"gpu_unit": "package"}, "gpu_unit: 'package': what is counted is no device of the catalog"),
+        ({"micro_batch": ""}, "micro_batch: not stated"),
+        ({"micro_batch": "3"}, "global batch: 4096 rows are no whole micro-batches of 3 on 512 ranks"),
+        ({"dp": "256"}, "dp: 256 is stated, 512 follows from the rest"),
+        ({"tp": "3"}, "tp: 3*1*1 ways do not divide 512 devices"),
+        ({"recompute": "some"}, "recompute: 'some' is not modelled"),
+        ({"recompute": ""}, "recompute: not stated"),
+        ({"precision": "nvfp4"}, "precision: 'nvfp4' is not modelled"),
+        ({"zero_or_fsdp": "shards"}, "zero_or_fsdp: 'shards' is not modelled on 512 replicas, 8 a node"),
+        ({"train_kind": "lora"}, "train_kind: the rank of its adapters is not given"),
+        ({"train_kind": "rl"}, "train_kind: 'rl' is not modelled"),
+        ({"optimizer": "AdamW8bit in backward"}, "optimizer: steps within the backward pass are not modelled"),
+        ({"layers": "70"}, "model: its sizes make 5.681e+10 parameters, not 6.486e+10"),
+        ({"kv_heads": "48"}, "model: its heads are no whole parts of its width, or of each other"),
+        ({"model": "Owl-70b"}, "model: of no known family, so gates, biases and norms are not known"),
+        ({"step_time_s": "16.7"}, "step_time_s: time and rates tell steps of 16.2685 s and of 16.7 s"),
+        ({"peak_mem_gib_per_gpu": "81"}, "peak memory: 81.0 GiB is more than the 79.3 GiB of a device"),
+        (
+            {"step_time_s": "1", "tokens_per_s_total": "", "tokens_per_s_per_gpu": ""},
+            "step time: 1 s implies 658% of the devices' peak FLOP/s",
+        ),
+        (
+            {"step_time_s": "", "tokens_per_s_total": "", "tokens_per_s_per_gpu": ""},
+            "step_time_s: neither a time nor a rate nor memory was measured",
+        ),
+    ],
+)
+def test_left_rows(file: Path, cells: dict[str, str], why: str) -> None:
+    """A row that cannot be expressed, or cannot have been, is left with the column and the reason."""
+    assert read(file, with_cells(MEASURED, 0, **cells)).left == (Left("LLMF-001", why),)
+
+
+@pytest.mark.parametrize("cells", [{"zero_or_fsdp": "Megatron-FSDP shard 8"}, {"zero_or_fsdp": "FSDP 8 + DP"}])
+def test_shards_within_a_node(file: Path, cells: dict[str, str]) -> None:
+    """Shards over as many ranks as a node has are of that node."""
+    (case,) = read(file, with_cells(MEASURED, 0, **cells)).cases
+    assert (case.plan.zero_stage, case.plan.shard_within_node) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "doubt"),
+    [
+        ({"confidence": "partial"}, "the table calls it partial"),
+        ({"notes": "fp8 gives no gain: suspicious; tied embeddings"}, "its notes say 'suspicious'"),
+    ],
+)
+def test_doubts(file: Path, cells: dict[str, str], doubt: str) -> None:
+    """A row that its own table doubts is a case that says so."""
+    (case,) = read(file, with_cells(MEASURED, 0, **cells)).cases
+    assert case.why_unhealthy == doubt
+
+
+def test_a_rack_is_one_node(file: Path) -> None:
+    """Of GB200, 8 devices in servers of 4 lie in one rack."""
+    cells = {"gpu": "GB200", "gpus": "8", "gpus_per_node": "4", "dp": "8", "global_batch_seqs": "64"}
+    rate = {"tokens_per_s_total": "", "tokens_per_s_per_gpu": ""}
+    (case,) = read(file, with_cells(MEASURED, 0, **cells, **rate)).cases
+    assert (case.machine.num_nodes, case.machine.devices_per_node) == (1, 8)
+
+
+# Tables gone wrong
+
+
+@pytest.mark.parametrize("cell", ["nan", "-1", "1e99", "inf", "0", "many", "1_0", "9" * 400])
+def test_a_malformed_cell(file: Path, cell: str) -> None:
+    """Among well-formed rows it is left; two of them in a row, or more such rows than others, end the reading."""
+    rows = list(csv.DictReader(io.StringIO(VTRAIN)))
+    bad = rows[0] | {"iteration time (ms)": cell}
+    (left, *_) = read(file, written([bad, *rows[1:2], *rows[1:2]])).left
+    assert left.name == "row 1"
+    assert left.why.startswith("'iteration time (ms)': ")
+    with pytest.raises(ValueError, match=r"^runs table '.*runs\.csv': row 1 \(row 1\): 'iteration time \(ms\)': "):
+        read(file, written([bad]))
+    with pytest.raises(ValueError, match=r"row 2 \(row 2\): .*; and 1 more of its cells$"):
+        read(file, written([rows[0], bad | {"# GPUs": cell}, rows[0]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no column of a known form, one of gpu_unit, after_pp_fix, iteration time \\(ms\\); "),
+        ("a,b\n1,2\n", "has no column of a known form"),
+        (VTRAIN.replace("micro batch", "x"), "column 'micro batch' is missing; add it, blank where unknown"),
+        (VTRAIN.replace("global batch", "micro batch"), "column 'global batch' is missing"),
+        (VTRAIN.replace("\n", ",micro batch\n", 1), "column 'micro batch' is given twice; remove one"),
+        (VTRAIN.splitlines()[0], "has no rows; add at least one below the header"),
+        (VTRAIN + "1,2\n", r"row 4 \(row 4\): has not one cell per column; "),
+        (VTRAIN + "1," * 30 + "\n", r"row 4 \(row 4\): has not one cell per column; "),
+        (b"\xff\xfe\x00", "cannot be read as CSV in UTF-8; check the file"),
+        ("x" * (LONGEST_LINE + 1), "a line has over 1048576 characters; "),
+        ('"' + "x\n" * 200_000, "cannot be read as CSV in UTF-8; check the file"),
+    ],
+)
+def test_tables_gone_wrong(file: Path, text: str | bytes, message: str) -> None:
+    """Each error is one line that names the file and what is wrong."""
+    with pytest.raises(ValueError, match=message) as caught:
+        read(file, text)
+    assert str(caught.value).startswith("runs table '")
+    assert str(caught.value).isprintable()
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file, a folder and an impossible path are refused by name."""
+    for path in (tmp_path / "no.csv", tmp_path, Path("a\0b")):
+        with pytest.raises(ValueError, match=r"^runs table '.*': cannot be read; check the path$"):
+            read_cases(path, CATALOG)
+
+
+def end_well(reading: Callable[[], Cases]) -> None:
+    """Assert that a reading ends in cases and reasons, or in an error, each of one line."""
+    try:
+        said = [f"{left.name}: {left.why}" for left in reading().left]
+    except ValueError as error:
+        said = [str(error)]
+    for line in said:
+        assert line.isprintable()
+        assert line.isascii()
+        assert not line.endswith(": ")
+
+
+CELL = (
+    st.text(max_size=30)
+    | st.sampled_from(["", "0", "-1", "nan", "1e308", "1e15", "2147483647", "7", "1.5", "True", "none", "full", "\0"])
+    | st.integers(0, 10**6).map(str)
+    | st.sampled_from(["MoE 8 experts top-2", "head_dim 0", "LoRA r9999", "FSDP 8 + DP", "qlora", "MI250", "grok"])
+)
+
+
+@given(data=st.data(), cell=CELL)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_any_cell_ends_well(file: Path, data: st.DataObject, table: str, cell: str) -> None:
+    """Any text in any cell ends in cases, in reasons of one line, or in a ValueError of one line."""
+    rows = list(csv.DictReader(io.StringIO(table)))
+    row = data.draw(st.integers(0, len(rows) - 1))
+    column = data.draw(st.sampled_from(list(rows[0])))
+    rows[row][column] = cell
+    text = written(rows).encode(errors="surrogatepass")
+    end_well(lambda: read(file, text))
+    end_well(lambda: read(file, written([rows[row]]).encode(errors="surrogatepass")))
+
+
+@given(data=st.data(), inserted=st.text(max_size=20) | st.sampled_from(['"', "\n", ",", "\r", "\ufeff"]))
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_any_edit_ends_well(file: Path, data: st.DataObject, table: str, inserted: str) -> None:
+    """A stretch of a table replaced by any text ends well."""
+    start = data.draw(st.integers(0, len(table)))
+    stop = data.draw(st.integers(start, min(start + 40, len(table))))
+    edited = (table[:start] + inserted + table[stop:]).encode(errors="surrogatepass")
+    end_well(lambda: read(file, edited))
