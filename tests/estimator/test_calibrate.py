@@ -115,7 +115,9 @@ def test_a_fit_needs_runs() -> None:
         stack_from_runs(PREMISES, [], CATALOG)
     with pytest.raises(ValueError, match="fit: 1 measured run; give a table with at least two"):
         leave_one_out(PREMISES, RUNS[:1], CATALOG)
-    with pytest.raises(ValueError, match=re.escape("plan: num_stages * tp * cp = 5 * 1 * 1 does not divide 32 devices")):
+    with pytest.raises(
+        ValueError, match=re.escape("plan: num_stages * tp * cp = 5 * 1 * 1 does not divide 32 devices")
+    ):
         observe(replace(RUNS[0], plan=Plan(num_stages=5)), CATALOG)
 
 
