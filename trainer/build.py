@@ -1,0 +1,44 @@
+"""The chunks of a model that one rank holds, as a plan lays them; still without memory."""
+
+from transformers import PreTrainedConfig
+
+from estimator.plan import Plan
+from trainer.config import TrainConfig
+from trainer.mesh import Place
+from trainer.model import Stage, meta_model
+from trainer.parallelize import attention_kernel, parallelize, weight_dtype
+
+
+def chunk_layers(plan: Plan, num_layers: int) -> list[range]:
+    """Return the layers of every chunk of the pipeline, in order.
+
+    >>> chunk_layers(Plan(num_stages=3, first_layers=1, last_layers=1), 4)
+    [range(0, 1), range(1, 3), range(3, 4)]
+    """
+    chunks = plan.num_stages * plan.virtual_stages
+    sizes = [num_layers // chunks] * chunks
+    if plan.first_layers:
+        between = (num_layers - plan.first_layers - plan.last_layers) // max(plan.num_stages - 2, 1)
+        sizes = [plan.first_layers, *[between] * (plan.num_stages - 2), plan.last_layers]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def build_stages(model: PreTrainedConfig, config: TrainConfig, place: Place) -> list[Stage]:
+    """Return the chunks of this rank, in order, laid out and sharded.
+
+    Args:
+        model: the whole model's config.
+        config: the run.
+        place: the mesh, and where this rank is.
+    """
+    kernel = attention_kernel(config.attention, config.plan.recomputation)
+    whole = meta_model(model, kernel, weight_dtype(config.precision))
+    chunks = chunk_layers(config.plan, model.num_hidden_layers)
+    stages = []
+    for number in range(place.stage, len(chunks), config.plan.num_stages):
+        first, last = number == 0, number == len(chunks) - 1
+        stage = Stage(whole, chunks[number], first=first, last=last, packed=config.data.packing)
+        parallelize(stage, config.plan, place, config.precision, compiles=config.compiles)
+        stages.append(stage)
+    return stages

@@ -1,0 +1,81 @@
+"""What a run trains, on what, how, and where it writes: plain values, checked without a look at the machine."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from estimator.plan import Plan
+from hardware.errors import shown
+from trainer.data import DataConfig
+from trainer.optimizer import OptimizerConfig
+
+ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
+"""Kernels by their names in transformers; all but torch's own `sdpa`, `flex_attention` and `eager` need a package."""
+
+PRECISIONS = ("bf16-mixed", "bf16", "fp32")
+"""Mixed: 32-bit weights, gradients and moments are kept, products run in bfloat16. bf16: all are bfloat16."""
+
+MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run.
+
+    Raises:
+        ValueError: a value breaks its rule.
+    """
+
+    model: str = ""
+    """"" is a tiny Mistral from random weights; a folder or hub id is a checkpoint; a config.json, random weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    plan: Plan = field(default_factory=Plan)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    global_batch: int = 8
+    """Rows of a step, over all ranks."""
+    epochs: int = 2
+    num_steps: int = 0
+    """Instead of the epochs' steps; 0 for theirs."""
+    precision: str = "bf16-mixed"
+    attention: str = "sdpa"
+    compiles: bool = False
+    """Compile each layer."""
+    accelerator: str = ""
+    """Catalog id of what each rank runs on; "" where it is in no catalog."""
+    seed: int = 0
+    """Of random weights."""
+    output: Path = Path("runs/latest")
+    resume: str = ""
+    """"" starts anew, "auto" continues the output folder's newest checkpoint, else a checkpoint's folder."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 writes one only when stopped."""
+    keep: int = 2
+    """Checkpoints kept."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out rows; 0 evaluates at the end, if there are any."""
+    exports: bool = True
+    """Write a Hugging Face checkpoint at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run has."""
+        for name, value, least in (
+            ("batch", self.global_batch, 1),
+            ("epochs", self.epochs, 1),
+            ("steps", self.num_steps, 0),
+            ("checkpoint-every", self.checkpoint_every, 0),
+            ("keep", self.keep, 1),
+            ("eval-every", self.eval_every, 0),
+        ):
+            if not least <= value < 2**40:
+                raise ValueError(f"{name}: {value} is not from {least} to 2**40 - 1; give a count in that range")
+        for name, given, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("attention", self.attention, ATTENTIONS),
+        ):
+            if given not in known:
+                raise ValueError(f"{name}: {shown(given)} is not one of {', '.join(known)}")
+        if self.eval_every and not self.data.eval_rows:
+            raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
+        if self.compiles and self.plan.schedule == "zero_bubble":
+            raise ValueError(
+                "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one"
+            )

@@ -1,0 +1,132 @@
+"""What a person sees of a run: a line per step, how long it will take, and the picture of its loss."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from estimator.evaluate import PlanEstimate
+from trainer.measure import Step, StepLog, read_losses
+
+WARM_UP = 2
+"""First steps that say nothing of the pace: kernels are compiled, memory is allocated, connections are made."""
+
+
+class Display:
+    """Lines to standard output; on a terminal, a progress bar with tokens/s and both times left, measured and predicted."""
+
+    def __init__(self, num_steps: int, done: int, forecast: PlanEstimate | None) -> None:
+        """Begin after so many steps done."""
+        self.num_steps, self.forecast = num_steps, forecast
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._seconds: list[float] = []
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("waiting for the first step", total=num_steps, completed=done)
+        self._bar.start()
+
+    def step(self, step: Step, line: str) -> None:
+        """Show a step."""
+        self._seconds.append(step.step_s)
+        print(line, flush=True)
+        self._bar.update(self._task, completed=step.step, description=self._pace(step))
+
+    def _pace(self, step: Step) -> str:
+        steady = self._seconds[WARM_UP:][-20:] or self._seconds
+        left = self.num_steps - step.step
+        text = f"{step.tokens_per_s:,.0f} tokens/s, {spoken(left * sum(steady) / len(steady))} left"
+        if self.forecast is not None:
+            text += f" ({spoken(left * self.forecast.step_s.value)} predicted)"
+        return text
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        print(line, file=sys.stdout, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+
+class Reporter:
+    """Where the first rank's steps go: the logs, the display, the picture at the end; the other ranks' go nowhere."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: dict[str, Any],
+        num_steps: int,
+        done: int,
+        forecast: PlanEstimate | None,
+        *,
+        is_main: bool,
+    ) -> None:
+        """Open what is written to.
+
+        Args:
+            folder: of the run.
+            run: the first record of the step log.
+            num_steps: of the whole run.
+            done: steps done by an earlier part of it.
+            forecast: what the estimator says of the plan.
+            is_main: whether this is the first rank.
+        """
+        self._folder, self._num_steps = folder, num_steps
+        self._log = StepLog(folder, run, num_steps, done) if is_main else None
+        self._display = Display(num_steps, done, forecast) if is_main else None
+
+    def step(self, step: Step) -> None:
+        """Report a step."""
+        if self._log and self._display:
+            self._display.step(step, self._log.write(step))
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """Report the loss on the held-out rows."""
+        if self._log and self._display:
+            self._log.record("evaluation", {"step": step, "loss": loss})
+            self._display.say(f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}")
+
+    def close(self) -> None:
+        """Close the logs, and draw the loss."""
+        if self._log and self._display:
+            self._log.close()
+            self._display.close()
+            draw_loss(*read_losses(self._folder), self._folder / "loss.png")
+
+
+def spoken(seconds: float) -> str:
+    """Return a span of time in words.
+
+    >>> spoken(42.4), spoken(3000), spoken(9000)
+    ('42 s', '50.0 min', '2.50 h')
+    """
+    if seconds < 100:  # noqa: PLR2004 - below this minutes say less
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"  # noqa: PLR2004
+
+
+def draw_loss(steps: Sequence[tuple[int, float]], evaluations: Sequence[tuple[int, float]], path: Path) -> None:
+    """Draw the loss over the steps, and on the held-out rows, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only the end needs it
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*steps, strict=True), color="#33658a", linewidth=1.2, label="training")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", color="#f26419", markersize=4, label="held-out rows")
+        axes.legend(frameon=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    figure.savefig(path, dpi=120)

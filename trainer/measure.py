@@ -1,0 +1,191 @@
+"""What a step takes: synchronized seconds by phase, peak memory of every rank, and the step log that holds them.
+
+The log follows the contract `steps/1` that `calibrate` reads; beside it goes a line per step in the form of the seed run.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+SCHEMA = "steps/1"
+
+
+class Stopwatch:
+    """Seconds of the phases of a step; at the end of each it waits for the device, so that a phase holds its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start the first step."""
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add what runs inside to a phase."""
+        begun = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def end_step(self) -> tuple[float, dict[str, float]]:
+        """Return the seconds since the last step ended, and those of each phase; the next step starts."""
+        now = time.perf_counter()
+        total, phases = now - self.started, self.seconds
+        self.started, self.seconds = now, {}
+        return total, phases
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most bytes that a rank held."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+def peak_memory(device: torch.device) -> Peak:
+    """Return the peak since the process began; on a CPU both are the process's resident memory.
+
+    The peak is not reset between steps: steps are alike, and the largest decides whether a plan fits.
+    """
+    if device.type == "cuda":
+        return Peak(torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Peak(resident, resident)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as the log has it; seconds and bytes as all ranks together saw them."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    useful_tokens: int
+    step_s: float
+    """From the end of the step before: everything between is in it. Of rank 0, as are the phases."""
+    data_s: float
+    """Waiting for the batch, and moving it to the device."""
+    compute_s: float
+    """Forward and backward passes, and the reduction of gradients."""
+    optimizer_s: float
+    """Norm, clipping, update."""
+    log_s: float
+    """Collecting what is logged, evaluation, checkpoints."""
+    peak_allocated_bytes: int
+    """Of the fullest rank."""
+    peak_reserved_bytes: int
+    peak_allocated_bytes_by_rank: tuple[int, ...]
+    peak_reserved_bytes_by_rank: tuple[int, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Sustained: tokens over the whole step, padding included."""
+        return self.tokens / self.step_s
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the ranks told each other after a step."""
+
+    loss: float
+    stop: bool
+    allocated_bytes: tuple[int, ...]
+    """Peak of each rank."""
+    reserved_bytes: tuple[int, ...]
+
+
+def gather(loss_part: torch.Tensor, *, stop: bool, peak: Peak) -> Gathered:
+    """Sum the parts of the loss, and collect every rank's peak and whether it was asked to stop; all ranks call it.
+
+    Tensor-parallel ranks hold the same part, of which the first one's counts.
+    """
+    own = torch.tensor([0.0, float(stop), peak.allocated_bytes, peak.reserved_bytes], dtype=torch.float64)
+    own = own.to(loss_part.device)
+    own[0] = loss_part
+    every = own.new_empty(dist.get_world_size() * len(own))
+    dist.all_gather_into_tensor(every, own)
+    losses, stops, allocated, reserved = every.view(-1, len(own)).T.tolist()
+    return Gathered(sum(losses), any(stops), tuple(map(int, allocated)), tuple(map(int, reserved)))
+
+
+class StepLog:
+    """`steps.jsonl`, and `train.log` beside it; a continued run appends, after dropping what it does again."""
+
+    def __init__(self, folder: Path, run: dict[str, Any], num_steps: int, done: int) -> None:
+        """Open the logs.
+
+        Args:
+            folder: of the run.
+            run: the first record, as the contract has it.
+            num_steps: of the whole run.
+            done: steps done before; later ones in the logs are dropped, since they will be done again.
+        """
+        self.num_steps = num_steps
+        steps = _kept(folder / "steps.jsonl", done, lambda line: int(json.loads(line).get("step", 0)))
+        lines = _kept(folder / "train.log", done, _step_of_line)
+        header = json.dumps({"record": "run", "schema": SCHEMA, **run, "started": _now()})
+        self._steps: IO[str] = _rewritten(folder / "steps.jsonl", steps or [header])
+        self._lines: IO[str] = _rewritten(folder / "train.log", lines)
+
+    def write(self, step: Step) -> str:
+        """Append a step, and return its line."""
+        line = (
+            f"[Step {step.step}/{self.num_steps}] | Loss: {step.loss:.4f} | Duration: {step.step_s:.2f} | "
+            f"Throughput: {step.tokens_per_s:.2f} tokens/sec"
+        )
+        self.record("step", asdict(step))
+        print(line, file=self._lines, flush=True)
+        return line
+
+    def record(self, kind: str, values: dict[str, Any]) -> None:
+        """Append a record of another kind, such as an evaluation."""
+        print(json.dumps({"record": kind, **values, "time": _now()}), file=self._steps, flush=True)
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._steps.close()
+        self._lines.close()
+
+
+def read_losses(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Return step and loss of each step of a log, and of each evaluation."""
+    found: dict[str, list[tuple[int, float]]] = {"step": [], "evaluation": []}
+    for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["record"] in found:
+            found[record["record"]].append((record["step"], record["loss"]))
+    return found["step"], found["evaluation"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _step_of_line(line: str) -> int:
+    return int(line.removeprefix("[Step ").partition("/")[0])
+
+
+def _kept(path: Path, done: int, step_of: Any) -> list[str]:
+    """Return the whole lines of a log that are about steps done."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if done and path.is_file() else []
+    return [line for line in lines if step_of(line) <= done]
+
+
+def _rewritten(path: Path, lines: Sequence[str]) -> IO[str]:
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    new.replace(path)
+    return path.open("a", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Where a model comes from: its config, and the checkpoint with its weights, if there is one."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, MistralConfig, PreTrainedConfig
+
+from estimator.shape import builtin_configs
+from hardware.errors import shown
+
+TINY = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "sliding_window": None,
+}
+"""A Mistral that a laptop trains in minutes."""
+
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before it has memory."""
+
+    name: str
+    config: PreTrainedConfig
+    weights: Path | None
+    """Folder of its safetensors; None where its weights are drawn at random."""
+
+
+def find_model(model: str, vocab_size: int) -> ModelSource:
+    """Return the model of a folder, a config.json, a hub id, or "" for a tiny one.
+
+    Args:
+        model: as the command line gives it.
+        vocab_size: of the tokenizer, which every id must fit.
+
+    Raises:
+        ValueError: there is no such model, its config is unusable, its weights are missing, or its vocabulary too small.
+    """
+    if not model:
+        return ModelSource("tiny-mistral", MistralConfig(vocab_size=-(-vocab_size // 64) * 64, **TINY), None)
+    path = Path(model)
+    if path.suffix == ".json":
+        source = ModelSource(path.resolve().parent.name, _read_config(path), None)
+    elif path.is_dir():
+        source = ModelSource(path.resolve().name, _read_config(path / "config.json"), path)
+        if not any(path.glob("*.safetensors")):
+            mend = "convert the checkpoint to safetensors, or give the config.json itself to start from random weights"
+            raise ValueError(f"model: {shown(model, 200)} holds no *.safetensors; {mend}")
+    else:
+        source = _from_hub(model)
+    if source.config.vocab_size < vocab_size:
+        raise ValueError(
+            f"model: {shown(source.name)} has a vocabulary of {source.config.vocab_size}, the tokenizer one of "
+            f"{vocab_size}; give the tokenizer that belongs to it"
+        )
+    return source
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"model: {shown(str(path), 200)} cannot be read as JSON; check the path") from error
+    if not isinstance(document, Mapping) or not isinstance(document.get("model_type"), str):
+        raise ValueError(f"model: {shown(str(path), 200)} has no model_type; give a Hugging Face config")
+    return config_of(document, str(path))
+
+
+def config_of(document: Mapping[str, Any], name: str) -> PreTrainedConfig:
+    """Return the transformers config of a parsed `config.json`."""
+    values = dict(document)
+    kind = values.pop("model_type")
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except Exception as error:  # noqa: BLE001 - transformers validates with errors of many kinds
+        raise ValueError(f"model: {shown(name, 200)} is no usable config: {shown(str(error), 200)}; mend it") from error
+
+
+def _from_hub(model: str) -> ModelSource:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only this way of naming a model needs it
+
+    known = {name.casefold(): name for name in builtin_configs()}
+    name = known.get(model.casefold(), model)
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(_CHECKPOINT_FILES)))
+    except Exception as error:  # noqa: BLE001 - a hub fails in many ways, and all of them mean the same here
+        raise ValueError(
+            f"model: {shown(model)} is no folder or config.json here, and the hub does not give it "
+            f"({type(error).__name__}); check the name, or give a folder"
+        ) from error
+    return ModelSource(name, _read_config(folder / "config.json"), folder)

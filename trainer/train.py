@@ -1,0 +1,241 @@
+"""The loop: one step after another, each measured; whole here, from the process group to the exported model."""
+
+import gc
+import math
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch import Tensor
+
+from estimator.evaluate import PlanEstimate
+from trainer.build import build_stages
+from trainer.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
+from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
+from trainer.data import Data
+from trainer.display import Reporter
+from trainer.loader import Batch, Loader, evaluation_batches
+from trainer.measure import Step, Stopwatch, gather, peak_memory
+from trainer.mesh import World, local_device, make_place, start_processes
+from trainer.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
+from trainer.parallelize import compute_dtype, weight_dtype
+from trainer.pipeline import Passes, Rows
+from trainer.source import ModelSource
+from trainer.stop import Stop
+from trainer.weights import draw_weights, export_weights, load_weights
+
+COLLECT_EVERY = 100
+"""Steps between garbage collections, which all ranks make together: one rank's pause is everybody's."""
+
+
+class Run:
+    """A rank's state of a run: model, optimizer, data, and the step reached."""
+
+    def __init__(
+        self, config: TrainConfig, source: ModelSource, data: Data, world: World, device: torch.device
+    ) -> None:
+        """Build everything, and fill it from a checkpoint, a pretrained model, or the seed."""
+        self.config, self.source, self.data, self.world, self.device = config, source, data, world, device
+        self.place = make_place(config.plan, world.size, world.local_size, device.type)
+        self.stages = build_stages(source.config, config, self.place)
+        for stage in self.stages:
+            stage.materialize(device)
+        self.optimizers = make_optimizers(self.stages, config.optimizer)
+        self.loader = Loader(data.train, **self._batching(), seed=config.data.seed)
+        self.num_steps = config.num_steps or config.epochs * self.loader.steps_per_epoch
+        self.step = 0
+        self._fill()
+        dtype, length = compute_dtype(config.precision), config.data.seq_len
+        self.passes = Passes(self.stages, config.plan, self.place, seq_len=length, dtype=dtype, device=device)
+
+    def _batching(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "seq_len": config.data.seq_len,
+            "global_batch": config.global_batch,
+            "dp_rank": self.place.dp_rank,
+            "dp": self.place.dp,
+            "packing": config.data.packing,
+            "pad_id": self.data.pad_id,
+        }
+
+    def _fill(self) -> None:
+        checkpoint = find_checkpoint(self.config.resume, self.config.output / CHECKPOINT_FOLDER)
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, self.stages, self.optimizers)
+            state = read_state(checkpoint)
+            self.loader.load_state_dict(state["loader"])
+            self.step = int(state["step"])
+        elif self.source.weights is not None:
+            load_weights(self.stages, self.source.weights)
+        else:
+            draw_weights(self.stages, self.config.seed)
+
+    @property
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        """Trained parameters of this rank."""
+        return (parameter for stage in self.stages for parameter in stage.parameters())
+
+    def to_device(self, batch: Batch) -> Rows:
+        """Return a batch where the model is."""
+        arrays = (batch.input_ids_BT, batch.labels_BT, batch.position_ids_BT)
+        return Rows(*(torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays))
+
+    def update(self) -> tuple[Tensor, float]:
+        """Clip, step, and clear the gradients; return their norm before clipping, and the rate."""
+        rate = learning_rate(self.step, self.num_steps, self.config.optimizer)
+        norm = clip_gradients(self.parameters, self.config.optimizer.clip_norm)
+        set_rate(self.optimizers, rate)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm, rate
+
+    def evaluate(self) -> float:
+        """Return the mean loss of the targets of the held-out rows."""
+        total, targets = 0.0, 0
+        for batch in evaluation_batches(self.data.evaluation, **self._batching()):
+            part = self.passes.evaluate(self.to_device(batch), num_targets=1)
+            total += gather(part, stop=False, peak=peak_memory(self.device)).loss
+            targets += batch.useful_tokens
+        return total / max(targets, 1)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the step done."""
+        state = {"loader": self.loader.state_dict(), "plan": str(self.config.plan), "num_steps": self.num_steps}
+        folder = self.config.output / CHECKPOINT_FOLDER
+        return save_checkpoint(folder, self.step, self.stages, self.optimizers, state, keep=self.config.keep)
+
+    def export(self) -> Path:
+        """Write the model as Hugging Face's `from_pretrained` reads it, its tokenizer beside it."""
+        config, folder = self.source.config, self.config.output / MODEL_FOLDER
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weight_dtype(self.config.precision)
+        export_weights(self.stages, folder, dtype, beside=(config, self.data.tokenizer))
+        return folder
+
+    def record(self) -> dict[str, Any]:
+        """Return the first record of the step log, as the contract has it, and what else decides its times."""
+        plan, config = self.config.plan, self.config
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "model": {"name": self.source.name, **self.source.config.to_dict()},
+            "plan": {**asdict(plan), "distribute_param": plan.distribute_param, "data_parallel": self.place.dp},
+            "plan_text": str(plan),
+            "accelerator": config.accelerator or name,
+            "device_name": name,
+            "num_devices": self.world.size,
+            "num_nodes": self.world.num_nodes,
+            "threads_per_device": torch.get_num_threads(),
+            "tokens_per_step": config.global_batch * config.data.seq_len,
+            "global_batch": config.global_batch,
+            "seq_len": config.data.seq_len,
+            "packing": config.data.packing,
+            "precision": config.precision,
+            "attention": config.attention,
+            "compiled": config.compiles,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    """Done, of this and earlier parts of the run."""
+    num_steps: int
+    model: Path | None
+    """Folder of the exported model; None where the run was stopped before its end, or nothing was to be exported."""
+
+
+def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEstimate | None = None) -> Outcome:
+    """Train as one rank of a run, from the process group to the exported model.
+
+    Args:
+        config: the run; what cannot run was refused before.
+        source: the model.
+        data: the rows.
+        forecast: what the estimator says of the plan, to hold the steps against.
+    """
+    world = World.from_environment()
+    device, stop = local_device(world), Stop()
+    start_processes(world, device)
+    run = Run(config, source, data, world, device)
+    reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
+    gc.collect()
+    gc.disable()
+    watch, asked = Stopwatch(device), False
+    while run.step < run.num_steps and not asked:
+        asked = take_step(run, watch, stop, reporter)
+        with watch.phase("log"):  # in the next step's seconds
+            between_steps(run, reporter, asked=asked)
+            stop.progress()
+    gc.enable()
+    run.loader.close()
+    model = run.export() if config.exports and run.step == run.num_steps else None
+    reporter.close()
+    return Outcome(run.step, run.num_steps, model)
+
+
+def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter) -> bool:
+    """Take one optimizer step and report it; return whether some rank was asked to stop."""
+    run.step += 1
+    with watch.phase("data"):
+        batch = next(run.loader)
+        rows = run.to_device(batch)
+    with watch.phase("compute"):
+        part = run.passes.train(rows, max(batch.useful_tokens, 1))
+    with watch.phase("optimizer"):
+        norm, rate = run.update()
+    with watch.phase("log"):
+        stop.progress()
+        found = gather(part, stop=stop.asked, peak=peak_memory(run.device))
+    seconds, phases = watch.end_step()
+    step = Step(
+        step=run.step,
+        loss=found.loss,
+        grad_norm=float(norm),
+        lr=rate,
+        tokens=batch.tokens,
+        useful_tokens=batch.useful_tokens,
+        step_s=seconds,
+        **{f"{name}_s": phase for name, phase in phases.items()},
+        peak_allocated_bytes=max(found.allocated_bytes),
+        peak_reserved_bytes=max(found.reserved_bytes),
+        peak_allocated_bytes_by_rank=found.allocated_bytes,
+        peak_reserved_bytes_by_rank=found.reserved_bytes,
+    )
+    reporter.step(step)
+    if not math.isfinite(found.loss):
+        raise FloatingPointError(f"step {run.step}: the loss is {found.loss}; lower --lr, or clip with --clip-norm")
+    return found.stop
+
+
+def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
+    """Do what is due after a step: garbage collection, evaluation, a checkpoint."""
+    config, at_end = run.config, run.step == run.num_steps
+    if run.step % COLLECT_EVERY == 0:
+        gc.collect()
+    if len(run.data.evaluation) and (at_end or (config.eval_every and run.step % config.eval_every == 0)):
+        reporter.evaluation(run.step, run.evaluate())
+    if asked or (config.checkpoint_every and run.step % config.checkpoint_every == 0):
+        run.save()
+
+
+def leave(status: int) -> None:
+    """End the process group and this process.
+
+    Threads of FSDP over gloo sometimes abort the interpreter's own end, after all work is done.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
