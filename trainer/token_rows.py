@@ -1,11 +1,15 @@
 """Tokenised rows: one flat array of tokens, and where each row lies in it."""
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from estimator.lengths import Lengths, lengths_of
+from trainer.cache import key_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -42,14 +46,53 @@ class TokenRows:
 
     def targets(self) -> IntArray:
         """Return how many tokens of each row are a target of the loss, of shape (N,)."""
-        return np.maximum(self.lengths - self.untrained, 0)
+        return np.asarray(np.maximum(self.lengths - self.untrained, 0))
 
-    def take(self, rows: npt.ArrayLike, digest: str) -> "TokenRows":
+    def take(self, rows: IntArray) -> "TokenRows":
         """Return some of the rows, in the order of `rows`, over the same tokens."""
-        kept = np.asarray(rows)
-        return TokenRows(self.tokens, self.starts[kept], self.lengths[kept], self.untrained[kept], digest)
+        digest = key_of(self.digest, "take", rows.tobytes())
+        return TokenRows(self.tokens, self.starts[rows], self.lengths[rows], self.untrained[rows], digest)
+
+    def cut(self, max_length: int) -> "TokenRows":
+        """Return the rows, of each no more than its first `max_length` tokens."""
+        digest = key_of(self.digest, "cut", max_length)
+        return replace(self, lengths=np.minimum(self.lengths, max_length), digest=digest)
 
     def histogram(self) -> Lengths:
         """Return how many rows have which length: what `estimate --lengths` reads, and packing is counted from."""
         lengths, counts = np.unique(self.lengths, return_counts=True)
         return lengths_of(zip(lengths.tolist(), counts.tolist(), strict=True))
+
+
+# --- on the disk ------------------------------------------------------------------------------------------------------
+
+
+_TOKENS, _ROWS = "tokens.int32", "rows.npy"
+
+
+def write_token_rows(encoded: Iterable[tuple[list[int], int]], folder: Path) -> int:
+    """Write rows as they come; memory grows by 16 bytes a row, whatever its length.
+
+    Args:
+        encoded: of each row, its tokens and how many of the first are the prompt's.
+        folder: what `read_token_rows` reads.
+
+    Returns:
+        The number of rows.
+    """
+    lengths, prompts = array("q"), array("q")
+    with (folder / _TOKENS).open("wb") as out:
+        for tokens, prompt in encoded:
+            out.write(np.array(tokens, dtype="<i4").tobytes())
+            lengths.append(len(tokens))
+            prompts.append(prompt)
+    np.save(folder / _ROWS, np.array([lengths, prompts], dtype=np.int64))
+    return len(lengths)
+
+
+def read_token_rows(folder: Path, *, mask_prompt: bool) -> TokenRows:
+    """Return the rows of a folder, of which there is at least one; tokens stay on the disk until they are asked for."""
+    lengths, prompts = np.load(folder / _ROWS)
+    tokens = np.memmap(folder / _TOKENS, dtype="<i4", mode="r")
+    untrained = np.maximum(prompts, 1) if mask_prompt else np.ones_like(prompts)
+    return TokenRows(tokens, np.cumsum(lengths) - lengths, lengths, untrained, key_of(folder.name, mask_prompt))
