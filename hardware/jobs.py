@@ -48,8 +48,8 @@ class Job(Record):
     """The same on every rank of the run."""
 
     rank: Annotated[int, Field(ge=0)]
-    local_device: Annotated[int, Field(ge=0)]
-    """Index of its device among those that its process sees."""
+    local_device: Annotated[int, Field(ge=0)] | None
+    """Index of its device among those that its process sees; None where it computes on the processor."""
 
     flavor: FlavorName
     process: Name
@@ -60,7 +60,7 @@ class Job(Record):
     """Seconds per step as estimated; None where there is no estimate."""
 
     predicted_memory_bytes: Finite | None = None
-    """Peak memory of this rank's device as estimated [bytes]; None where there is no estimate."""
+    """Peak memory per device as estimated [bytes]; None where there is no estimate."""
 
 
 class RunningJob(Record):
@@ -91,6 +91,9 @@ class RunningJob(Record):
 
     updated: Finite
     """When it was written [s since the epoch]."""
+
+    is_stopping: bool = False
+    """Whether it was asked to stop; a reader finds out."""
 
 
 class RunningJobs(NamedTuple):
@@ -309,4 +312,6 @@ def _trusted(path: Path) -> RunningJob | None:
     except (OSError, RecursionError, ValueError):  # taken away just now, or not ours
         return None
     same = path.stem == f"{state.pid}-{state.start}" and process_start(state.pid) == state.start
-    return state if same and owner_of(state.pid) == os.geteuid() else None
+    if not same or owner_of(state.pid) != os.geteuid():
+        return None
+    return state.model_copy(update={"is_stopping": path.with_suffix(".stop").exists()})

@@ -1,6 +1,8 @@
 """Processes of this machine: which one a PID means, and the memory it holds."""
 
 import os
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -49,3 +51,22 @@ def owner_of(pid: int) -> int | None:
         return int(psutil.Process(pid).uids().effective)
     except psutil.Error:
         return None
+
+
+def busy_fractions(pids: Collection[int], interval_s: float) -> dict[int, float]:
+    """Return the part of this machine's cores that each process keeps busy, watched for an interval."""
+    if not pids:
+        return {}
+    before = {pid: _processor_s(pid) for pid in pids}
+    began = time.monotonic()
+    time.sleep(interval_s)
+    available_s = (time.monotonic() - began) * (psutil.cpu_count() or 1)
+    return {pid: max(_processor_s(pid) - before[pid], 0.0) / available_s for pid in pids}
+
+
+def _processor_s(pid: int) -> float:
+    try:
+        used = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system)

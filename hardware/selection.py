@@ -104,6 +104,13 @@ class CurrentFlavor(NamedTuple):
         except ValueError as error:
             raise ValueError(f"{self.origin}: {error}") from error
 
+    def id_in(self, catalog: Catalog) -> str:
+        """Return the flavor's id; the name as it is where the catalog does not know it."""
+        try:
+            return self.record(catalog).id
+        except ValueError:
+            return self.name
+
 
 def current_flavor() -> CurrentFlavor:
     """Return the flavor in use where none is named: the environment's, else the user's choice, else the seed flavor."""
