@@ -29,8 +29,9 @@ from estimator.workload import Padding, Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
+from hardware.selection import current_flavor
 
-SEED_FLAVOR, SEED_MODEL, SEED_STACK = "4xLarge.2048GB", "mistralai/Mistral-7B-v0.1", "moai-24.2"
+SEED_MODEL, SEED_STACK = "mistralai/Mistral-7B-v0.1", "moai-24.2"
 SEED_ROWS, SEED_EPOCHS = 18612, 2
 PLAIN_WIDTH = 132
 EXIT_FOUND, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 0, 2, 3
@@ -97,7 +98,7 @@ def _refuse(message: str) -> int:
 
 @estimate_app.command()
 def estimate(
-    flavor: Annotated[str | None, typer.Option(help="name of a flavor, or 'all'")] = None,
+    flavor: Annotated[str | None, typer.Option(help="name of a flavor, or 'all'  [default: the current one]")] = None,
     model: Annotated[str, typer.Option(help="built-in name, directory, or config.json")] = SEED_MODEL,
     seq_len: Annotated[int, typer.Option(help="tokens per row")] = 2048,
     batch: Annotated[int, typer.Option(help="rows per step, over all devices")] = 256,
@@ -259,12 +260,19 @@ def _miss(message: str) -> int:
 
 def _flavor(hardware: Catalog, flavor: str | None, accelerator: str | None, devices: int | None) -> Flavor:
     if accelerator is None and devices is None:
-        return hardware.flavor(SEED_FLAVOR if flavor is None else flavor)
+        return _current_flavor(hardware) if flavor is None else hardware.flavor(flavor)
     if flavor is not None:
         raise ValueError(f"flavor: {shown(flavor)} is given beside --accelerator or --devices; give one or the other")
     if accelerator is None or devices is None:
         raise ValueError("accelerator: --accelerator ID and --devices N go together; give both")
     return hardware.flavor_of(accelerator, devices)
+
+
+def _current_flavor(hardware: Catalog) -> Flavor:
+    current = current_flavor()
+    if current.problem:
+        print(current.problem, file=sys.stderr)
+    return current.record(hardware)
 
 
 def _answer_all(question: _Question) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from hardware.errors import first_error, shown, unknown_name
+from hardware.errors import first_error, shown, shown_path, unknown_name
 from hardware.models import MOST_DEVICES, Accelerator, Flavor, Node, Price
 
 Entry = Accelerator | Node | Flavor | Price
@@ -117,8 +117,7 @@ def load_catalog(extra: Sequence[Path] = ()) -> Catalog:
     for name in _PACKAGED:
         catalog = _with_file(catalog, data / name, name)
     for path in extra:
-        name = str(path)
-        catalog = _with_file(catalog, path, name if name.isascii() and name.isprintable() else shown(name))
+        catalog = _with_file(catalog, path, shown_path(path))
     return catalog
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 
 from pydantic import ValidationError
 
@@ -20,6 +21,12 @@ def shown(value: object, length: int = 60) -> str:
     except (RecursionError, ValueError):  # tables thousands deep, integers of thousands of digits
         return f"<{type(value).__name__} too long to show>"
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def shown_path(path: PurePath) -> str:
+    """Return a path as it is where it is one line of ASCII, else as Python writes it."""
+    name = str(path)
+    return name if name.isascii() and name.isprintable() else shown(name)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], other_spellings: Mapping[str, str] | None = None) -> str:

@@ -1,6 +1,9 @@
-"""Hypothesis profiles: `ci` repeats exactly, `dev` explores, `thorough` digs; and how wide a terminal tests see."""
+"""Hypothesis profiles: `ci` repeats exactly, `dev` explores, `thorough` digs; and the surroundings that tests see."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import settings
 
@@ -10,3 +13,10 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 os.environ["COLUMNS"] = "132"  # parallel runs of pytest set 80, plain ones nothing
+
+_home = tempfile.mkdtemp(prefix="foretrain-tests-")  # what a developer chose, or trains, is none of the tests' business
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+for variable in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+    os.environ[variable] = os.path.join(_home, variable)  # noqa: PTH118 - a variable holds text
+    os.mkdir(os.environ[variable], mode=0o700)  # noqa: PTH102
+os.environ.pop("ACCELERATOR_FLAVOR", None)
