@@ -1,1 +1,1 @@
-"""The reference trainer, which will run the plans that the estimator predicts."""
+"""The reference trainer, which runs the plans that the estimator predicts, and measures every step."""

@@ -1,12 +1,11 @@
 """Checkpoints of a run: sharded, whole or invisible, and fit for any plan.
 
-A checkpoint is a folder `step-00000020` that is written under another name and renamed once all ranks are done. Weights
-and optimizer state lie in it under the names of the whole model, each rank's shards with where they belong, so that a run
-may continue under another plan.
+A checkpoint is a folder `step-00000020` that is written under another name and renamed once all ranks are done.
+Weights and optimizer state lie in it under the names of the whole model, each rank's shards with where they belong,
+so that a run may continue under another plan.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ def save_checkpoint(
     if dist.get_rank() == 0:
         (partial / _STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(whole, ignore_errors=True)  # of an earlier run that was continued from before it
-        os.replace(partial, whole)
+        partial.replace(whole)
         _prune(folder, keep)
     dist.barrier()
     return whole

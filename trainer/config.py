@@ -39,8 +39,10 @@ class TrainConfig:
     attention: str = "sdpa"
     compiles: bool = False
     """Compile each layer."""
+    flavor: str = ""
+    """Name of the devices of the run."""
     accelerator: str = ""
-    """Catalog id of what each rank runs on; "" where it is in no catalog."""
+    """Catalog id of each of them."""
     seed: int = 0
     """Of random weights."""
     output: Path = Path("runs/latest")

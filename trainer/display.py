@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from estimator.evaluate import PlanEstimate
-from trainer.measure import Step, StepLog, read_losses
+from trainer.measure import Step, StepLog, read_records
 
 WARM_UP = 2
 """First steps that say nothing of the pace: kernels are compiled, memory is allocated, connections are made."""
 
 
 class Display:
-    """Lines to standard output; on a terminal, a progress bar with tokens/s and both times left, measured and predicted."""
+    """Lines to standard output; on a terminal a progress bar with tokens/s, and the time left as measured and predicted."""
 
     def __init__(self, num_steps: int, done: int, forecast: PlanEstimate | None) -> None:
         """Begin after so many steps done."""
@@ -42,9 +42,8 @@ class Display:
         self._bar.update(self._task, completed=step.step, description=self._pace(step))
 
     def _pace(self, step: Step) -> str:
-        steady = self._seconds[WARM_UP:][-20:] or self._seconds
         left = self.num_steps - step.step
-        text = f"{step.tokens_per_s:,.0f} tokens/s, {spoken(left * sum(steady) / len(steady))} left"
+        text = f"{step.tokens_per_s:,.0f} tokens/s, {spoken(left * steady(self._seconds))} left"
         if self.forecast is not None:
             text += f" ({spoken(left * self.forecast.step_s.value)} predicted)"
         return text
@@ -101,7 +100,7 @@ class Reporter:
         if self._log and self._display:
             self._log.close()
             self._display.close()
-            draw_loss(*read_losses(self._folder), self._folder / "loss.png")
+            draw_loss(self._folder)
 
 
 def spoken(seconds: float) -> str:
@@ -110,23 +109,31 @@ def spoken(seconds: float) -> str:
     >>> spoken(42.4), spoken(3000), spoken(9000)
     ('42 s', '50.0 min', '2.50 h')
     """
-    if seconds < 100:  # noqa: PLR2004 - below this minutes say less
+    if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"  # noqa: PLR2004
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
 
 
-def draw_loss(steps: Sequence[tuple[int, float]], evaluations: Sequence[tuple[int, float]], path: Path) -> None:
-    """Draw the loss over the steps, and on the held-out rows, as a PNG."""
+def steady(seconds: Sequence[float]) -> float:
+    """Return the mean of the last seconds per step, without the first ones."""
+    last = seconds[WARM_UP:][-20:] or seconds
+    return sum(last) / len(last)
+
+
+def draw_loss(folder: Path) -> None:
+    """Draw the loss over the steps of a run's log, and on the held-out rows, as `loss.png` beside it."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only the end needs it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*zip(*steps, strict=True), color="#33658a", linewidth=1.2, label="training")
-    if evaluations:
-        axes.plot(*zip(*evaluations, strict=True), "o-", color="#f26419", markersize=4, label="held-out rows")
-        axes.legend(frameon=False)
+    looks = {"step": ("-", "#33658a", "training"), "evaluation": ("o-", "#f26419", "held-out rows")}
+    for kind, (line, color, label) in looks.items():
+        if records := read_records(folder, kind):
+            where, loss = [r["step"] for r in records], [r["loss"] for r in records]
+            axes.plot(where, loss, line, color=color, linewidth=1.2, markersize=4, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    figure.savefig(path, dpi=120)
+    figure.savefig(folder / "loss.png", dpi=120)

@@ -1,6 +1,6 @@
 """What a step takes: synchronized seconds by phase, peak memory of every rank, and the step log that holds them.
 
-The log follows the contract `steps/1` that `calibrate` reads; beside it goes a line per step in the form of the seed run.
+The log follows the contract `steps/1` that `calibrate` reads; beside it goes a line per step, as the seed run prints it.
 """
 
 import json
@@ -20,7 +20,7 @@ SCHEMA = "steps/1"
 
 
 class Stopwatch:
-    """Seconds of the phases of a step; at the end of each it waits for the device, so that a phase holds its own work."""
+    """Seconds of the phases of a step; each ends with a wait for the device, so that it holds its own work."""
 
     def __init__(self, device: torch.device) -> None:
         """Start the first step."""
@@ -115,9 +115,9 @@ def gather(loss_part: torch.Tensor, *, stop: bool, peak: Peak) -> Gathered:
     own = torch.tensor([0.0, float(stop), peak.allocated_bytes, peak.reserved_bytes], dtype=torch.float64)
     own = own.to(loss_part.device)
     own[0] = loss_part
-    every = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(every, own)
-    losses, stops, allocated, reserved = every.view(-1, len(own)).T.tolist()
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, own)
+    losses, stops, allocated, reserved = torch.stack(every).T.tolist()
     return Gathered(sum(losses), any(stops), tuple(map(int, allocated)), tuple(map(int, reserved)))
 
 
@@ -160,14 +160,10 @@ class StepLog:
         self._lines.close()
 
 
-def read_losses(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """Return step and loss of each step of a log, and of each evaluation."""
-    found: dict[str, list[tuple[int, float]]] = {"step": [], "evaluation": []}
-    for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["record"] in found:
-            found[record["record"]].append((record["step"], record["loss"]))
-    return found["step"], found["evaluation"]
+def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the records of a kind, such as "step", of a run's log."""
+    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["record"] == kind]
 
 
 def _now() -> str:

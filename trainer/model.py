@@ -1,7 +1,8 @@
 """The model: consecutive layers of a Hugging Face decoder, under the parameter names of the whole.
 
-Shapes: B rows of a micro-batch, T tokens of a row, D hidden size, V vocabulary. The model does not know that it is parallel:
-under sequence parallelism a stage after the first sees its own part of T, while positions are always those of whole rows.
+Shapes: B rows of a micro-batch, T tokens of a row, D hidden size, V vocabulary. The model does not know that it is
+parallel: under sequence parallelism a stage after the first sees its own part of T, while positions are always those
+of whole rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +113,7 @@ class Stage(nn.Module):
 
 
 def meta_model(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> nn.Module:
-    """Return a whole model without memory, its attention run by the kernel of a name (`sdpa`, `flash_attention_2`, ...)."""
+    """Return a whole model without memory, its attention run by the kernel of a name such as `sdpa`."""
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     return model.train()

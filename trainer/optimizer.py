@@ -1,7 +1,7 @@
 """The optimizer of a rank's parameters: AdamW, its learning rate over the steps, and the norm that clips gradients.
 
-Every parameter of a sharded or tensor-parallel stage is a DTensor; a norm counts each element of the model once, however
-many ranks hold it.
+Every parameter of a sharded or tensor-parallel stage is a DTensor; a norm counts each element of the model once,
+however many ranks hold it.
 """
 
 import math
@@ -59,8 +59,8 @@ LEAST_RATE = 0.1
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """Return the rate of a step, counted from 1.
 
-    Linear from lr / warmup to lr; then constant, or lr (c + (1 - c) (1 + cos(pi t)) / 2), c = `LEAST_RATE` and t from 0 to 1
-    over the rest.
+    Linear from lr / warmup to lr; then constant, or lr (c + (1 - c) (1 + cos(pi t)) / 2), c = `LEAST_RATE` and t from 0
+    to 1 over the rest.
 
     >>> config = OptimizerConfig(lr=1.0, warmup_steps=2, decay="cosine")
     >>> [round(learning_rate(step, 6, config), 3) for step in (1, 2, 4, 6)]
@@ -109,14 +109,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     device = local[0].device if local else torch.device("cpu")
     square = torch.zeros((), dtype=torch.float32, device=device)
     if local:
-        norms = torch.stack(torch._foreach_norm(local, 2.0, torch.float32))  # noqa: SLF001 - as clip_grad_norm_ does
+        norms = torch.stack(torch._foreach_norm(local, 2.0, torch.float32))
         copies = torch.tensor([num_copies(g) for g in settled], dtype=torch.float32, device=device)
         square += (norms.square() / copies).sum()
     dist.all_reduce(square)
     norm = square.sqrt()
     if most:
         scale = torch.clamp(most / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        torch._foreach_mul_(local, scale)  # noqa: SLF001
+        torch._foreach_mul_(local, scale)
     return norm
 
 

@@ -1,7 +1,7 @@
 """A plan applied to a stage, in the one order that works: tensor parallel, recomputation, compilation, sharding.
 
-torchtitan applies them so (pytorch/torchtitan#1554): sharding must wrap what is recomputed, so that the repeated forward
-pass finds its parameters gathered; compilation must see recomputation to place it.
+torchtitan applies them so (pytorch/torchtitan#1554): sharding must wrap what is recomputed, so that the repeated
+forward pass finds its parameters gathered; compilation must see recomputation to place it.
 """
 
 from collections.abc import Callable
@@ -59,10 +59,10 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, compi
 
 
 class Copied(ParallelStyle):
-    """A module whose parameters every tensor-parallel rank has whole, while its input is laid out over them in one way."""
+    """A module whose parameters every tensor-parallel rank has whole, whatever the layout of its input over them."""
 
     def __init__(self, layout: Placement) -> None:
-        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` where each its heads."""
+        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for each its heads."""
         super().__init__()
         self.layout = layout
 
@@ -113,7 +113,7 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
 
 
 def recompute_layers(stage: Stage, count: int) -> None:
-    """Keep only the input of layers, and repeat their forward pass in the backward pass: of the first so many, 0 for all.
+    """Keep only the input of the first so many layers, of all if 0, and repeat them in the backward pass.
 
     The repetition ends with the last tensor that the backward pass asks for, so that a layer's last product is not
     repeated (`torch.utils.checkpoint`, early stop).
@@ -173,6 +173,6 @@ def shard(stage: Stage, plan: Plan, mesh: DeviceMesh, precision: str) -> None:
     wrap(stage, reshard_after_forward=False)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
-            # the loss is divided by the tokens of all ranks already; gloo and older NCCL have no scaled sum (pytorch#190747)
+            # the loss is divided by all ranks' tokens already; gloo and older NCCL have no scaled sum (pytorch#190747)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)

@@ -122,8 +122,8 @@ class Passes:
             num_targets: positions with a target in the whole global batch, over which the loss is a mean.
 
         Returns:
-            This rank's part of the loss, a sum over its own rows; shape (). 0 but on the last stage's first tensor-parallel
-            rank, so that the parts of all ranks sum to the loss.
+            This rank's part of the loss, a sum over its own rows; shape (). 0 but on the last stage's first
+            tensor-parallel rank, so that the parts of all ranks sum to the loss.
         """
         with self._vocabulary_split():
             if self._schedule is not None:
@@ -171,7 +171,7 @@ class Passes:
     def _synchronize_gradients(self, stage: Stage, *, is_last: bool) -> None:
         """Reduce gradients after each micro-batch where only their shard is kept (ZeRO-2, 3), else after the last."""
         if isinstance(stage, FSDPModule):
-            stage.set_requires_gradient_sync(is_last or self.plan.zero_stage >= 2)  # noqa: PLR2004 - ZeRO stages
+            stage.set_requires_gradient_sync(is_last or self.plan.zero_stage >= 2)
             stage.set_is_last_backward(is_last)
             stage.set_reshard_after_backward(is_last or self.plan.zero_stage == 3)
 

@@ -43,7 +43,7 @@ def find_model(model: str, vocab_size: int) -> ModelSource:
         vocab_size: of the tokenizer, which every id must fit.
 
     Raises:
-        ValueError: there is no such model, its config is unusable, its weights are missing, or its vocabulary too small.
+        ValueError: no such model, an unusable config, missing weights, or a vocabulary smaller than the tokenizer's.
     """
     if not model:
         return ModelSource("tiny-mistral", MistralConfig(vocab_size=-(-vocab_size // 64) * 64, **TINY), None)
@@ -81,7 +81,7 @@ def config_of(document: Mapping[str, Any], name: str) -> PreTrainedConfig:
     kind = values.pop("model_type")
     try:
         return AutoConfig.for_model(kind, **values)
-    except Exception as error:  # noqa: BLE001 - transformers validates with errors of many kinds
+    except Exception as error:  # transformers validates with errors of many kinds
         raise ValueError(f"model: {shown(name, 200)} is no usable config: {shown(str(error), 200)}; mend it") from error
 
 
@@ -92,7 +92,7 @@ def _from_hub(model: str) -> ModelSource:
     name = known.get(model.casefold(), model)
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_CHECKPOINT_FILES)))
-    except Exception as error:  # noqa: BLE001 - a hub fails in many ways, and all of them mean the same here
+    except Exception as error:  # a hub fails in many ways, all of them the same here
         raise ValueError(
             f"model: {shown(model)} is no folder or config.json here, and the hub does not give it "
             f"({type(error).__name__}); check the name, or give a folder"

@@ -17,8 +17,9 @@ assumed: longer than a step and the wait for other ranks' steps; a launcher give
 class Stop:
     """Whether this process was asked to stop; leaves the process if it cannot get to where it would notice.
 
-    The signal handler only sets a flag, which the loop reads between steps. A rank that hangs in a collective whose peer
-    has ended never gets there, and no Python handler runs meanwhile: the interpreter's wake-up byte does reach a thread.
+    The signal handler only sets a flag, which the loop reads between steps. A rank that hangs in a collective whose
+    peer has ended never gets there, and no Python handler runs meanwhile; but the interpreter's wake-up byte reaches
+    a thread.
     """
 
     def __init__(self) -> None:

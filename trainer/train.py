@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from torch import Tensor
 
 from estimator.evaluate import PlanEstimate
+from hardware.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
 from trainer.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
@@ -167,12 +167,13 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     device, stop = local_device(world), Stop()
     start_processes(world, device)
     run = Run(config, source, data, world, device)
+    job = publish(_as_job(run, forecast))
     reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
     gc.collect()
     gc.disable()
     watch, asked = Stopwatch(device), False
     while run.step < run.num_steps and not asked:
-        asked = take_step(run, watch, stop, reporter)
+        asked = take_step(run, watch, stop, reporter, job)
         with watch.phase("log"):  # in the next step's seconds
             between_steps(run, reporter, asked=asked)
             stop.progress()
@@ -180,10 +181,25 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     run.loader.close()
     model = run.export() if config.exports and run.step == run.num_steps else None
     reporter.close()
+    job.close()
     return Outcome(run.step, run.num_steps, model)
 
 
-def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter) -> bool:
+def _as_job(run: Run, forecast: PlanEstimate | None) -> Job:
+    """Return what this rank says of itself to `smi`."""
+    return Job(
+        job_id=os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid())),
+        rank=run.world.rank,
+        local_device=run.device.index,
+        flavor=run.config.flavor,
+        process=" ".join(["train", *sys.argv[1:]])[:200],
+        total_steps=run.num_steps,
+        predicted_step_s=forecast.step_s.value if forecast else None,
+        predicted_memory_bytes=forecast.device_bytes.value if forecast else None,
+    )
+
+
+def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: PublishedJob) -> bool:
     """Take one optimizer step and report it; return whether some rank was asked to stop."""
     run.step += 1
     with watch.phase("data"):
@@ -195,7 +211,8 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter) -> boo
         norm, rate = run.update()
     with watch.phase("log"):
         stop.progress()
-        found = gather(part, stop=stop.asked, peak=peak_memory(run.device))
+        peak = peak_memory(run.device)
+        found = gather(part, stop=stop.asked or job.stop_requested, peak=peak)
     seconds, phases = watch.end_step()
     step = Step(
         step=run.step,
@@ -212,6 +229,7 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter) -> boo
         peak_reserved_bytes_by_rank=found.reserved_bytes,
     )
     reporter.step(step)
+    job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
     if not math.isfinite(found.loss):
         raise FloatingPointError(f"step {run.step}: the loss is {found.loss}; lower --lr, or clip with --clip-norm")
     return found.stop
@@ -226,16 +244,3 @@ def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
         reporter.evaluation(run.step, run.evaluate())
     if asked or (config.checkpoint_every and run.step % config.checkpoint_every == 0):
         run.save()
-
-
-def leave(status: int) -> None:
-    """End the process group and this process.
-
-    Threads of FSDP over gloo sometimes abort the interpreter's own end, after all work is done.
-    """
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

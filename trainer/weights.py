@@ -1,4 +1,4 @@
-"""The weights of a model: drawn at random, read from a Hugging Face checkpoint, and written as one, a shard at a time."""
+"""The weights of a model: drawn at random, read from a Hugging Face checkpoint, written as one; a shard at a time."""
 
 import hashlib
 import math

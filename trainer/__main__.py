@@ -1,0 +1,5 @@
+"""`python -m trainer`: what a launcher starts as each rank; the command `train` is the same."""
+
+from trainer.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""The command `train`: parse, prepare, then run as this process, start several, or write what a cluster starts."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from estimator.stack import Stack, load_stack
+from hardware.catalog import Catalog, load_catalog
+from hardware.command import EXIT_DONE, run_command
+from hardware.errors import unknown_name
+from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
+from trainer.data import DataConfig
+from trainer.emit import KINDS, emit
+from trainer.launch import launch
+from trainer.local import local_machine, num_accelerators
+from trainer.mesh import World, is_launched, local_device
+from trainer.optimizer import DECAYS, OptimizerConfig
+from trainer.prepare import check_output, choose_plan, find_work
+from trainer.rank import leave, run_rank
+
+SEED_MODEL, SEED_EPOCHS = "mistralai/Mistral-7B-v0.1", 2
+
+TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
+"""What a run without a model does, unless told otherwise: a few minutes on two cores."""
+
+SEED = {"seq_len": 2048, "batch": 256, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
+"""What a fine-tune does, unless told otherwise: as the seed run."""
+
+INSTRUCTION = "Return the absolute path of a file."
+"""What a tiny model is asked at its end."""
+
+train_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def main() -> None:
+    """Run `train`, as a person's command or as one of the ranks that a launcher starts."""
+    leave(run_command(train_app, "train", sys.argv[1:]))
+
+
+@train_app.command()
+def train_command(
+    model: Annotated[str, typer.Option(help="folder, hub id, or config.json  [default: a tiny Mistral]")] = "",
+    dataset: Annotated[str, typer.Option(help=".jsonl, .parquet, folder or hub id  [default: embedded]")] = "",
+    tokenizer: Annotated[str, typer.Option(help="folder or hub id  [default: the model's, or the embedded]")] = "",
+    plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
+    nproc: Annotated[int | None, typer.Option(help="processes, one per device  [default: all accelerators]")] = None,
+    flavor: Annotated[str | None, typer.Option(help="name of a flavor; it must be what is here")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="tokens per row  [default: 2048; tiny: 512]")] = None,
+    batch: Annotated[int | None, typer.Option(help="rows per step, over all devices  [default: 256; tiny: 8]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the rows  [default: 2]")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps, instead of epochs  [tiny: 120]")] = None,
+    packing: Annotated[bool, typer.Option(help="put several rows into one; else pad each")] = False,
+    mask_prompt: Annotated[bool, typer.Option(help="no loss on prompts")] = False,
+    truncate: Annotated[bool, typer.Option(help="cut rows that are too long; else refuse them")] = False,
+    precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: by device]")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate  [default: 2e-6; tiny: 1e-3]")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="steps of a rising rate  [default: 0; tiny: 10]")] = None,
+    decay: Annotated[str, typer.Option(help=f"of the rate: {', '.join(DECAYS)}")] = DECAYS[0],
+    weight_decay: Annotated[float, typer.Option(help="of AdamW")] = 0.0,
+    clip_norm: Annotated[float, typer.Option(help="most that the gradient's norm may be; 0 does not clip")] = 0.0,
+    attention: Annotated[str, typer.Option(help=f"{', '.join(ATTENTIONS)}")] = ATTENTIONS[0],
+    compiles: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: on accelerators]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of random weights and of the rows' order")] = 0,
+    eval_rows: Annotated[int | None, typer.Option(help="rows held out  [default: 0; tiny: 32]")] = None,
+    eval_every: Annotated[int, typer.Option(help="steps between evaluations; 0 for the end alone")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; 0 for none but on a stop")] = 0,
+    keep: Annotated[int, typer.Option(help="checkpoints kept")] = 2,
+    resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
+    output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
+    export: Annotated[bool, typer.Option(help="write a Hugging Face checkpoint at the end")] = True,
+    stack: Annotated[str, typer.Option(help="stack of the forecast, or its TOML file")] = "reference",
+    catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
+    job_file: Annotated[str | None, typer.Option("--emit", help=f"print a job file: {', '.join(KINDS)}")] = None,
+    dry_run: Annotated[bool, typer.Option(help="one step under fake tensors: memory, without a device")] = False,
+    rank: Annotated[int | None, typer.Option(help="rank of the dry run  [default: one of each stage]")] = None,
+) -> int:
+    """Train a causal language model under a plan, every step measured."""
+    is_elsewhere = dry_run or job_file is not None
+    given = {"seq_len": seq_len, "batch": batch, "steps": steps, "lr": lr}
+    given |= {"warmup_steps": warmup_steps, "eval_rows": eval_rows}
+    usual = SEED if model or is_elsewhere else TINY
+    value: dict[str, Any] = {name: usual[name] if told is None else told for name, told in given.items()}
+    device = "cuda" if is_elsewhere else local_device(World()).type
+    config = TrainConfig(
+        model=model,
+        data=DataConfig(
+            dataset=dataset,
+            tokenizer=tokenizer or ("" if model.endswith(".json") else model),
+            seq_len=value["seq_len"],
+            packing=packing,
+            mask_prompt=mask_prompt,
+            truncate=truncate,
+            seed=seed,
+            eval_rows=value["eval_rows"],
+        ),
+        optimizer=OptimizerConfig(
+            lr=value["lr"],
+            warmup_steps=value["warmup_steps"],
+            decay=decay,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+        ),
+        global_batch=value["batch"],
+        epochs=SEED_EPOCHS if epochs is None else epochs,
+        num_steps=0 if steps is None and epochs is not None else value["steps"],
+        precision=precision or ("bf16-mixed" if device == "cuda" else "fp32"),
+        attention=attention,
+        compiles=device == "cuda" if compiles is None else compiles,
+        seed=seed,
+        output=output or Path("runs") / time.strftime("%Y-%m-%d-%H%M%S"),
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        eval_every=eval_every,
+        exports=export,
+    )
+    asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []))
+    if dry_run:
+        return _dry_run(asked, rank)
+    if job_file is not None:
+        return _print_job_file(asked, job_file)
+    return _train(asked, nproc)
+
+
+class _Asked(NamedTuple):
+    """What is asked for, before a plan is chosen."""
+
+    config: TrainConfig
+    plan: str
+    flavor: str | None
+    stack: Stack
+    hardware: Catalog
+
+
+def _train(asked: _Asked, nproc: int | None) -> int:
+    """Prepare a run, and train as this rank, or start the ranks."""
+    if nproc is not None and nproc < 1:
+        raise ValueError(f"nproc: {nproc} is no number of processes; give 1 or more")
+    count = nproc or max(num_accelerators(), 1)
+    world = World.from_environment() if is_launched() else World(size=count, local_size=count)
+    hardware, flavor = local_machine(world, asked.hardware, asked.flavor, local_device(world))
+    work = find_work(asked.config)
+    plan, forecast = choose_plan(asked.plan, work.workload, flavor, asked.stack, hardware)
+    config = replace(asked.config, plan=plan, flavor=flavor.id, accelerator=hardware.node(flavor.node).accelerator)
+    if world.rank == 0:
+        check_output(config)
+    if world.size > 1 and not is_launched():
+        exact = ("--plan", str(plan), "--output", str(config.output))  # of options given twice, the last counts
+        return launch(world.size, [*sys.argv[1:], *exact])
+    return run_rank(config, work, forecast)
+
+
+def _dry_run(asked: _Asked, rank: int | None) -> int:
+    return EXIT_DONE
+
+
+def _elsewhere(asked: _Asked) -> Any:
+    """Return"""
+
+
+def _print_job_file(asked: _Asked, kind: str) -> int:
+    """Print the job file that runs the asked for plan on a flavor."""
+    if kind not in KINDS:
+        raise ValueError(unknown_name("kind of job file", kind, KINDS))
+    where, _, plan, _ = _elsewhere(asked)
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        if not skip and not argument.startswith("--emit="):
+            kept.append(argument)
+        skip = argument == "--emit"
+    print(emit(kind, where, asked.hardware, [a for a in kept if a != "--emit"] + ["--plan", str(plan)]), end="")
+    return EXIT_DONE

@@ -1,0 +1,113 @@
+"""Everything that is decided before the first process group: model, data, hardware, plan; and every refusal."""
+
+import os
+from dataclasses import dataclass
+
+from estimator.evaluate import PlanEstimate
+from estimator.plan import Plan, Plans, parse_plan
+from estimator.planner import search
+from estimator.reference import untrainable_reason
+from estimator.rules import reasons
+from estimator.shape import Shape, shape_from_config
+from estimator.stack import Stack
+from estimator.workload import Workload, num_steps
+from hardware.catalog import Catalog
+from hardware.errors import shown
+from hardware.models import Flavor
+from trainer.checkpoint import find_checkpoint
+from trainer.config import CHECKPOINT_FOLDER, TrainConfig
+from trainer.data import Data, load_data
+from trainer.packing import Packing
+from trainer.source import ModelSource, find_model
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be trained, before a plan says how."""
+
+    source: ModelSource
+    data: Data
+    workload: Workload
+
+
+def find_work(config: TrainConfig) -> Work:
+    """Return the model, the rows and the steps of a run.
+
+    Raises:
+        ValueError: one of them cannot be used; which rule is broken, and the mend.
+    """
+    data = load_data(config.data)
+    source = find_model(config.model, data.vocab_size)
+    shape = trainable_shape(source)
+    packed = config.data.packing
+    rows = len(Packing(data.train.lengths, config.data.seq_len if packed else None))
+    steps = config.num_steps or num_steps(rows, config.epochs, config.global_batch)
+    return Work(source, data, Workload(shape, config.data.seq_len, config.global_batch, steps))
+
+
+def trainable_shape(source: ModelSource) -> Shape:
+    """Return a model's shape.
+
+    Raises:
+        ValueError: the trainer cannot train such a model, whatever the plan.
+    """
+    dropout = getattr(source.config, "attention_dropout", 0.0)
+    if dropout:
+        raise ValueError(
+            f"model: attention_dropout={dropout} of {shown(source.name)}; the trainer has none, set it to 0"
+        )
+    shape = shape_from_config(source.config.to_dict(), source.name)
+    if reason := untrainable_reason(Plan(), shape):
+        raise ValueError(f"model: {reason}")
+    return shape
+
+
+def choose_plan(
+    text: str, workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog
+) -> tuple[Plan, PlanEstimate]:
+    """Return the plan of a run and what the estimator says of it.
+
+    Args:
+        text: a plan, or "best" for the fastest that fits and that the trainer can run.
+        workload: the work.
+        flavor: the devices.
+        stack: the software, that is the trainer's own.
+        catalog: where the flavor's hardware is.
+
+    Raises:
+        ValueError: the plan cannot run, or none fits.
+    """
+    if text != "best":
+        plan = parse_plan(text)
+        (reason,) = reasons(Plans.of([plan]), workload, flavor.num_devices)
+        if reason := reason or untrainable_reason(plan, workload.shape):
+            raise ValueError(f"plan: {reason}")
+        return plan, search(workload, flavor, stack, catalog, plan=plan).plans[0]
+    found = search(workload, flavor, stack, catalog, space="full")
+    best = next((p for p in found.plans if p.possible and not untrainable_reason(p.plan, workload.shape)), None)
+    if best is None:
+        raise ValueError(f"plan: none fits {flavor.id}; see estimate --flavor all, shorten the rows, or give a --plan")
+    return best.plan, best
+
+
+def check_output(config: TrainConfig) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ValueError: it cannot be written to, holds another run, or the checkpoint to continue is none.
+    """
+    folder = config.output
+    find_checkpoint(config.resume, folder / CHECKPOINT_FOLDER)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise ValueError(
+            f"output: {shown(str(folder), 200)} cannot be made ({error.strerror}); give another"
+        ) from error
+    if not writable:
+        raise ValueError(f"output: {shown(str(folder), 200)} is not writable; give another --output")
+    if not config.resume and (folder / "steps.jsonl").exists():
+        raise ValueError(
+            f"output: {shown(str(folder), 200)} holds a run; continue it with --resume auto, or give another --output"
+        )

@@ -1,0 +1,97 @@
+"""A rank from its first line to its last: what it trains, what it says at the end, and how it fails."""
+
+import os
+import sys
+import time
+import traceback
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from estimator.evaluate import PlanEstimate, Range
+from hardware.units import MIB
+from trainer.config import TrainConfig
+from trainer.display import spoken, steady
+from trainer.measure import read_records
+from trainer.mesh import is_launched
+from trainer.prepare import Work
+from trainer.sample import sample
+from trainer.train import Outcome, train
+
+DONE, FAILED = 0, 1
+
+INSTRUCTION = "Return the absolute path of a file."
+"""What a tiny model is asked at its end."""
+
+CONSEQUENCE_WAIT_S = 3.0
+"""A rank that lost its connection to another fails this much later, so that the other is told as the cause."""
+
+
+def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
+    """Train as one rank, and return its exit status; among several, a failure is told to their launcher."""
+    if not is_launched():
+        return _run(config, work, forecast)
+    try:
+        return _run(config, work, forecast)
+    except Exception as error:  # noqa: BLE001 - whatever it is, all ranks end for it, and its cause is told
+        traceback.print_exc()
+        if "onnection" in str(error) or isinstance(error, dist.DistBackendError):
+            time.sleep(CONSEQUENCE_WAIT_S)
+        get_error_handler().record_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)  # the other ranks answer no farewell any more
+
+
+def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
+    outcome = train(config, work.source, work.data, forecast)
+    if dist.get_rank() == 0:
+        for line in summary(config, outcome, forecast):
+            print(line)
+        if outcome.model and not config.model:
+            print(f"\n{INSTRUCTION}\n{sample(outcome.model, INSTRUCTION)}")
+    return DONE
+
+
+def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None) -> list[str]:
+    """Return what a run came to, beside what was predicted of it."""
+    steps = read_records(config.output, "step")
+    lines = []
+    if steps:
+        first, last = steps[0], steps[-1]
+        seconds = steady([step["step_s"] for step in steps])
+        lines += [
+            f"{outcome.steps} of {outcome.num_steps} steps in {spoken(sum(step['step_s'] for step in steps))}: "
+            f"loss {first['loss']:.3f} to {last['loss']:.3f}",
+            f"step {seconds:.3g} s, {last['tokens'] / seconds:,.0f} tokens/s"
+            + _predicted(forecast and forecast.step_s, 1.0, "s"),
+            f"fullest device {last['peak_reserved_bytes'] / MIB:,.0f} MiB"
+            + _predicted(forecast and forecast.device_bytes, 1 / MIB, "MiB"),
+        ]
+    if outcome.steps < outcome.num_steps:
+        lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")
+    lines.append(f"written to {config.output}: steps.jsonl, train.log, loss.png" + (", model" if outcome.model else ""))
+    return lines
+
+
+def _predicted(value: Range | None, scale: float, unit: str) -> str:
+    if value is None:
+        return ""
+    low, middle, high = (
+        f"{scale * part:,.3g}" if unit == "s" else f"{scale * part:,.0f}"
+        for part in (value.low, value.value, value.high)
+    )
+    return f" (predicted {middle} {unit}, {low} to {high})"
+
+
+def leave(status: int) -> None:
+    """End the process group, if there is one, and this process.
+
+    Threads of FSDP over gloo sometimes abort the interpreter's own end, after all work is done.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
