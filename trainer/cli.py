@@ -8,10 +8,14 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from estimator.evaluate import PlanEstimate
 from estimator.stack import Stack, load_stack
+from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, run_command
 from hardware.errors import unknown_name
+from hardware.models import Flavor
+from hardware.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data import DataConfig
 from trainer.emit import KINDS, emit
@@ -19,19 +23,17 @@ from trainer.launch import launch
 from trainer.local import local_machine, num_accelerators
 from trainer.mesh import World, is_launched, local_device
 from trainer.optimizer import DECAYS, OptimizerConfig
-from trainer.prepare import check_output, choose_plan, find_work
+from trainer.prepare import check_output, choose_plan, find_work, trainable_shape
 from trainer.rank import leave, run_rank
+from trainer.source import ModelSource, find_config
 
-SEED_MODEL, SEED_EPOCHS = "mistralai/Mistral-7B-v0.1", 2
+SEED_MODEL, SEED_ROWS, SEED_EPOCHS = "mistralai/Mistral-7B-v0.1", 18612, 2
 
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
 """What a run without a model does, unless told otherwise: a few minutes on two cores."""
 
 SEED = {"seq_len": 2048, "batch": 256, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
 """What a fine-tune does, unless told otherwise: as the seed run."""
-
-INSTRUCTION = "Return the absolute path of a file."
-"""What a tiny model is asked at its end."""
 
 train_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -156,23 +158,40 @@ def _train(asked: _Asked, nproc: int | None) -> int:
     return run_rank(config, work, forecast)
 
 
+class _Elsewhere(NamedTuple):
+    """A run that is not started here: nothing of this machine, of the rows or of the weights is looked at."""
+
+    config: TrainConfig
+    source: ModelSource
+    flavor: Flavor
+    forecast: PlanEstimate
+
+
+def _elsewhere(asked: _Asked) -> _Elsewhere:
+    source = find_config(asked.config.model or SEED_MODEL)
+    flavor = asked.hardware.flavor(asked.flavor) if asked.flavor else current_flavor().record(asked.hardware)
+    config = asked.config
+    rows = num_steps(SEED_ROWS, config.epochs, config.global_batch)
+    workload = Workload(trainable_shape(source), config.data.seq_len, config.global_batch, config.num_steps or rows)
+    plan, forecast = choose_plan(asked.plan, workload, flavor, asked.stack, asked.hardware)
+    return _Elsewhere(replace(config, plan=plan), source, flavor, forecast)
+
+
 def _dry_run(asked: _Asked, rank: int | None) -> int:
+    """Print what a rank of each stage holds at its peak, beside what the estimator says."""
     return EXIT_DONE
-
-
-def _elsewhere(asked: _Asked) -> Any:
-    """Return"""
 
 
 def _print_job_file(asked: _Asked, kind: str) -> int:
     """Print the job file that runs the asked for plan on a flavor."""
     if kind not in KINDS:
         raise ValueError(unknown_name("kind of job file", kind, KINDS))
-    where, _, plan, _ = _elsewhere(asked)
+    found = _elsewhere(asked)
     kept, skip = [], False
     for argument in sys.argv[1:]:
         if not skip and not argument.startswith("--emit="):
             kept.append(argument)
         skip = argument == "--emit"
-    print(emit(kind, where, asked.hardware, [a for a in kept if a != "--emit"] + ["--plan", str(plan)]), end="")
+    exact = [argument for argument in kept if argument != "--emit"] + ["--plan", str(found.config.plan)]
+    print(emit(kind, found.flavor, asked.hardware, exact), end="")
     return EXIT_DONE

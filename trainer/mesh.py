@@ -104,5 +104,7 @@ def make_place(plan: Plan, world_size: int, local_size: int, device_type: str) -
     if plan.zero_stage and plan.shard_within_node:
         shard = min(max(local_size // plan.tp, 1), dp)
     mesh = init_device_mesh(device_type, (plan.num_stages, dp // shard, shard, plan.tp), mesh_dim_names=AXES)
-    stage, replica, part, tp_rank = mesh.get_coordinate()  # every rank of the run is in its mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None  # every rank of the run is in its mesh
+    stage, replica, part, tp_rank = coordinate
     return Place(mesh, dp, replica * shard + part, stage, tp_rank)

@@ -41,13 +41,13 @@ class Stage(nn.Module):
         decoder: Any = whole.model
         self.config: PreTrainedConfig = decoder.config
         self.first, self.last, self.packed = first, last, packed
-        self.model = nn.Module()
+        self.model: Any = nn.Module()
         if first:
             self.model.embed_tokens = decoder.embed_tokens
         self.model.layers = nn.ModuleDict({str(i): decoder.layers[i] for i in layers})
         if last:
             self.model.norm = decoder.norm
-            self.lm_head = whole.lm_head
+            self.lm_head: Any = whole.lm_head
         self.model.rotary_emb = decoder.rotary_emb
 
     @property

@@ -67,10 +67,10 @@ class Copied(ParallelStyle):
         self.layout = layout
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def enter(_: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
+        def enter(_: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
             return tuple(DTensor.from_local(x, mesh, [self.layout], run_check=False) for x in inputs)
 
-        def leave(_: nn.Module, output: DTensor, __: DeviceMesh) -> Tensor:
+        def leave(_: nn.Module, output: Any, __: DeviceMesh) -> Any:
             return output.to_local()
 
         return distribute_module(module, device_mesh, None, enter, leave)

@@ -64,9 +64,9 @@ def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None
             f"{outcome.steps} of {outcome.num_steps} steps in {spoken(sum(step['step_s'] for step in steps))}: "
             f"loss {first['loss']:.3f} to {last['loss']:.3f}",
             f"step {seconds:.3g} s, {last['tokens'] / seconds:,.0f} tokens/s"
-            + _predicted(forecast and forecast.step_s, 1.0, "s"),
+            + _predicted(forecast.step_s if forecast else None, 1.0, "s"),
             f"fullest device {last['peak_reserved_bytes'] / MIB:,.0f} MiB"
-            + _predicted(forecast and forecast.device_bytes, 1 / MIB, "MiB"),
+            + _predicted(forecast.device_bytes if forecast else None, 1 / MIB, "MiB"),
         ]
     if outcome.steps < outcome.num_steps:
         lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")

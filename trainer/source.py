@@ -11,7 +11,7 @@ from transformers import AutoConfig, MistralConfig, PreTrainedConfig
 from estimator.shape import builtin_configs
 from hardware.errors import shown
 
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -63,6 +63,21 @@ def find_model(model: str, vocab_size: int) -> ModelSource:
             f"{vocab_size}; give the tokenizer that belongs to it"
         )
     return source
+
+
+def find_config(model: str) -> ModelSource:
+    """Return a model of which the config alone is needed: as `find_model`, or a name that the estimator knows.
+
+    Raises:
+        ValueError: there is no such model, or its config is unusable.
+    """
+    known = {name.casefold(): name for name in builtin_configs()}
+    if model.casefold() in known:
+        name = known[model.casefold()]
+        document = {key: value for key, value in builtin_configs()[name].items() if key != "source"}
+        return ModelSource(name, config_of(document, name), None)
+    path = Path(model)
+    return find_model(str(path / "config.json") if path.is_dir() else model, vocab_size=1)
 
 
 def _read_config(path: Path) -> PreTrainedConfig:

@@ -132,7 +132,7 @@ def _train(rows: Path, folder: Path) -> None:
     model.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, model.token_to_id(begin))]
     )
-    loadable = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    loadable = PreTrainedTokenizerFast(
         tokenizer_object=model, unk_token=unknown, bos_token=begin, eos_token=end, pad_token=pad
     )
     loadable.save_pretrained(folder)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
@@ -24,7 +25,7 @@ FILE_BYTES = 5 * 10**9
 
 def named_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
     """Return the weights of this rank's chunks by their names in the whole model; a tied one under one name."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for stage in stages:
         found |= get_model_state_dict(stage)
         if stage.ties_embeddings:
@@ -74,10 +75,10 @@ def load_weights(stages: Sequence[Stage], folder: Path) -> None:
     reader = HuggingFaceStorageReader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
     for name, weight in state.items():
-        if name not in stored:
+        if not isinstance(kept := stored.get(name), TensorStorageMetadata):
             raise ValueError(f"model: {folder.name} has no weight {name}; give a whole checkpoint of its config")
-        if stored[name].size != weight.shape:
-            shapes = f"{list(stored[name].size)}, its config says {list(weight.shape)}"
+        if kept.size != weight.shape:
+            shapes = f"{list(kept.size)}, its config says {list(weight.shape)}"
             raise ValueError(f"model: {folder.name} has {name} in shape {shapes}; give the config it was made with")
     dcp.load(state, storage_reader=reader)
 
