@@ -1,12 +1,16 @@
 import threading
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from transformers import MistralConfig, MistralForCausalLM
 
 from tests.documents import PAD, token_rows
 from trainer.loader import NO_TARGET, Batch, Loader, evaluation_batches
@@ -258,3 +262,28 @@ def test_states_of_another_run_are_refused(change: dict[str, Any], message: str)
     """A state must be of the same rows, order and batch, and be a place in them."""
     with loader(token_rows([3] * 4)) as batches, pytest.raises(ValueError, match=message):
         batches.load_state_dict(batches.state_dict() | change)
+
+
+def test_a_packed_loss_is_that_of_the_documents() -> None:
+    """A Hugging Face model's loss over a packed batch is the sum over its documents, each alone with its own labels."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MistralForCausalLM(MistralConfig(vocab_size=64, num_key_value_heads=1, **sizes)).eval()
+    lengths, untrained = [30, 17, 12, 9, 5, 3, 20, 8], [1, 4, 12, 2, 1, 1, 7, 3]
+    plain = token_rows(lengths, untrained)
+    rows = replace(plain, tokens=np.random.default_rng(0).integers(1, 64, len(plain.tokens), dtype=np.int32))
+    packed, alone, targets = 0.0, 0.0, 0
+    with torch.no_grad():
+        for batch in evaluation_batches(rows, seq_len=40, global_batch=2, dp_rank=0, dp=1, packing=True, pad_id=PAD):
+            ids, labels, positions = (torch.from_numpy(array) for array in batch[:3])
+            logits = model(ids, position_ids=positions, use_cache=False).logits
+            packed += float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
+            targets += batch.useful_tokens
+        for row in range(len(rows)):
+            ids = torch.from_numpy(rows[row].astype(np.int64))[None]
+            labels = ids.clone()
+            labels[:, : untrained[row]] = NO_TARGET
+            count = lengths[row] - untrained[row]
+            alone += float(model(ids, labels=labels).loss) * count if count else 0.0  # the model shifts them itself
+    assert targets == sum(lengths) - sum(untrained)
+    assert packed == pytest.approx(alone, rel=1e-6)

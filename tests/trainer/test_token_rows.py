@@ -22,7 +22,7 @@ def lists(rows: TokenRows) -> list[list[int]]:
 
 @given(encoded, st.booleans())
 def test_what_is_written_is_read(drawn: list[tuple[list[int], int]], mask_prompt: bool) -> None:
-    """Rows come back with their tokens and prompts; a prompt is masked where that is asked for."""
+    """Rows come back with their tokens and prompts, masked where that is asked for; equal rows have one digest."""
     with TemporaryDirectory() as folder:
         assert write_token_rows(drawn, Path(folder)) == len(drawn)
         rows = read_token_rows(Path(folder), mask_prompt=mask_prompt)
@@ -30,6 +30,10 @@ def test_what_is_written_is_read(drawn: list[tuple[list[int], int]], mask_prompt
         untrained = [max(prompt, 1) if mask_prompt else 1 for _, prompt in drawn]
         assert rows.untrained.tolist() == untrained
         assert rows.targets().tolist() == [len(row) - first for (row, _), first in zip(drawn, untrained, strict=True)]
+        assert write_token_rows(iter(drawn), Path(folder)) == len(drawn)  # in the same place, or elsewhere
+        assert read_token_rows(Path(folder), mask_prompt=mask_prompt).digest == rows.digest
+        write_token_rows([([*drawn[0][0], 7], drawn[0][1]), *drawn[1:]], Path(folder))
+        assert read_token_rows(Path(folder), mask_prompt=mask_prompt).digest != rows.digest
         del rows  # lets go of the file before its folder
 
 
