@@ -78,9 +78,8 @@ def _publish(draft: Path, folder: Path) -> None:
     for file in draft.iterdir():  # else a crash of the machine could leave a whole folder of empty files
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    with suppress(FileExistsError):
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process's came first
-                raise
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process's came first
+            raise

@@ -48,6 +48,7 @@ class _Batches:
         self.packing = Packing(rows.lengths, seq_len if packing else None)
         self.seq_len, self.global_batch = seq_len, global_batch
         self._rows, self._pad_id, self._targets = rows, pad_id, rows.targets()
+        self._positions = np.arange(seq_len)
         self._own = slice(dp_rank * (global_batch // dp), (dp_rank + 1) * (global_batch // dp))
 
     def make(self, packs: Packs, step: int) -> Batch:
@@ -60,15 +61,15 @@ class _Batches:
     def _arrays(self, rows: Sequence[IntArray]) -> tuple[IntArray, IntArray, IntArray]:
         shape = (len(rows), self.seq_len)
         input_ids_BT, labels_BT = (np.full(shape, fill, dtype=np.int64) for fill in (self._pad_id, NO_TARGET))
-        position_ids_BT = np.tile(np.arange(self.seq_len), (len(rows), 1))
+        position_ids_BT = np.tile(self._positions, (len(rows), 1))
         for row, documents in enumerate(rows):
             start = 0
             for document in documents.tolist():
-                tokens, untrained = self._rows[document], int(self._rows.untrained[document])
+                tokens, untrained = self._rows[document], self._rows.untrained[document]
                 end = start + len(tokens)
                 input_ids_BT[row, start:end] = tokens
                 labels_BT[row, start + untrained - 1 : end - 1] = tokens[untrained:]
-                position_ids_BT[row, start:] = np.arange(self.seq_len - start)
+                position_ids_BT[row, start:] = self._positions[: self.seq_len - start]
                 start = end
         return input_ids_BT, labels_BT, position_ids_BT
 

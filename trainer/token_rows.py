@@ -1,5 +1,6 @@
 """Tokenised rows: one flat array of tokens, and where each row lies in it."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from estimator.lengths import Lengths, lengths_of
-from trainer.cache import key_of
+from trainer.cache import file_digest, key_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -67,7 +68,7 @@ class TokenRows:
 # --- on the disk ------------------------------------------------------------------------------------------------------
 
 
-_TOKENS, _ROWS = "tokens.int32", "rows.npy"
+_TOKENS, _ROWS, _DIGEST = "tokens.int32", "rows.npy", "digest"
 
 
 def write_token_rows(encoded: Iterable[tuple[list[int], int]], folder: Path) -> int:
@@ -80,19 +81,23 @@ def write_token_rows(encoded: Iterable[tuple[list[int], int]], folder: Path) -> 
     Returns:
         The number of rows.
     """
-    lengths, prompts = array("q"), array("q")
+    lengths, prompts, content = array("q"), array("q"), hashlib.sha256()
     with (folder / _TOKENS).open("wb") as out:
         for tokens, prompt in encoded:
-            out.write(np.array(tokens, dtype="<i4").tobytes())
+            row = np.array(tokens, dtype="<i4").tobytes()
+            out.write(row)
+            content.update(row)
             lengths.append(len(tokens))
             prompts.append(prompt)
     np.save(folder / _ROWS, np.array([lengths, prompts], dtype=np.int64))
+    (folder / _DIGEST).write_text(key_of(content.digest(), file_digest(folder / _ROWS)))
     return len(lengths)
 
 
 def read_token_rows(folder: Path, *, mask_prompt: bool) -> TokenRows:
     """Return the rows of a folder, of which there is at least one; tokens stay on the disk until they are asked for."""
     lengths, prompts = np.load(folder / _ROWS)
-    tokens = np.memmap(folder / _TOKENS, dtype="<i4", mode="r")
+    tokens = np.asarray(np.memmap(folder / _TOKENS, dtype="<i4", mode="r"))  # a slice of it costs a tenth
     untrained = np.maximum(prompts, 1) if mask_prompt else np.ones_like(prompts)
-    return TokenRows(tokens, np.cumsum(lengths) - lengths, lengths, untrained, key_of(folder.name, mask_prompt))
+    digest = key_of((folder / _DIGEST).read_text(), mask_prompt)
+    return TokenRows(tokens, np.cumsum(lengths) - lengths, lengths, untrained, digest)
