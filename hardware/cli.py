@@ -74,7 +74,8 @@ def smi(
     if as_json:
         print(json.dumps(view.document, indent=1, allow_nan=False))
     else:
-        open_console().print(view.tables(open_console()))
+        console = open_console()
+        console.print(view.tables(console))
         print(*view.problems, sep="\n", end="\n" if view.problems else "", file=sys.stderr)
     return EXIT_DONE
 
@@ -90,7 +91,7 @@ def device(
     switch: Annotated[bool, typer.Option("--switch", help="make a device the current one")] = False,
     catalog: CatalogFiles = None,
 ) -> int:
-    """List, add, remove and switch the accelerators of this environment: up to five."""
+    """List, add, remove and switch accelerators, up to five."""
     if [show, add, remove, switch].count(True) != 1:
         raise ValueError("device: give one of --list, --add, --rm and --switch")
     menu = menu_of(load_catalog(catalog or []))
@@ -104,7 +105,7 @@ def device(
         selection = load_selection().selection
         devices = [chosen.device for chosen in selection.accelerators]
         if number is None:
-            open_console().print(selection_table(open_console(), selection))
+            _show(selection)
         _select(number, f"{devices[0]}-{devices[-1]}", _device_number, _remove if remove else _switch)
     return EXIT_DONE
 
@@ -171,8 +172,13 @@ def _switch(number: int) -> None:
 
 
 def _report(selection: Selection, message: str) -> None:
-    open_console().print(selection_table(open_console(), selection))
+    _show(selection)
     print(message)
+
+
+def _show(selection: Selection) -> None:
+    console = open_console()
+    console.print(selection_table(console, selection))
 
 
 def _device_number(answer: str) -> int:

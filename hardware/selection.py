@@ -102,7 +102,7 @@ class CurrentFlavor(NamedTuple):
         try:
             return catalog.flavor(self.name)
         except ValueError as error:
-            raise ValueError(f"{self.origin}: {error}") from error
+            raise ValueError(f"{self.origin}: {error} (--catalog FILE adds hardware)") from error
 
     def id_in(self, catalog: Catalog) -> str:
         """Return the flavor's id; the name as it is where the catalog does not know it."""
