@@ -123,7 +123,7 @@ def _table(console: Console, columns: Sequence[str], rows: Rows) -> Table:
 
 
 def _padded(columns: Sequence[str], rows: Rows, padding: int) -> Table:
-    table = Table(box=_FRAME, padding=(0, padding))
+    table = Table(box=_FRAME, padding=(0, padding), header_style="none")
     for column in columns:
         is_name = column == "Name"
         table.add_column(
