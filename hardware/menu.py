@@ -75,6 +75,9 @@ def converse(span: str, parse: Callable[[str], Choice], act: Callable[[Choice], 
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            raise
         if answer in {"q", "Q"}:
             return
         try:

@@ -267,6 +267,20 @@ def test_a_trainer_without_a_runtime_directory_trains(obstacle: str, home: Path)
     assert directory.is_file() or list(directory.iterdir()) == []
 
 
+def test_no_directory_that_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another user has taken every place for a runtime directory, that is told, and nothing is raised."""
+
+    def taken(**_: object) -> Path:
+        raise PermissionError("/run/user/7 is owned by\nsomebody")
+
+    monkeypatch.setattr(jobs, "user_runtime_path", taken)
+    told = "/run/user/7 is owned by somebody"
+    assert (
+        running_jobs().problem == f"the runtime directory cannot be read: {told}; set XDG_RUNTIME_DIR to one of yours"
+    )
+    assert publish(job()).problem == f"this run is not shown by smi: its state cannot be written: {told}"
+
+
 def test_a_full_disk_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk takes no more, updates pass silently, what was told stays, and it goes on once there is room."""
 

@@ -80,14 +80,12 @@ def test_a_wrong_selection_is_asked_again() -> None:
     assert chosen() == "mi300x8"
 
 
-@pytest.mark.parametrize(("key", "status", "end"), [(CTRL_C, 2, "interrupted\n"), (CTRL_D, 0, "\n")])
+@pytest.mark.parametrize(("key", "status", "end"), [(CTRL_C, 2, "\ninterrupted\n"), (CTRL_D, 0, "\n")])
 def test_leaving_by_a_key(key: str, status: int, end: str) -> None:
     """Ctrl-C and Ctrl-D leave the dialogue on a line of their own; what was switched before stays switched."""
     ended, screen = at_terminal(SCRIPT, ["3\n", key])
     assert ended == status
-    assert screen.rpartition("Selection (1-13, q, Q): ")[2].removeprefix("^C").lstrip("\n") == end.lstrip("\n")
-    assert screen.endswith("\n")
-    assert "Traceback" not in screen
+    assert screen.rpartition("Selection (1-13, q, Q): ")[2].removeprefix("^C") == end
     assert chosen() == "Large.256GB"
 
 
