@@ -47,7 +47,7 @@ class _View(NamedTuple):
 @smi_app.callback(invoke_without_command=True)
 def smi(
     context: typer.Context,
-    idx: Annotated[int | None, typer.Option("-i", "--idx", help="this device alone")] = None,
+    idx: Annotated[str | None, typer.Option("-i", "--idx", help="number of a device: this one alone")] = None,
     physical: Annotated[bool, typer.Option("-p", "--physical", help="show this machine's own devices")] = False,
     reset: Annotated[bool, typer.Option("-r", "--reset", help="ask the run to write a checkpoint and stop")] = False,
     watch: Annotated[bool, typer.Option("--watch", help=f"look again every {WATCH_S:g} s, until Ctrl-C")] = False,
@@ -60,13 +60,16 @@ def smi(
     if reset and (physical or watch or as_json):
         raise ValueError("reset: -r is given beside -p, --watch or --json; give it alone, or with -i")
     if physical and idx is not None:
-        raise ValueError(f"idx: -i {idx} is given beside -p, which shows the machine's devices; give one or the other")
+        raise ValueError(
+            f"idx: -i {shown(idx)} is given beside -p, which shows the machine's devices; give one or the other"
+        )
+    number = None if idx is None else _device_number(idx)
     if reset:
-        return _reset(load_selection().selection.current if idx is None else idx)
+        return _reset(load_selection().selection.current if number is None else number)
     hardware = load_catalog(catalog or [])
 
     def look() -> _View:
-        return _machine() if physical else _accelerators(hardware, idx)
+        return _machine() if physical else _accelerators(hardware, number)
 
     if watch:
         return _watch(look, as_json=as_json)
@@ -74,7 +77,8 @@ def smi(
     if as_json:
         print(json.dumps(view.document, indent=1, allow_nan=False))
     else:
-        open_console().print(view.tables(open_console()))
+        console = open_console()
+        console.print(view.tables(console))
         print(*view.problems, sep="\n", end="\n" if view.problems else "", file=sys.stderr)
     return EXIT_DONE
 
@@ -90,7 +94,7 @@ def device(
     switch: Annotated[bool, typer.Option("--switch", help="make a device the current one")] = False,
     catalog: CatalogFiles = None,
 ) -> int:
-    """List, add, remove and switch the accelerators of this environment: up to five."""
+    """List, add, remove and switch accelerators, up to five."""
     if [show, add, remove, switch].count(True) != 1:
         raise ValueError("device: give one of --list, --add, --rm and --switch")
     menu = menu_of(load_catalog(catalog or []))
@@ -104,15 +108,14 @@ def device(
         selection = load_selection().selection
         devices = [chosen.device for chosen in selection.accelerators]
         if number is None:
-            open_console().print(selection_table(open_console(), selection))
+            _show(selection)
         _select(number, f"{devices[0]}-{devices[-1]}", _device_number, _remove if remove else _switch)
     return EXIT_DONE
 
 
-def _accelerators(hardware: Catalog, idx: int | None) -> _View:
-    status = read_status(hardware)
-    shown_status = status if idx is None else status.only(idx)
-    return _View(lambda console: status_tables(console, shown_status), status_document(shown_status), status.problems)
+def _accelerators(hardware: Catalog, number: int | None) -> _View:
+    status = read_status(hardware) if number is None else read_status(hardware).only(number)
+    return _View(lambda console: status_tables(console, status), status_document(status), status.problems)
 
 
 def _machine() -> _View:
@@ -171,12 +174,17 @@ def _switch(number: int) -> None:
 
 
 def _report(selection: Selection, message: str) -> None:
-    open_console().print(selection_table(open_console(), selection))
+    _show(selection)
     print(message)
+
+
+def _show(selection: Selection) -> None:
+    console = open_console()
+    console.print(selection_table(console, selection))
 
 
 def _device_number(answer: str) -> int:
     """Return a device's number; which ones there are is known where it is used."""
-    if not (answer.isascii() and answer.isdecimal()):
+    if not (answer.isascii() and answer.isdecimal() and len(answer) < 10):
         raise ValueError(f"device: {shown(answer)} is not a number; use one of those in the column Device")
-    return int(answer[:9])
+    return int(answer)

@@ -29,9 +29,15 @@ def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else EXIT_DONE
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the end of the command to `run_command`, where a Console would exit with status 1."""
+        raise BrokenPipeError
+
+
 def open_console() -> Console:
     """Return where tables go: as wide as the terminal, or wide enough for them all where there is none."""
-    console = Console(markup=False, highlight=False)  # names come from users
+    console = _Output(markup=False, highlight=False)  # names come from users
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
     return console

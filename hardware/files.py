@@ -64,6 +64,11 @@ def make_private_directory(path: Path) -> None:
     check_private_directory(path)
 
 
+def told(error: OSError) -> str:
+    """Return what an error of a file says, without the file; libraries raise some that have a text alone."""
+    return error.strerror or " ".join(str(error).split())
+
+
 def _sync_directory(path: Path) -> None:
     """Wait until a directory's entries are on the disk, where the system can (Windows cannot open one)."""
     with suppress(OSError):

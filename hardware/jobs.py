@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from platformdirs import user_runtime_path
 from pydantic import Field
 
-from hardware.files import check_private_directory, make_private_directory, write_atomically
+from hardware.files import check_private_directory, make_private_directory, told, write_atomically
 from hardware.models import Count, FlavorName, Name, Record
 from hardware.processes import owner_of, process_start
 from hardware.selection import DeviceId, load_selection, selection_lock
@@ -215,7 +215,7 @@ def publish(job: Job) -> PublishedJob:
             published = PublishedJob(state.model_copy(update={"device": _device_of(job)}), directory, "")
             published.write()
     except OSError as error:
-        return PublishedJob(state, None, f"this run is not shown by smi: its state cannot be written: {error.strerror}")
+        return PublishedJob(state, None, f"this run is not shown by smi: its state cannot be written: {told(error)}")
     except ValueError as error:
         return PublishedJob(state, None, f"this run is not shown by smi: {error}")
     return published
@@ -231,7 +231,7 @@ def running_jobs() -> RunningJobs:
         return RunningJobs()
     except OSError as error:
         return RunningJobs(
-            problem=f"the runtime directory cannot be read: {error.strerror}; set XDG_RUNTIME_DIR to one of yours"
+            problem=f"the runtime directory cannot be read: {told(error)}; set XDG_RUNTIME_DIR to one of yours"
         )
     except ValueError as error:
         return RunningJobs(problem=str(error))
@@ -254,9 +254,7 @@ def request_stop(device: int) -> tuple[RunningJob, ...]:
         for job in jobs:
             write_atomically(runtime_directory() / f"{job.pid}-{job.start}.stop", "", durable=False)
     except OSError as error:
-        raise ValueError(
-            f"device {device}: its run cannot be asked: {error.strerror}; send its PIDs SIGTERM"
-        ) from error
+        raise ValueError(f"device {device}: its run cannot be asked: {told(error)}; send its PIDs SIGTERM") from error
     return jobs
 
 

@@ -39,8 +39,9 @@ class Menu(NamedTuple):
         Raises:
             ValueError: neither is on the menu.
         """
-        if answer.isascii() and answer.isdecimal() and int(answer[:9]) in self.numbered:
-            return self.numbered[int(answer[:9])]
+        for number, flavor in self.numbered.items():
+            if answer == str(number):
+                return flavor
         try:
             return self.catalog.flavor(answer)
         except ValueError as error:
@@ -74,6 +75,9 @@ def converse(span: str, parse: Callable[[str], Choice], act: Callable[[Choice], 
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            raise
         if answer in {"q", "Q"}:
             return
         try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+_STAT = "/proc/{}/stat"
+
 
 def process_start(pid: int) -> int | None:
     """Return when a process started [hundredths of a second since boot]; None where no such process runs.
@@ -16,10 +18,10 @@ def process_start(pid: int) -> int | None:
     """
     if pid <= 0:
         return None
-    if not Path("/proc/self/stat").exists():  # not Linux
+    if not Path(_STAT.format("self")).exists():  # not Linux
         return _start_by_wall_clock(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        stat = Path(_STAT.format(pid)).read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     fields = stat[stat.rindex(")") + 2 :].split()  # after the name, which may hold anything; proc_pid_stat(5)

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, shown_path
-from hardware.files import write_atomically
+from hardware.files import told, write_atomically
 from hardware.models import Flavor, FlavorName, Record
 
 SEED_FLAVOR = "4xLarge.2048GB"
@@ -102,7 +102,7 @@ class CurrentFlavor(NamedTuple):
         try:
             return catalog.flavor(self.name)
         except ValueError as error:
-            raise ValueError(f"{self.origin}: {error}") from error
+            raise ValueError(f"{self.origin}: {error} (--catalog FILE adds hardware)") from error
 
     def id_in(self, catalog: Catalog) -> str:
         """Return the flavor's id; the name as it is where the catalog does not know it."""
@@ -138,7 +138,7 @@ def load_selection() -> LoadedSelection:
     except (FileNotFoundError, NotADirectoryError):
         return LoadedSelection(Selection())
     except OSError as error:
-        return _unused(path, f"cannot be read: {error.strerror}")
+        return _unused(path, f"cannot be read: {told(error)}")
     except (RecursionError, ValueError) as error:
         return _unused(path, f"is damaged: {shown(str(error), 100)}")
     schema = document.pop("schema", None) if isinstance(document, dict) else None
@@ -193,7 +193,7 @@ def selection_lock(timeout_s: float = 10.0) -> Iterator[None]:
 
 
 def _unwritable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{shown_path(path)}: cannot be written: {error.strerror}; {_MEND}")
+    return ValueError(f"{shown_path(path)}: cannot be written: {told(error)}; {_MEND}")
 
 
 def _unused(path: Path, what: str, *, is_newer: bool = False) -> LoadedSelection:

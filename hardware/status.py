@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hardware.catalog import Catalog
 from hardware.devices import MachineDevice, device_of, machine_devices, processor_device
 from hardware.jobs import RunningJob, running_jobs
-from hardware.processes import busy_fractions, resident_bytes
+from hardware.processes import busy_fractions, process_start, resident_bytes
 from hardware.selection import Selection, current_flavor, load_selection
 
 
@@ -100,11 +100,12 @@ def read_status(catalog: Catalog, interval_s: float = 0.2) -> Status:
     jobs, blindness = running_jobs()
     ranks = _ranks(jobs, machine_devices() if jobs else (), interval_s)
     now = time.time()
+    by_run = groupby(ranks, key=lambda rank: (rank.job.device, rank.job.job.job_id))
     return Status(
         time=now,
         accelerators=_accelerators(catalog, selection, ranks),
         processes=tuple(_process(rank) for rank in ranks),
-        runs=tuple(_run(list(run), now) for _, run in groupby(jobs, key=lambda job: (job.device, job.job.job_id))),
+        runs=tuple(_run([rank.job for rank in run], now) for _, run in by_run),
         problems=tuple(line for line in (problem, blindness) if line),
     )
 
@@ -153,11 +154,13 @@ class _Rank(NamedTuple):
 
 def _ranks(jobs: Sequence[RunningJob], devices: Sequence[MachineDevice], interval_s: float) -> list[_Rank]:
     busy = busy_fractions([job.pid for job in jobs if job.job.local_device is None], interval_s)
-    places = [device_of(job.pid, job.job.local_device, job.visible_devices, devices) for job in jobs]
-    return [
-        _Rank(job, place, _memory_bytes(job, place), busy.get(job.pid, 0.0))
-        for job, place in zip(jobs, places, strict=True)
-    ]
+    ranks = []
+    for job in jobs:
+        place = device_of(job.pid, job.job.local_device, job.visible_devices, devices)
+        rank = _Rank(job, place, _memory_bytes(job, place), busy.get(job.pid, 0.0))
+        if process_start(job.pid) == job.start:  # else it ended while it was watched
+            ranks.append(rank)
+    return ranks
 
 
 def _memory_bytes(job: RunningJob, place: MachineDevice | None) -> float | None:

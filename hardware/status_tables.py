@@ -24,7 +24,7 @@ _NAME_WIDTH = 17
 """Characters of a name in the platform's tables."""
 
 _PROCESS_COLUMNS = ("Device", "Job ID", "PID", "Process", "Memory Usage")
-_RUN_COLUMNS = ("Device", "Job ID", "Step", "Step Time", "Predicted", "Device Memory", "Predicted", "Minutes Left")
+_RUN_COLUMNS = ("Device", "Job ID", "Step", "Step Time (Predicted)", "Device Memory (Predicted)", "Minutes Left")
 
 Rows = Sequence[Sequence[str]]
 
@@ -123,7 +123,7 @@ def _table(console: Console, columns: Sequence[str], rows: Rows) -> Table:
 
 
 def _padded(columns: Sequence[str], rows: Rows, padding: int) -> Table:
-    table = Table(box=_FRAME, padding=(0, padding))
+    table = Table(box=_FRAME, padding=(0, padding), header_style="none")
     for column in columns:
         is_name = column == "Name"
         table.add_column(
@@ -156,10 +156,8 @@ def _run_row(run: RunStatus) -> tuple[str, ...]:
         str(run.device).rjust(6),
         _plain(run.job_id),
         f"{run.step}/{run.total_steps}{', stopping' if run.is_stopping else ''}",
-        _seconds(run.step_s),
-        _seconds(run.predicted_step_s),
-        _mib(run.memory_bytes),
-        _mib(run.predicted_memory_bytes),
+        _beside(run.step_s, run.predicted_step_s, 1, ".3g", "s"),
+        _beside(run.memory_bytes, run.predicted_memory_bytes, MIB, ".0f", "MiB"),
         "-" if run.left_s is None else f"{run.left_s / 60:.1f}",
     )
 
@@ -180,8 +178,10 @@ def _celsius(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} C"
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} s"
+def _beside(measured: float | None, predicted: float | None, unit: float, form: str, name: str) -> str:
+    """Return a measured quantity with the predicted one in brackets; what is not known is a dash."""
+    first, second = ("-" if value is None else format(value / unit, form) for value in (measured, predicted))
+    return f"{first} ({second}) {name}"
 
 
 def _full_fraction(device: MachineDevice) -> float | None:

@@ -74,13 +74,8 @@ def refuse_in_use(device: int) -> None:
     for job in running_jobs().jobs:
         if job.device == device:
             raise ValueError(
-                f"device {device}: {told(job)} uses it; wait for its end, or ask it to stop: smi -r -i {device}"
+                f"device {device}: {_name(job)} uses it; wait for its end, or ask it to stop: smi -r -i {device}"
             )
-
-
-def told(job: RunningJob) -> str:
-    """Return what a line of text calls a running job."""
-    return f"job {shown(job.job.job_id)} (PID {job.pid}, step {job.step} of {job.job.total_steps})"
 
 
 def _change(change: Callable[[Selection], Selection]) -> Selection:
@@ -133,3 +128,7 @@ def _with_current(selection: Selection, device: int) -> Selection:
 
 def _with_accelerators(selection: Selection, accelerators: list[ChosenAccelerator]) -> Selection:
     return Selection(current=selection.current, accelerators=tuple(accelerators))
+
+
+def _name(job: RunningJob) -> str:
+    return f"job {shown(job.job.job_id)} (PID {job.pid}, step {job.step} of {job.job.total_steps})"

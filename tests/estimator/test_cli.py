@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.cli import calibrate_app, estimate_app, run_command
+from hardware.catalog import load_catalog
+from hardware.switching import switch_flavor
 
 GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "seed.toml").read_text(encoding="utf-8"))["seed"]
 RUNS = Path(__file__).parents[2] / "reports" / "measured" / "moai" / "runs.csv"
@@ -46,6 +48,31 @@ def walk_numbers(document: object) -> list[float]:
 def seed() -> dict:
     """Return the document of the seed run, as it comes without any option."""
     return call_json()
+
+
+def test_the_current_flavor_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option goes before the environment, that before the user's choice, that before the seed flavor."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert call_json()["flavor"]["name"] == "4xLarge.2048GB"
+    switch_flavor(load_catalog().flavor("8xlarge"))
+    assert call_json()["flavor"]["name"] == "8xLarge.4096GB"
+    monkeypatch.setenv("ACCELERATOR_FLAVOR", "mi300x8")
+    assert call_json()["flavor"]["name"] == "mi300x8"
+    assert call_json("--flavor", "large", "--batch", "64")["flavor"]["name"] == "Large.256GB"
+    monkeypatch.setenv("ACCELERATOR_FLAVOR", "mi300x9")
+    status, _, err = call()
+    assert status == 2
+    assert err.startswith("ACCELERATOR_FLAVOR: unknown flavor 'mi300x9': did you mean mi300x8 or mi210x32?")
+
+
+def test_a_choice_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged choice is told on standard error, and the seed flavor estimated."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "foretrain").mkdir()
+    (tmp_path / "foretrain" / "selection.json").write_text("?")
+    status, out, err = call("--json")
+    assert (status, json.loads(out)["flavor"]["name"]) == (0, "4xLarge.2048GB")
+    assert err.endswith("; switch-model writes it anew; 4xLarge.2048GB is used\n")
 
 
 @pytest.mark.parametrize(

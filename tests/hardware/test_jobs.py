@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,60 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware import jobs
-from hardware.jobs import Job, PublishedJob, publish, request_stop, running_jobs, runtime_directory
+from hardware.jobs import PublishedJob, publish, request_stop, running_jobs, runtime_directory
 from hardware.processes import process_start
 from hardware.selection import ChosenAccelerator, Selection, save_selection, selection_lock
-
-SOMEBODY = 65534
-"""A user that tests do not run as."""
+from tests.trainers import SOMEBODY, file_of, job, running_rank
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
-RANK = """
-import sys, time
-from hardware.jobs import Job, publish
-job = Job(job_id="j", rank=int(sys.argv[1]), local_device=0, flavor="small", process="train", total_steps=9)
-job = publish(job)
-job.update(step=1, step_s=0.5, memory_bytes=1e6)
-print(job.problem or "ready", flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a state and a runtime directory of its own."""
-    for variable in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-        (tmp_path / variable).mkdir(mode=0o700)
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
 def rank() -> Iterator[subprocess.Popen[str]]:
-    """Return a process that has published rank 1 of a job, and sleeps."""
-    process = subprocess.Popen([sys.executable, "-c", RANK, "1"], stdout=subprocess.PIPE, text=True)  # noqa: S603
-    with process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    """Return a process that has published rank 1 of a job, and waits."""
+    with running_rank() as process:
         yield process
-        process.kill()
-
-
-def job(**changes: object) -> Job:
-    """Return a job, with some fields changed."""
-    fields = {"job_id": "j", "rank": 0, "local_device": 0, "flavor": "small", "process": "train", "total_steps": 9}
-    return Job.model_validate(fields | changes)
 
 
 def files() -> list[str]:
     """Return the names in the runtime directory."""
     return sorted(path.name for path in runtime_directory().iterdir())
-
-
-def name_of(pid: int) -> str:
-    """Return the name of the file of a process."""
-    return f"{pid}-{process_start(pid)}.json"
 
 
 def test_what_is_published_is_read() -> None:
@@ -79,7 +44,7 @@ def test_what_is_published_is_read() -> None:
         [found] = running_jobs().jobs
         assert (found.job, found.pid, found.device) == (mine, os.getpid(), 0)
         assert (found.step, found.step_s, found.memory_bytes) == (3, 0.25, 1e6)
-        assert files() == [name_of(os.getpid())]
+        assert files() == [file_of(os.getpid()).name]
     assert running_jobs().jobs == ()
     assert files() == []
 
@@ -107,7 +72,7 @@ def test_a_stopped_rank_is_there(rank: subprocess.Popen[str]) -> None:
 
 def test_a_pid_used_again_is_not_trusted(rank: subprocess.Popen[str]) -> None:
     """A file whose PID runs, but was started at another time, is not trusted, and removed."""
-    path = runtime_directory() / name_of(rank.pid)
+    path = file_of(rank.pid)
     older = {**json.loads(path.read_text()), "start": 1}
     path.unlink()
     path.with_name(f"{rank.pid}-1.json").write_text(json.dumps(older))
@@ -117,15 +82,15 @@ def test_a_pid_used_again_is_not_trusted(rank: subprocess.Popen[str]) -> None:
 
 def test_a_file_under_anothers_name_is_not_trusted(rank: subprocess.Popen[str]) -> None:
     """A file that speaks of another process than its name does is not trusted."""
-    path = runtime_directory() / name_of(rank.pid)
-    path.rename(path.with_name(name_of(os.getpid())))
+    path = file_of(rank.pid)
+    path.rename(file_of(os.getpid()))
     assert running_jobs().jobs == ()
 
 
 @AS_ROOT
 def test_another_users_file_is_not_trusted(rank: subprocess.Popen[str]) -> None:
     """A file that another user owns is not trusted, whatever it says."""
-    os.chown(runtime_directory() / name_of(rank.pid), SOMEBODY, SOMEBODY)
+    os.chown(file_of(rank.pid), SOMEBODY, SOMEBODY)
     assert running_jobs().jobs == ()
 
 
@@ -135,7 +100,7 @@ def test_another_users_process_is_not_trusted() -> None:
     with publish(job()):
         text = next(runtime_directory().iterdir()).read_text()
     with subprocess.Popen(["sleep", "60"], user=SOMEBODY) as theirs:  # noqa: S607
-        path = runtime_directory() / name_of(theirs.pid)
+        path = file_of(theirs.pid)
         path.write_text(json.dumps(json.loads(text) | {"pid": theirs.pid, "start": process_start(theirs.pid)}))
         path.chmod(0o600)
         assert running_jobs().jobs == ()
@@ -144,13 +109,13 @@ def test_another_users_process_is_not_trusted() -> None:
 
 def test_a_file_that_others_can_write_is_not_trusted(rank: subprocess.Popen[str]) -> None:
     """A file that its group can write is not trusted."""
-    (runtime_directory() / name_of(rank.pid)).chmod(0o620)
+    file_of(rank.pid).chmod(0o620)
     assert running_jobs().jobs == ()
 
 
 def test_a_link_is_not_followed(rank: subprocess.Popen[str], tmp_path: Path) -> None:
     """A link in the place of a file is not trusted, even where what it points to would be."""
-    path = runtime_directory() / name_of(rank.pid)
+    path = file_of(rank.pid)
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
     assert running_jobs().jobs == ()
@@ -158,7 +123,7 @@ def test_a_link_is_not_followed(rank: subprocess.Popen[str], tmp_path: Path) -> 
 
 def test_a_pipe_does_not_hang(rank: subprocess.Popen[str]) -> None:
     """A pipe in the place of a file is not waited for."""
-    path = runtime_directory() / name_of(rank.pid)
+    path = file_of(rank.pid)
     path.unlink()
     os.mkfifo(path, 0o600)
     assert running_jobs().jobs == ()
@@ -168,7 +133,7 @@ def test_a_pipe_does_not_hang(rank: subprocess.Popen[str]) -> None:
 def test_junk_is_not_trusted(junk: bytes) -> None:
     """Whatever stands in a file that no trainer wrote, reading neither fails nor finds a job."""
     with publish(job()):
-        path = runtime_directory() / name_of(os.getpid())
+        path = file_of(os.getpid())
         path.write_bytes(junk)
         assert running_jobs() == ((), "")
 
@@ -179,7 +144,7 @@ def test_junk_is_not_trusted(junk: bytes) -> None:
 )
 def test_impossible_values_are_not_trusted(change: dict[str, object], rank: subprocess.Popen[str]) -> None:
     """A file with one value that no trainer writes is not trusted."""
-    path = runtime_directory() / name_of(rank.pid)
+    path = file_of(rank.pid)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert running_jobs().jobs == ()
 
@@ -199,7 +164,7 @@ def test_drafts_and_requests_of_the_dead_are_removed() -> None:
         for name in ("1-7.json", "1-7.stop", ".1-7.1.tmp"):
             (runtime_directory() / name).write_text("")
         running_jobs()
-        assert files() == [name_of(os.getpid())]
+        assert files() == [file_of(os.getpid()).name]
 
 
 def test_a_reader_never_sees_half_a_file() -> None:
@@ -234,11 +199,13 @@ def test_a_typical_step_is_not_the_first() -> None:
 
 
 def test_a_run_is_asked_to_stop(rank: subprocess.Popen[str]) -> None:
-    """A request reaches each rank of the accelerator, and none of another one; a later run does not inherit it."""
+    """A request reaches each rank of the accelerator, and the readers; a later run does not inherit it."""
     with publish(job()) as published:
         assert not published.stop_requested
         assert {asked.pid for asked in request_stop(0)} == {os.getpid(), rank.pid}
         assert published.stop_requested
+        assert rank.wait(timeout=30) == 0
+        assert [(found.pid, found.is_stopping) for found in running_jobs().jobs] == [(os.getpid(), True)]
     assert not publish(job()).stop_requested
     with pytest.raises(ValueError, match="device 1: no training run uses it; there is nothing to stop"):
         request_stop(1)
@@ -298,6 +265,20 @@ def test_a_trainer_without_a_runtime_directory_trains(obstacle: str, home: Path)
         assert not published.stop_requested
         assert running_jobs() == ((), f"{directory}: {reason}")
     assert directory.is_file() or list(directory.iterdir()) == []
+
+
+def test_no_directory_that_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another user has taken every place for a runtime directory, that is told, and nothing is raised."""
+
+    def taken(**_: object) -> Path:
+        raise PermissionError("/run/user/7 is owned by\nsomebody")
+
+    monkeypatch.setattr(jobs, "user_runtime_path", taken)
+    told = "/run/user/7 is owned by somebody"
+    assert (
+        running_jobs().problem == f"the runtime directory cannot be read: {told}; set XDG_RUNTIME_DIR to one of yours"
+    )
+    assert publish(job()).problem == f"this run is not shown by smi: its state cannot be written: {told}"
 
 
 def test_a_full_disk_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
