@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types fit bench clean
+.PHONY: demo test lint types fit bench fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -24,6 +24,9 @@ fit: $(VENV)/base.stamp  ## refit the stack moai-24.2 from its logs and rewrite 
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py
+
+fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
+	$(BIN)/python -m tests.fuzz
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
