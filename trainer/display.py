@@ -81,11 +81,14 @@ class Reporter:
             is_main: whether this is the first rank.
         """
         self._folder, self._num_steps = folder, num_steps
+        self.seconds: list[float] = []
+        """Of each step reported."""
         self._log = StepLog(folder, run, num_steps, done) if is_main else None
         self._display = Display(num_steps, done, forecast) if is_main else None
 
     def step(self, step: Step) -> None:
         """Report a step."""
+        self.seconds.append(step.step_s)
         if self._log and self._display:
             self._display.step(step, self._log.write(step))
 

@@ -172,6 +172,7 @@ class Passes:
         """Reduce gradients after each micro-batch where only their shard is kept (ZeRO-2, 3), else after the last."""
         if isinstance(stage, FSDPModule):
             stage.set_requires_gradient_sync(is_last or self.plan.zero_stage >= 2)
+            stage.set_requires_all_reduce(is_last)  # between nodes that hold copies, once is enough
             stage.set_is_last_backward(is_last)
             stage.set_reshard_after_backward(is_last or self.plan.zero_stage == 3)
 

@@ -5,12 +5,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-PATIENCE_S = 15.0
-"""After a stop was asked for, how long a rank may make no progress at all: it waits for a peer that has ended.
+PATIENCE_S, PATIENCE_STEPS = 10.0, 3.0
+"""After a stop was asked for, how long a rank may make no progress: seconds, and in steps as long as its longest.
 
-assumed: longer than a step and the wait for other ranks' steps; a launcher gives 30 s before it kills.
+assumed: a rank that needs more waits for a peer that has ended.
 """
 
 
@@ -25,7 +27,9 @@ class Stop:
     def __init__(self) -> None:
         """Handle SIGTERM and SIGINT from now on; call it in the main thread."""
         self.asked = False
-        self.progressed_at = time.monotonic()
+        self._progressed_at = time.monotonic()
+        self._longest_s = 0.0
+        self._is_watched = True
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         self._sockets = receiver, sender  # kept open as long as the handlers are
@@ -40,8 +44,16 @@ class Stop:
         self.asked = True
 
     def progress(self) -> None:
-        """Say that this rank is not stuck."""
-        self.progressed_at = time.monotonic()
+        """Say that this rank is not stuck, once per step."""
+        now = time.monotonic()
+        self._longest_s, self._progressed_at = max(self._longest_s, now - self._progressed_at), now
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Give what runs inside, a checkpoint, all the time that it takes."""
+        self._is_watched = False
+        yield
+        self._progressed_at, self._is_watched = time.monotonic(), True
 
     def _watch(self, receiver: socket.socket) -> None:
         while receiver.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
@@ -49,5 +61,6 @@ class Stop:
         asked_at = time.monotonic()
         while True:
             time.sleep(0.5)
-            if time.monotonic() - max(self.progressed_at, asked_at) > PATIENCE_S:
+            stuck_s = time.monotonic() - max(self._progressed_at, asked_at)
+            if self._is_watched and stuck_s > PATIENCE_S + PATIENCE_STEPS * self._longest_s:
                 os._exit(128 + signal.SIGTERM)

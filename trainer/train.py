@@ -174,12 +174,12 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     watch, asked = Stopwatch(device), False
     while run.step < run.num_steps and not asked:
         asked = take_step(run, watch, stop, reporter, job)
-        with watch.phase("log"):  # in the next step's seconds
+        with watch.phase("log"), stop.patient():  # in the next step's seconds
             between_steps(run, reporter, asked=asked)
-            stop.progress()
     gc.enable()
     run.loader.close()
-    model = run.export() if config.exports and run.step == run.num_steps else None
+    with stop.patient():
+        model = run.export() if config.exports and run.step == run.num_steps else None
     reporter.close()
     job.close()
     return Outcome(run.step, run.num_steps, model)
