@@ -100,7 +100,8 @@ def load_data(config: DataConfig, cache: Path | None = None) -> Data:
     cache = cache or cache_folder()
     source = open_source(config.dataset or str(embedded_rows(cache)))
     tokenizer = Tokenizer(config.tokenizer) if config.tokenizer else embedded_tokenizer(cache)
-    key = key_of(VERSION, FORM, COLUMNS, version("tokenizers"), source.digest(), tokenizer.digest)
+    made_by = [version(package) for package in ("tokenizers", "transformers")]
+    key = key_of(VERSION, FORM, COLUMNS, made_by, source.digest(), tokenizer.digest)
     folder = cached(cache, f"rows-{key}", partial(_tokenise, source, tokenizer))
     rows = _fitting(read_token_rows(folder, mask_prompt=config.mask_prompt), source, config)
     if config.eval_rows >= len(rows):

@@ -37,10 +37,11 @@ def open_source(dataset: str) -> "Files | Hub":
     path, where = Path(dataset), f"dataset {shown(dataset, 200)}"
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
+        files = sorted(path.iterdir()) if is_folder else []
     except (OSError, ValueError) as error:
         raise ValueError(f"{where}: cannot be read; check the path") from error
     if is_folder:
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        files = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
         if not files:
             raise ValueError(f"{where}: holds no {', '.join(SUFFIXES)} file; give a folder that does")
         return Files(dataset, tuple(files))
@@ -206,8 +207,8 @@ def _hub(dataset: str, where: str) -> Hub:
             f"correct the path, or pip install datasets"
         ) from error
     try:
-        return Hub(dataset, datasets.load_dataset(dataset, split="train"))
-    except (OSError, ValueError) as error:
+        return Hub(dataset, datasets.load_dataset(dataset, split="train", keep_in_memory=False))
+    except (OSError, ValueError) as error:  # what datasets raises has one of them among its bases
         raise ValueError(
             f"{where}: cannot be loaded from the hub ({_reason(error)}); check its id and the network"
         ) from error

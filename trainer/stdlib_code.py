@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
-from trainer.cache import cached, key_of
+from trainer.cache import cached, file_digest, key_of
 
 VERSION = 1
 """Rises when other rows are made of the same sources."""
@@ -40,7 +40,7 @@ def embedded_rows(cache: Path) -> Path:
     files = sources()
     if not files:
         raise ValueError("embedded dataset: this Python came without its library's sources; give --dataset")
-    name = f"stdlib-{key_of(VERSION, MAX_CHARACTERS, *(file.read_bytes() for file in files))}"
+    name = f"stdlib-{key_of(VERSION, MAX_CHARACTERS, *map(file_digest, files))}"
     return cached(cache, name, lambda draft: write_rows(files, draft / _ROWS)) / _ROWS
 
 
@@ -76,7 +76,7 @@ def rows_of(source: str) -> Iterator[dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in old sources are no one's concern here
         tree = ast.parse(source)
-    lines = source.splitlines(keepends=True)
+    lines = [f"{line}\n" for line in source.split("\n")]  # `splitlines` cuts at form feeds too, where ast does not
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             row = _row(node, lines)

@@ -118,7 +118,7 @@ def test_a_hub_dataset_gives_its_train_split(tmp_path: Path, monkeypatch: pytest
     path = write_jsonl(tmp_path / "cached.arrow", ROWS)
     split = Split(path, ROWS)
     loads = {("a/b", "train"): split}
-    package = SimpleNamespace(load_dataset=lambda name, split: loads[name, split])
+    package = SimpleNamespace(load_dataset=lambda name, **options: loads[name, options["split"]])
     monkeypatch.setitem(sys.modules, "datasets", package)
     source = open_source("a/b")
     assert isinstance(source, Hub)
@@ -135,8 +135,8 @@ def test_a_hub_dataset_gives_its_train_split(tmp_path: Path, monkeypatch: pytest
 def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors of the package datasets become one line with the mend."""
 
-    def fail(name: str, split: str) -> None:
-        raise ConnectionError(f"cannot reach {name}\n{split}")
+    def fail(name: str, **options: object) -> None:
+        raise ConnectionError(f"cannot reach {name}\n{options}")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))
     message = r"^dataset 'a/b': cannot be loaded from the hub \('cannot reach a/b'\); check its id and the network$"

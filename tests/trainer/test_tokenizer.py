@@ -123,6 +123,7 @@ def test_digests_follow_the_files(tmp_path: Path) -> None:
     [
         (None, {}, r"^tokenizer '.*': cannot be loaded \(.*\); give a folder with tokenizer\.json, or a hub id$"),
         ({"tokenizer.json": "{"}, {}, r"^tokenizer '.*': cannot be loaded \(.*\); give a folder with"),
+        ({"tokenizer.json": '{"model": 3}'}, {}, r"^tokenizer '.*': cannot be loaded \(.*\); give a folder with"),
         ({}, {}, r"^tokenizer '.*': names no end-of-text token; set eos_token in tokenizer_config\.json$"),
     ],
 )
