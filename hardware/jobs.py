@@ -107,7 +107,10 @@ class RunningJobs(NamedTuple):
 
 
 class PublishedJob:
-    """A rank's own file, for as long as it trains; made by `publish`. Nothing here raises, whatever the disk does."""
+    """A rank's own file, for as long as it trains; made by `publish`.
+
+    What a training loop calls (`update`, `stop_requested`, `close`) raises nothing, whatever the disk does.
+    """
 
     def __init__(self, state: RunningJob, directory: Path | None, problem: str) -> None:
         """Take what the rank said of itself, and where to write it; None for nowhere."""
@@ -159,7 +162,7 @@ class PublishedJob:
         self._file = None
 
     def write(self) -> None:
-        """Write what is known now.
+        """Write what is known now, as `publish` does to see whether it can be written.
 
         Raises:
             OSError: the directory takes no file.

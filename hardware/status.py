@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from statistics import fmean
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from hardware.catalog import Catalog
 from hardware.devices import MachineDevice, device_of, machine_devices, processor_device
 from hardware.jobs import RunningJob, running_jobs
+from hardware.models import Flavor
 from hardware.processes import busy_fractions, process_start, resident_bytes
 from hardware.selection import Selection, current_flavor, load_selection
 
@@ -193,11 +195,20 @@ def _accelerator(
 
 
 def _total_bytes(catalog: Catalog, name: str) -> float | None:
-    try:
-        flavor = catalog.flavor(name)
-    except ValueError:  # of a catalog that was not given
+    flavor = _flavor(catalog, name)
+    if flavor is None:
         return None
     return flavor.num_devices * catalog.accelerator(catalog.node(flavor.node).accelerator).hbm_bytes
+
+
+def _flavor(catalog: Catalog, name: str) -> Flavor | None:
+    """Return the flavor that a run names: of the catalog, or so many devices of an accelerator; None if of neither."""
+    accelerator, _, count = name.rpartition("-")
+    with suppress(ValueError):
+        return catalog.flavor(name)
+    with suppress(ValueError):
+        return catalog.flavor_of(accelerator, int(count))
+    return None
 
 
 def _utilization(ranks: Sequence[_Rank]) -> float | None:

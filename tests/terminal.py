@@ -1,4 +1,4 @@
-"""A command at a terminal: what it shows, while somebody types."""
+"""A command at a terminal or a pipe: what it shows, while somebody types."""
 
 import fcntl
 import os
@@ -10,9 +10,25 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+import pytest
+import typer
+
+from hardware.command import run_command
 
 PATIENCE_S = 60.0
 """No command of these tests needs as long."""
+
+
+def at_pipe(app: typer.Typer, name: str, arguments: Sequence[str], typed: str = "") -> tuple[int, str, str]:
+    """Run a command in this process, a pipe its input: exit status, standard output, standard error."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("sys.stdin", StringIO(typed))
+        status = run_command(app, name, arguments)
+    return status, out.getvalue(), err.getvalue()
 
 
 def at_terminal(

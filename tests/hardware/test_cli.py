@@ -3,19 +3,16 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 
 import pytest
 
 from hardware.catalog import load_catalog
 from hardware.cli import smi_app
-from hardware.command import run_command
 from hardware.jobs import publish
 from hardware.processes import resident_bytes
 from hardware.selection import load_selection, selection_path
 from hardware.units import MIB
-from tests.terminal import at_terminal
+from tests.terminal import at_pipe, at_terminal
 from tests.trainers import job, running_rank
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -24,12 +21,8 @@ SCRIPT = "import sys; from hardware.cli import smi_main; sys.argv = ['smi', *{}]
 
 
 def call(*arguments: str, typed: str = "") -> tuple[int, str, str]:
-    """Run the command with a pipe for its input: exit status, standard output, standard error."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("sys.stdin", StringIO(typed))
-        status = run_command(smi_app, "smi", arguments)
-    return status, out.getvalue(), err.getvalue()
+    """Run the command, a pipe its input: exit status, standard output, standard error."""
+    return at_pipe(smi_app, "smi", arguments, typed)
 
 
 def devices() -> dict[int, str]:

@@ -162,6 +162,16 @@ def test_the_environments_flavor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (accelerator.flavor, accelerator.total_bytes) == ("mine", None)
 
 
+@pytest.mark.parametrize(
+    ("flavor", "total_mib"), [("4xlarge", 2_096_640), ("mi250-12", 786_240), ("mi250-0", None), ("mine-7", None)]
+)
+def test_the_total_of_what_a_run_names(flavor: str, total_mib: int | None) -> None:
+    """A run names a flavor, in any spelling, or devices of an accelerator; of anything else no total is known."""
+    with publish(job(flavor=flavor)):
+        [accelerator] = read_status(CATALOG).accelerators
+    assert accelerator.total_bytes == (None if total_mib is None else total_mib * MIB)
+
+
 def test_a_run_on_a_device_that_is_gone() -> None:
     """A run whose accelerator is not in the file any more is shown, since it uses one all the same."""
     with selection_lock():

@@ -1,16 +1,13 @@
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from hardware.catalog import load_catalog
-from hardware.command import run_command
 from hardware.jobs import publish
 from hardware.selection import load_selection, selection_path
 from hardware.switch_cli import switch_app
 from hardware.switching import add_accelerator, make_current, switch_flavor
-from tests.terminal import at_terminal
+from tests.terminal import at_pipe, at_terminal
 from tests.trainers import job
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -36,12 +33,8 @@ MENU = [
 
 
 def call(*arguments: str, typed: str = "") -> tuple[int, str, str]:
-    """Run the command with a pipe for its input: exit status, standard output, standard error."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("sys.stdin", StringIO(typed))
-        status = run_command(switch_app, "switch-model", arguments)
-    return status, out.getvalue(), err.getvalue()
+    """Run the command, a pipe its input: exit status, standard output, standard error."""
+    return at_pipe(switch_app, "switch-model", arguments, typed)
 
 
 def chosen() -> str:
