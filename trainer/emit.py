@@ -296,8 +296,9 @@ def _train_words(job: _Job, output: str) -> list[str]:
 
 
 def _yaml(word: str) -> str:
-    """Return a word as YAML, whose quoted text is JSON's; `$(` would begin one of Kubernetes' own variables."""
-    return json.dumps(word.replace("$(", "$$("))
+    """Return a word as YAML's quoted text, JSON's but for surrogates; Kubernetes reads `$$` as `$`."""
+    escaped = (f"\\U{ord(c):08X}" if ord(c) > 0xFFFF else json.dumps(c)[1:-1] for c in word.replace("$", "$$"))
+    return f'"{"".join(escaped)}"'
 
 
 def _has(words: Sequence[str], option: str) -> bool:

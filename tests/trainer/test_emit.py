@@ -1,12 +1,11 @@
 import os
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hardware.catalog import Catalog, load_catalog
@@ -108,26 +107,20 @@ def test_arguments_arrive_in_a_pod_as_they_were_given(given_words: list[str]) ->
     """Whatever the arguments hold, Kubernetes' own variables too, the command has them word by word."""
     command = container(emit("kubernetes", CATALOG.flavor("mi300x8"), CATALOG, given_words))["command"]
     start = command.index("trainer") + 1
-    arrived = [word.replace("$$(", "$(") for word in command[start : start + len(given_words)]]
-    assert arrived == [word.replace("$$(", "$(") for word in given_words]
+    assert [word.replace("$$", "$") for word in command[start : start + len(given_words)]] == given_words
 
 
-@given(given_words=words)
-def test_arguments_survive_the_shell(given_words: list[str]) -> None:
-    """Read by the rules of the shell, the command's arguments are the given ones, whatever they hold."""
-    script = emit("torchrun", CATALOG.flavor("mi300x8"), CATALOG, given_words)
-    read = shlex.split(script[script.index("exec") :])
-    start = read.index("trainer") + 1
-    assert read[start : start + len(given_words)] == given_words
-
-
-@pytest.mark.parametrize("kind", ["torchrun", "slurm"])
-def test_arguments_arrive_at_a_rank_as_they_were_given(kind: str, tmp_path: Path) -> None:
+@settings(max_examples=25)  # each is a few processes
+@given(kind=st.sampled_from(["torchrun", "slurm"]), given_words=words)
+@example(kind="torchrun", given_words=["--dataset", 'it\'s $HOME `pwd` $(id) \\ "two"\nlines  *', "", "--lr", "-1e-3"])
+def test_arguments_arrive_at_a_rank_as_they_were_given(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, given_words: list[str]
+) -> None:
     """A real shell hands quotes, variables, newlines and blanks on as they were given, and expands nothing."""
-    odd = ["--dataset", 'it\'s $HOME `pwd` $(id) \\ "two"\nlines  *', "--tokenizer", "", "--lr", "-1e-3"]
-    called, _ = run_script(emit(kind, CATALOG.flavor("4xlarge"), CATALOG, odd), tmp_path)
+    script = emit(kind, CATALOG.flavor("4xlarge"), CATALOG, given_words)
+    called, _ = run_script(script, tmp_path_factory.mktemp("shell"))
     start = called.index("trainer") + 1
-    assert called[start : start + len(odd)] == odd
+    assert called[start : start + len(given_words)] == given_words
 
 
 @pytest.mark.parametrize(("kind", "output"), [("torchrun", "runs/first"), ("slurm", "runs/41234")])
@@ -140,7 +133,7 @@ def test_a_job_that_begins_again_goes_on(kind: str, output: str, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_given_is_not_given_again(kind: str) -> None:
-    """A flavor, a checkpoint or a folder that the arguments name stays the only one, in both ways to write an option."""
+    """A flavor, a checkpoint or a folder that the arguments name stays the only one, however it is written."""
     own = ["--flavor=4xlarge", "--resume", "runs/a/checkpoints/step-10", "--output", "/data/a"]
     text = emit(kind, CATALOG.flavor("4xlarge"), CATALOG, own)
     command = "".join(line for line in text.splitlines() if not line.startswith("#"))
