@@ -1,14 +1,12 @@
 """The file of a stack: premises written by hand, then what a fit found; read in halves, written whole or not at all."""
 
-import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from estimator.stack import Premises, Stack, parse_stack
 from hardware.errors import shown
+from hardware.toml_text import toml_table
 
 DIVIDER = "# " + "-" * 118 + "\n"
 """Stands between the premises of a stack file and what the fit found."""
@@ -27,29 +25,15 @@ def stack_text(text: str, stack: Stack) -> str:
         text.partition(DIVIDER)[0].rstrip("\n"),
         "",
         DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
-        *_toml_table("[startup]", stack.startup.model_dump()),
-        *_toml_table("[window]", stack.window.model_dump()),
-        *_toml_table("[fit]", fit),
+        *toml_table("[startup]", stack.startup.model_dump()),
+        *toml_table("[window]", stack.window.model_dump()),
+        *toml_table("[fit]", fit),
     ]
     for name, family in families.items():
-        lines += _toml_table(f"[fit.families.{name}]", family)
+        lines += toml_table(f"[fit.families.{name}]", family)
     for run in stack.runs:
-        lines += _toml_table("[[runs]]", run.model_dump())
+        lines += toml_table("[[runs]]", run.model_dump())
     return "\n".join(lines) + "\n"
-
-
-def _toml_table(header: str, values: Mapping[str, Any]) -> list[str]:
-    return ["", header, *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(float(f"{value:.6g}"))
-    if isinstance(value, tuple):
-        rows = [_toml_value(item) for item in value]
-        nested = any(isinstance(item, tuple) for item in value)
-        return "[\n  " + ",\n  ".join(rows) + ",\n]" if nested else "[" + ", ".join(rows) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")  # JSON leaves it; TOML wants it escaped
 
 
 def write_stack(path: Path, text: str) -> None:

@@ -35,6 +35,20 @@ class Catalog:
         """Return the accelerator of an id."""
         return _named("accelerator", name, {record.id: record for record in self.accelerators})
 
+    def accelerator_named(self, driver_name: str) -> Accelerator:
+        """Return the accelerator that a driver calls by a name.
+
+        >>> load_catalog().accelerator_named("NVIDIA H100 80GB HBM3").id
+        'h100-sxm-80gb'
+        """
+        for record in self.accelerators:
+            if driver_name.casefold() in map(str.casefold, record.driver_names):
+                return record
+        raise ValueError(
+            f"device {shown(driver_name)}: no accelerator of the catalog has this name; "
+            "add an [[accelerator]] with it in driver_names to a --catalog FILE"
+        )
+
     def node(self, name: str) -> Node:
         """Return the node of an id."""
         return _named("node", name, {record.id: record for record in self.nodes})
@@ -88,6 +102,7 @@ class Catalog:
         match record:
             case Accelerator():
                 _refuse_taken([record.id], (other.id for other in self.accelerators))
+                _refuse_taken(record.driver_names, (name for other in self.accelerators for name in other.driver_names))
                 return replace(self, accelerators=(*self.accelerators, record))
             case Node():
                 _refuse_taken([record.id], (other.id for other in self.nodes))

@@ -30,11 +30,13 @@ class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=Tr
 
 
 class Source(Record):
-    """A page that was read for a figure."""
+    """A page that was read for a figure, or a measurement made on the machine itself."""
 
-    url: str = Field(pattern=r"^https?://\S+$", max_length=2000)
+    url: str = Field(pattern=r"^(https?://\S+|measured:[a-z_]+(\.[a-z_]+)*)$", max_length=2000)
+    """The page's address; or `measured:` and the module of this project that measured, as `measured:trainer.cpu`."""
+
     checked: Day
-    """Day on which the page was read."""
+    """Day on which the page was read, or the measurement made."""
 
     note: str = ""
     """What the page says, where that is not plain."""
@@ -63,6 +65,8 @@ class Accelerator(Record):
     name: Name
     vendor: Name
     architecture: Name
+    driver_names: tuple[Name, ...] = ()
+    """Names that the driver gives it, as `torch.cuda.get_device_name` returns them; () where none is known."""
     hbm_bytes: Bytes
     """Memory that a process can see, per device [bytes]; of a CPU, its host memory."""
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware.catalog import Catalog, load_catalog
-from hardware.models import MOST_DEVICES, Flavor, Measured, Price, Record, Source
+from hardware.models import MOST_DEVICES, Accelerator, Flavor, Measured, Price, Record, Source
 from hardware.units import MIB
 
 CATALOG = load_catalog()
@@ -141,6 +141,23 @@ def test_a_flavor_resolves_by_each_spelling(flavor: Flavor) -> None:
     for spelling in (flavor.id, *flavor.aliases):
         assert CATALOG.flavor(spelling) is flavor
         assert CATALOG.flavor(spelling.upper()) is flavor
+
+
+@pytest.mark.parametrize("accelerator", CATALOG.accelerators, ids=[record.id for record in CATALOG.accelerators])
+def test_a_driver_name_leads_to_its_accelerator(accelerator: Accelerator) -> None:
+    """Each name that a driver gives, in any case, is of one accelerator alone."""
+    for name in accelerator.driver_names:
+        assert CATALOG.accelerator_named(name) is CATALOG.accelerator_named(name.upper()) is accelerator
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "AMD Instinct MI250X", ""]
+)
+def test_a_device_that_is_not_quite_known_is_refused(name: str) -> None:
+    """Other editions, and parts, of known devices have other peaks: none of them passes for the known one."""
+    message = rf"^device '{name}': no accelerator of the catalog has this name; .* in driver_names to a --catalog FILE$"
+    with pytest.raises(ValueError, match=message):
+        CATALOG.accelerator_named(name)
 
 
 def test_every_accelerator_has_a_node() -> None:
@@ -320,6 +337,10 @@ def test_files_are_read_in_order(file: Path) -> None:
         (ACCELERATOR.replace('id = "test-chip"', ""), "accelerator 1: id: is missing; add it"),
         (NODE, "node 'test-node': unknown accelerator 'test-chip': use one of mi250, mi210, "),
         (ACCELERATOR + NODE + NODE, "node 'test-node': the name 'test-node' is taken; choose another"),
+        (
+            ACCELERATOR.replace("hbm_bytes =", 'driver_names = ["nvidia h200"]\nhbm_bytes ='),
+            "accelerator 'test-chip': the name 'nvidia h200' is taken; choose another",
+        ),
         (FLAVOR, "flavor 'Test.2': unknown node 'test-node': use one of mi250-x4, "),
         (
             ACCELERATOR + NODE + FLAVOR.replace("= 6", "= 9"),

@@ -112,6 +112,12 @@ def test_a_misspelt_key_is_an_error(model: type[Record], fields: dict[str, Any])
     assert refusal(model, fields | {"a\nb": 1}).startswith("'a\\nb': is not a field")
 
 
+def test_a_source_is_a_page_or_a_measurement() -> None:
+    """Besides pages, a source may be the module of this project that measured on the spot."""
+    for url in ("https://example.com/a", "http://example.com", "measured:trainer.cpu", "measured:bench"):
+        assert Source.model_validate(SOURCE | {"url": url}).url == url
+
+
 @given(value=st.floats() | st.floats(0, 1))
 def test_a_measured_fraction_is_a_thousandth_to_one(value: float) -> None:
     """A fraction of a peak is at least a thousandth and at most 1, else it is refused."""
@@ -154,6 +160,13 @@ def test_links_nest_up_to_the_node(spans: list[int], num_devices: int) -> None:
             "evidence: 'guess' does not fit; input should be 'datasheet', 'measured'",
         ),
         (Source, SOURCE | {"url": "a page"}, "url: 'a page' does not fit; string should match pattern"),
+        (Source, SOURCE | {"url": "measured:"}, "url: 'measured:' does not fit; string should match pattern"),
+        (Source, SOURCE | {"url": "measured:a b"}, "url: 'measured:a b' does not fit; string should match pattern"),
+        (
+            Accelerator,
+            ACCELERATOR | {"driver_names": [""]},
+            "driver_names.0: '' does not fit; string should have at least",
+        ),
         (Source, SOURCE | {"checked": 0}, "checked: 0 does not fit; input should be a valid date"),
         (Link, LINK | {"span": 1}, "span: 1 does not fit; input should be greater than or equal to 2"),
         (Link, without(LINK, "evidence"), "evidence: is missing; add it"),
