@@ -20,10 +20,10 @@ from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data import DataConfig
 from trainer.emit import KINDS, emit
 from trainer.launch import launch
-from trainer.local import local_machine, num_accelerators
+from trainer.local import local_machine, machine_text, num_accelerators
 from trainer.mesh import World, is_launched, local_device
 from trainer.optimizer import DECAYS, OptimizerConfig
-from trainer.prepare import check_output, choose_plan, find_work, trainable_shape
+from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
 from trainer.rank import leave, run_rank
 from trainer.source import ModelSource, find_config
 
@@ -150,10 +150,12 @@ def _train(asked: _Asked, nproc: int | None) -> int:
     work = find_work(asked.config)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, asked.stack, hardware)
     config = replace(asked.config, plan=plan, flavor=flavor.id, accelerator=hardware.node(flavor.node).accelerator)
+    exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
     if world.rank == 0:
         check_output(config)
+        if measured := machine_text(hardware, flavor):
+            exact += ["--catalog", str(write_machine(config, measured))]
     if world.size > 1 and not is_launched():
-        exact = ("--plan", str(plan), "--output", str(config.output))  # of options given twice, the last counts
         return launch(world.size, [*sys.argv[1:], *exact])
     return run_rank(config, work, forecast)
 

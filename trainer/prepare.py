@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from estimator.evaluate import PlanEstimate
 from estimator.plan import Plan, Plans, parse_plan
@@ -13,6 +14,7 @@ from estimator.stack import Stack
 from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog
 from hardware.errors import shown
+from hardware.files import write_atomically
 from hardware.models import Flavor
 from trainer.checkpoint import find_checkpoint
 from trainer.config import CHECKPOINT_FOLDER, TrainConfig
@@ -111,3 +113,13 @@ def check_output(config: TrainConfig) -> None:
         raise ValueError(
             f"output: {shown(str(folder), 200)} holds a run; continue it with --resume auto, or give another --output"
         )
+
+
+def write_machine(config: TrainConfig, text: str) -> Path:
+    """Write what was measured of this machine beside the step log, as a catalog file, and return its path.
+
+    The log's readers need it, and so do the other ranks: the machine is measured once.
+    """
+    path = config.output / "machine.toml"
+    write_atomically(path, text, durable=False)
+    return path
