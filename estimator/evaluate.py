@@ -13,7 +13,7 @@ from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import Memory, host_bytes, plan_memory, total_bytes
 from estimator.plan import Plan, Plans
-from estimator.rules import reasons
+from estimator.rules import Trainer, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
 from estimator.stack import Efficiencies, Stack, interval_ratio
 from estimator.step import Step, plan_step
@@ -181,7 +181,7 @@ def predict(
     plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
 ) -> tuple[Step, Memory]:
     """Return the step and the memory of plans, fields of any shapes that broadcast."""
-    where = on_machine(plans, machine)
+    where = on_machine(plans, machine, workload.shape, stack.habits)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
     return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
@@ -209,14 +209,16 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         stack: the software.
         num_compiled: plans that the stack compiles before it trains.
     """
-    fit, family, where = stack.fit, workload.shape.family, on_machine(plans, machine)
-    efficiencies = stack.efficiencies(family)
+    fit, family = stack.fit, workload.shape.family
+    where = on_machine(plans, machine, workload.shape, stack.habits)
+    device = machine.accelerator.id
+    efficiencies = stack.efficiencies(family, device)
     step, memory = predict(plans, workload, machine, stack, efficiencies)
-    moved = _moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family))
+    moved = _moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
     moved_step, moved_memory = predict(plans, workload, machine, stack, moved)
-    new_device = 0.0 if machine.accelerator.id == fit.accelerator else fit.device_log_sd
+    new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, new_device * device_share))
+    step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, fit.source_log_sd) * device_share))
     issue_log_sd = _log_sd(moved_step.issue_s, fit.issue_log_sd)
     memory_log_sd = _log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
     shape, count = workload.shape, len(plans)
@@ -239,5 +241,5 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         step_log_sd=step_log_sd,
         logged_log_sd=issue_log_sd if stack.window.times == "issue" else step_log_sd,
         memory_log_sd=memory_log_sd,
-        reasons=tuple(reasons(plans, workload, machine.num_devices)),
+        reasons=tuple(reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))),
     )

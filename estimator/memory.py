@@ -93,19 +93,21 @@ def kept_bytes_per_token(shape: Shape, seq_len: Num, *, scores: Num, fused: bool
 
 
 def activation_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num
+    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num, gathered: Num = 0.0
 ) -> tuple[Array, Array]:
     """Bytes that a stage keeps for its backward pass, and what the layer in the backward pass adds by repeating.
 
-    Full recomputation keeps the layer's input, of all layers or of as many as the plan says.
+    Full recomputation keeps the layer's input, of all layers or of as many as the plan says. `gathered` are the bytes per
+    token and unit of the hidden size that a layer keeps whole where its input was gathered from tensor-parallel ranks.
     """
     fused, act = habits.fuses_attention(shape), habits.activation_bytes
     drops = plan.recomputes("selective")
     kept = kept_bytes_per_token(shape, seq_len, scores=1.0 - drops, fused=fused, act=act)
     unrepeated = kept_bytes_per_token(shape, seq_len, scores=1.0, fused=fused, act=act)
     tokens, full = plan.tokens(seq_len), plan.recomputes("full")
-    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp
-    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp
+    inputs = gathered * shape.hidden_size * (plan.sequence_ways > 1)
+    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + inputs
+    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp + inputs
     small = act * shape.hidden_size / plan.sequence_ways
     share = np.where(full, plan.repeated_layers(layers) / np.maximum(layers, 1), 0.0)
     stored = tokens * layers * held * (layer + share * (small - layer))
@@ -113,7 +115,16 @@ def activation_bytes(
 
 
 def stage_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, first: Num, last: Num, layers: Num, held: Num
+    shape: Shape,
+    seq_len: Num,
+    plan: Layout,
+    habits: Habits,
+    *,
+    first: Num,
+    last: Num,
+    layers: Num,
+    held: Num,
+    gathered: Num = 0.0,
 ) -> dict[str, Array]:
     """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
 
@@ -126,6 +137,7 @@ def stage_bytes(
         last: whether it holds the vocabulary projection.
         layers: layers of the stage.
         held: micro-batches in flight.
+        gathered: bytes per token and unit of the hidden size of gathered inputs that each layer keeps.
     """
     zero, tokens = np.asarray(plan.zero_stage), plan.tokens(seq_len)
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
@@ -141,7 +153,7 @@ def stage_bytes(
         weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
         weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
     on_device = 1.0 - np.asarray(plan.offload_optimizer)
-    activations, recomputed = activation_bytes(shape, seq_len, plan, habits, layers=layers, held=held)
+    activations, recomputed = activation_bytes(shape, seq_len, plan, habits, layers=layers, held=held, gathered=gathered)
     scores = 0.0 if habits.fuses_attention(shape) else shape.num_heads * float(seq_len) * tokens / plan.tp
     return {
         "weights": weights,
@@ -204,12 +216,13 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, effici
         habits: what the stack keeps.
         efficiencies: what devices were measured to hold beyond the bytes counted here.
     """
-    workspace = efficiencies.workspace_bytes
+    workspace, gathered = efficiencies.workspace_bytes, efficiencies.gathered_bytes
     stages, alone, layers = np.asarray(plan.stages), np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
 
     def stage(number: Num, count: Array, first: Num, last: Num) -> dict[str, Array]:
         held = plan.in_flight(number)
-        found = stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held)
+        ends = {"first": first, "last": last}
+        found = stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered)
         return {**found, "workspace": plan.tokens(seq_len) * shape.hidden_size * workspace}
 
     between = stages > 2
@@ -230,7 +243,9 @@ def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, effici
     layers, alone = plan.stage_layers(shape.num_layers), np.asarray(plan.stages) == 1
 
     def stage(held: Num, count: Array, first: Num, last: Num) -> Array:
-        counted = _sum(stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held))
+        ends = {"first": first, "last": last}
+        gathered = efficiencies.gathered_bytes
+        counted = _sum(stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered))
         workspace = plan.tokens(seq_len) * shape.hidden_size * efficiencies.workspace_bytes
         return efficiencies.memory_ratio * (counted + workspace) + efficiencies.base_bytes
 

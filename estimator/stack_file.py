@@ -22,7 +22,7 @@ def read_premises(text: str, name: str) -> Premises:
 def stack_text(text: str, stack: Stack) -> str:
     """Return a stack file: the premises of `text` to the letter, then what the fit found."""
     fit = stack.fit.model_dump()
-    families = fit.pop("families")
+    families, factors = fit.pop("families"), fit.pop("factors")
     lines = [
         text.partition(DIVIDER)[0].rstrip("\n"),
         "",
@@ -31,10 +31,15 @@ def stack_text(text: str, stack: Stack) -> str:
         *_toml_table("[window]", stack.window.model_dump()),
         *_toml_table("[fit]", fit),
     ]
-    for name, family in families.items():
-        lines += _toml_table(f"[fit.families.{name}]", family)
+    for kind, found in (("families", families), ("factors", factors)):
+        for name, factor in found.items():
+            lines += _toml_table(f"[fit.{kind}.{json.dumps(name)}]", factor)
+    if stack.versions:
+        lines += _toml_table("[versions]", stack.versions)
     for run in stack.runs:
         lines += _toml_table("[[runs]]", run.model_dump())
+    for table in stack.tables:
+        lines += _toml_table("[[tables]]", table.model_dump())
     return "\n".join(lines) + "\n"
 
 

@@ -60,7 +60,8 @@ def sweep(
         used = np.broadcast_to(memory.peak_bytes, plans.shape)
         fits = used <= usable
         if machine.node.host:
-            fits &= host_bytes(workload.shape, on_machine(plans, machine), stack.habits) <= host_memory(machine)
+            where = on_machine(plans, machine, workload.shape, stack.habits)
+            fits &= host_bytes(workload.shape, where, stack.habits) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step.seconds, plans.shape), used * high <= usable
         safe.offer(plans, np.where(fits & is_safe, seconds, np.inf))
         risky.offer(plans, np.where(fits & ~is_safe, seconds, np.inf))
