@@ -8,6 +8,7 @@ import numpy as np
 
 from estimator.case import Case
 from estimator.counts import Array
+from estimator.discrepancy import features
 from estimator.layout import Layout, on_machine
 from estimator.machine import Fabric, Machine
 from estimator.memory import Memory, plan_memory
@@ -35,11 +36,23 @@ class Batch(NamedTuple):
         """Model family, accelerator and source, each of which may have a factor."""
         return self.shape.family, self.machine.accelerator.id, self.case.source
 
-    def predict(self, efficiencies: Efficiencies) -> tuple[Step, Memory]:
-        """Return the step and the memory, arrays that broadcast to (samples, runs)."""
-        arguments = (self.shape, self.case.seq_len, self.plan)
-        step = plan_step(*arguments, self.machine, self.habits, efficiencies)
-        return step, plan_memory(*arguments, self.habits, efficiencies)
+    def step(self, efficiencies: Efficiencies) -> Step:
+        """Return the time of a step, arrays that broadcast to (samples, runs)."""
+        return plan_step(self.shape, self.case.seq_len, self.plan, self.machine, self.habits, efficiencies)
+
+    def memory(self, efficiencies: Efficiencies) -> Memory:
+        """Return what devices hold, arrays that broadcast to (samples, runs)."""
+        return plan_memory(self.shape, self.case.seq_len, self.plan, self.habits, efficiencies)
+
+    def places(self) -> Array:
+        """Return where the runs lie for what the model leaves unexplained, shape (runs, features)."""
+        in_8_bits = self.habits.matmul_precision == "fp8"
+        found = features(self.shape, self.case.seq_len, self.plan, self.machine, in_8_bits=in_8_bits)
+        return np.broadcast_to(found, (len(self.rows), found.shape[-1]))
+
+    def read_bytes(self, memory: Memory) -> Array:
+        """Return what was read of that, or would have been."""
+        return memory.first_bytes if self.case.reads_first_stage else memory.peak_bytes
 
 
 def batched(cases: Sequence[Case], habits: Habits) -> list[Batch]:

@@ -40,6 +40,8 @@ class Case:
     """It ran, or it ran out of memory; None where it is not known, or not of this plan and recipe."""
     why_unhealthy: str
     """Why nothing is to be learned from the run; "" where something is."""
+    reads_first_stage: bool = False
+    """The memory was read on a device of the pipeline's first stage, else on the fullest."""
     assumes: str = ""
     """What of the run its table does not say, and as what it is taken; "" where it says all."""
 

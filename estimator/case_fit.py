@@ -1,8 +1,8 @@
 """Fit a stack to the runs of published tables: parameters with priors, factors of devices and sources, robustly.
 
-The model. Each run gives its seconds per step and the bytes it reserved, as far as they were measured, and one that ran
-out of memory that it would have reserved no less than there is. With parameters theta in logarithms, and factors u on
-device seconds for each accelerator and each source of runs:
+The model. Each run gives its seconds per step and the bytes it reserved, as far as they were measured; one that ran out
+of memory, that it would have reserved no less than there is, and one that ran, no more. With parameters theta in
+logarithms, and factors u on device seconds for each accelerator and each source of runs:
 
     log t = log step(theta, u_accelerator + u_source) + s_step e      theta_j ~ N(log median_j, log_sd_j^2)
     log M = log memory(theta) + s_memory e                            u ~ N(0, s_accelerator^2), N(0, s_source^2)
@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.batches import Batch, batched
+from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
+from estimator.discrepancy import correction, learn
 from estimator.robust import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
-from estimator.stack import Efficiencies, Family, Fit, Habits, Prior
+from estimator.stack import Discrepancy, Efficiencies, Family, Fit, Habits, Prior
 
 PRIOR_SPREADS = np.array([0.05, 0.05])
 """Of seconds and of bytes.  # assumed: equal plans on equal machines spread by 1 to 6 %"""
@@ -30,6 +31,9 @@ FACTOR_LOG_SD = {"accelerator": 0.10, "source": 0.10}
 
 assumed: accelerators reach the catalog's best rates to differing degrees; sources differ in versions and in care.
 """
+
+FEWEST_TO_LEARN = 20
+"""Runs from which on what the model leaves unexplained is learned."""
 
 UNSEEN_DEVICE_LOG_SD = 0.15
 """Further spread of device seconds on a device that the stack never ran on.  # assumed: as in `calibrate`"""
@@ -42,8 +46,8 @@ class Targets(NamedTuple):
     log_steps: Array
     memory_rows: Array
     log_bytes: Array
-    is_floor: Array
-    """The memory is of a run that ran out of it."""
+    bound: Array
+    """Of the memory: 1 of a run that ran out of it, -1 of one that ran and was not read, 0 where it was read."""
 
 
 def targets(cases: Sequence[Case], usable_fraction: float) -> Targets:
@@ -51,14 +55,15 @@ def targets(cases: Sequence[Case], usable_fraction: float) -> Targets:
     steps = [i for i, case in enumerate(cases) if case.step_s is not None and not case.why_unhealthy]
     held = [i for i, case in enumerate(cases) if case.reserved_bytes is not None]
     failed = [i for i, case in enumerate(cases) if case.fits is False]
-    usable = [usable_fraction * cases[i].machine.accelerator.hbm_bytes for i in failed]
+    ran = [i for i, case in enumerate(cases) if case.fits and case.reserved_bytes is None]
+    usable = [usable_fraction * cases[i].machine.accelerator.hbm_bytes for i in failed + ran]
     memory = [cases[i].reserved_bytes or 0.0 for i in held] + usable
     return Targets(
         np.array(steps, dtype=np.int64),
         np.log(np.array([cases[i].step_s for i in steps], dtype=np.float64)),
-        np.array(held + failed, dtype=np.int64),
+        np.array(held + failed + ran, dtype=np.int64),
         np.log(np.array(memory, dtype=np.float64)),
-        np.repeat([False, True], [len(held), len(failed)]),
+        np.repeat([0, 1, -1], [len(held), len(failed), len(ran)]),
     )
 
 
@@ -80,6 +85,8 @@ class CaseProblem:
         self.cases, self.habits, self.priors = cases, habits, priors
         self.batches = batched(cases, habits)
         self.targets = targets(cases, habits.usable_memory_fraction)
+        places = {i: place for batch in self.batches for i, place in zip(batch.rows, batch.places(), strict=True)}
+        self.places = np.array([places[i] for i in range(len(cases))])
         accelerators = sorted({case.machine.accelerator.id for case in cases})
         sources = sorted({case.source for case in cases})
         # of one alone, its factor and the stack's own efficiencies are the same
@@ -106,20 +113,36 @@ class CaseProblem:
         factor = np.exp(sum((columns[label] for label in labels if label in columns), np.zeros((len(values), 1))))
         return Efficiencies(**{name: np.exp(columns[name]) for name in self.priors}, family_factor=factor)
 
-    def predict(self, values: Array, rows: Array) -> tuple[Array, Array]:
-        """Return the logarithms of seconds and of reserved bytes, shape (samples, all runs); only those of rows count."""
-        wanted = np.zeros(len(self.cases), dtype=bool)
-        wanted[rows] = True
-        seconds, held = np.zeros((2, len(values), len(self.cases)))
-        for batch in self.batches:
-            if wanted[batch.rows].any():
-                step, memory = batch.predict(self.efficiencies(values, batch.labels))
-                seconds[:, batch.rows] = np.log(step.seconds)
-                held[:, batch.rows] = np.log(memory.peak_bytes)
+    def predict_whole(self, found: Fit, rows: Array) -> tuple[Array, Array]:
+        """Return the logarithms of seconds and of reserved bytes, shape (all runs,), what is unexplained included."""
+        (seconds,), (held,) = self.predict(np.array([found.log_values]), rows)
+        if found.step_discrepancy:
+            seconds += correction(found.step_discrepancy, self.places)
+        if found.memory_discrepancy:
+            held += correction(found.memory_discrepancy, self.places)
         return seconds, held
 
-    def fit(self, rows: Array) -> CaseFit:
-        """Fit to some of the runs, by their places; the others are as if they were not."""
+    def predict(self, values: Array, rows: Array, needs_step: Array | None = None) -> tuple[Array, Array]:
+        """Return the logarithms of seconds and of reserved bytes, shape (samples, all runs).
+
+        Only those of rows count; seconds only of those of `needs_step`, if given, which take longest to predict.
+        """
+        wanted, timed = np.zeros((2, len(self.cases)), dtype=bool)
+        wanted[rows] = True
+        timed[rows if needs_step is None else needs_step] = True
+        seconds, held = np.zeros((2, len(values), len(self.cases)))
+        for batch in self.batches:
+            efficiencies = self.efficiencies(values, batch.labels)
+            if timed[batch.rows].any():
+                seconds[:, batch.rows] = np.log(batch.step(efficiencies).seconds)
+            if wanted[batch.rows].any():
+                memory = batch.memory(efficiencies)
+                read = np.array([self.cases[i].reserved_bytes is not None for i in batch.rows])
+                held[:, batch.rows] = np.log(np.where(read, batch.read_bytes(memory), memory.peak_bytes))
+        return seconds, held
+
+    def fit(self, rows: Array, start: Array | None = None) -> CaseFit:
+        """Fit to some of the runs, by their places, as if the others were not, from `start` on."""
         chosen = np.zeros(len(self.cases), dtype=bool)
         chosen[rows] = True
         all_of = self.targets
@@ -127,19 +150,32 @@ class CaseProblem:
         step_rows, memory_rows = all_of.step_rows[step], all_of.memory_rows[memory]
 
         def model(values: Array) -> Array:
-            seconds, held = self.predict(values, rows)
+            seconds, held = self.predict(values, memory_rows, step_rows)
             return np.concatenate([seconds[:, step_rows], held[:, memory_rows]], axis=1)
 
         measured = Measured(
             np.concatenate([all_of.log_steps[step], all_of.log_bytes[memory]]),
             np.repeat([0, 1], [len(step_rows), len(memory_rows)]),
-            np.concatenate([np.zeros(len(step_rows), dtype=bool), all_of.is_floor[memory]]),
+            np.concatenate([np.zeros(len(step_rows), dtype=np.int64), all_of.bound[memory]]),
         )
         belief = self.belief()
-        solution = fit_robust(model, measured, belief, PRIOR_SPREADS)
-        return self._found(solution, [self.cases[i] for i in np.flatnonzero(chosen)])
+        solution = fit_robust(model, measured, belief, PRIOR_SPREADS, start)
+        residuals = measured.values - model(solution.values[None, :])[0]
+        was_read = measured.bound == 0
+        learned = [
+            self._learn(places[was_read[kind]], residuals[kind][was_read[kind]], solution.spreads[i])
+            for i, (places, kind) in enumerate(
+                ((step_rows, slice(len(step_rows))), (memory_rows, slice(len(step_rows), None)))
+            )
+        ]
+        return self._found(
+            solution, [case for case, is_chosen in zip(self.cases, chosen, strict=True) if is_chosen], learned
+        )
 
-    def _found(self, solution: Solution, cases: Sequence[Case]) -> CaseFit:
+    def _learn(self, rows: Array, residuals: Array, spread: float) -> Discrepancy | None:
+        return learn(self.places[rows], residuals, spread) if len(rows) >= FEWEST_TO_LEARN else None
+
+    def _found(self, solution: Solution, cases: Sequence[Case], learned: Sequence[Discrepancy | None]) -> CaseFit:
         labels = (*self.accelerators, *self.sources)
         count = len(self.priors)
         factors = {
@@ -159,11 +195,14 @@ class CaseProblem:
             families={},
             family_log_sd=0.0,
             factors=factors,
+            sources=tuple(sorted({case.source for case in cases})),
             source_log_sd=max((spreads[s] for s in self.sources), default=FACTOR_LOG_SD["source"]),
             step_log_sd=float(solution.spreads[0]),
             issue_log_sd=float(solution.spreads[0]),
             memory_log_sd=float(solution.spreads[1]),
             device_log_sd=max((spreads[a] for a in self.accelerators), default=UNSEEN_DEVICE_LOG_SD),
             degrees_of_freedom=DEGREES_OF_FREEDOM,
+            step_discrepancy=learned[0],
+            memory_discrepancy=learned[1],
         )
         return CaseFit(fit, solution, self.names, tuple(solution.prior_sd.tolist()))

@@ -297,18 +297,17 @@ class UltrascaleRow(Row):
             allocated_bytes=self.peak_allocated_gb * GIB if succeeded and self.peak_allocated_gb else None,
             fits=succeeded,
             why_unhealthy=self._why_unhealthy(),
+            reads_first_stage=True,
         )
 
     def _machine(self, devices: int, catalog: Catalog) -> Machine:
-        """Return the nodes, with the network as the run measured it before it trained.
-
-        """
+        """Return the nodes, with the network as the run measured it before it trained."""
         machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
         inside, whole = self.all_gather_intra_gb_per_s, self.all_gather_gb_per_s
         if inside is None or whole is None or self.all_reduce_intra_gb_per_s is None:
             return machine
-        hop = 2**27 * max(1 / whole - 1 / inside,0) / 1e9 / self.nodes
-        hop=max(hop,5e-6)
+        hop = 2**27 * max(1 / whole - 1 / inside, 0) / 1e9 / self.nodes
+        hop = max(hop, 5e-6)
         return machine._replace(fabric=Fabric(hop, hop > 1e-4))
 
     def _shape(self) -> Shape:

@@ -15,7 +15,6 @@ from estimator.memory import fullest_rank
 from estimator.shape import Shape
 from estimator.stack import Habits
 
-
 BUCKET_BYTES = 25 * 2**20
 TENSORS_PER_LAYER = 0.5
 

@@ -115,8 +115,8 @@ class Table:
         workload, machine, stack = self.workload, self.machine, self.stack
         dof = stack.fit.degrees_of_freedom
 
-        def ranged(values: Array, log_sd: Array) -> Range:
-            ratio = float(interval_ratio(log_sd[i], dof))
+        def ranged(values: Array, sd: Array) -> Range:
+            ratio = float(interval_ratio(sd[i], dof))
             return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
 
         step_s = ranged(self.step.seconds, self.step_log_sd)
@@ -186,16 +186,15 @@ def predict(
     return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
 
-def _moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
+def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
     """Return the named parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
     both = np.exp(np.concatenate([directions, -directions]))[:, :, None]
-    moved = {name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)}
-    return efficiencies._replace(**moved)
+    return efficiencies._replace(**{name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)})
 
 
-def _log_sd(moved: Array, residual: Num) -> Array:
+def log_sd(moved_values: Array, residual: Num) -> Array:
     """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
-    forward, backward = np.split(np.log(moved), 2)
+    forward, backward = np.split(np.log(moved_values), 2)
     return np.asarray(np.sqrt((((forward - backward) / 2) ** 2).sum(axis=0) + np.asarray(residual) ** 2))
 
 
@@ -214,13 +213,15 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     device = machine.accelerator.id
     efficiencies = stack.efficiencies(family, device)
     step, memory = predict(plans, workload, machine, stack, efficiencies)
-    moved = _moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
-    moved_step, moved_memory = predict(plans, workload, machine, stack, moved)
+    after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
+    moved_step, moved_memory = predict(plans, workload, machine, stack, after)
     new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, fit.source_log_sd) * device_share))
-    issue_log_sd = _log_sd(moved_step.issue_s, fit.issue_log_sd)
-    memory_log_sd = _log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
+    step_log_sd = log_sd(
+        moved_step.seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, fit.source_log_sd) * device_share)
+    )
+    issue_log_sd = log_sd(moved_step.issue_s, fit.issue_log_sd)
+    memory_log_sd = log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
     shape, count = workload.shape, len(plans)
 
     def each(values: Array) -> Array:

@@ -20,7 +20,7 @@ PRIOR_MEASUREMENTS = 4.0
 """How many measurements the prior of a spread is worth.  # assumed: few, so that ten measurements outvote it"""
 
 MAX_ROUNDS = 100
-TOLERANCE = 1e-5
+TOLERANCE = 3e-3
 """Moves of all parameters, in standard deviations of theirs, below which the fit has come to rest."""
 STEP = 1e-4
 """Move of a logarithm for a slope."""
@@ -41,8 +41,8 @@ class Measured(NamedTuple):
     values: Array
     kind: Array
     """Which spread each measurement has."""
-    is_floor: Array
-    """The value is only known to be no less."""
+    bound: Array
+    """1 where it is only known to be no less than the value, -1 where no more, 0 where the value was measured."""
 
 
 class Solution(NamedTuple):
@@ -54,11 +54,14 @@ class Solution(NamedTuple):
     """Of each kind of measurement."""
     prior_sd: Array
     """Of each parameter, with the spreads found of the blocks."""
-    rounds: int
 
 
 def fit_robust(
-    predict: Callable[[Array], Array], measured: Measured, belief: Belief, prior_spreads: Array
+    predict: Callable[[Array], Array],
+    measured: Measured,
+    belief: Belief,
+    prior_spreads: Array,
+    start: Array | None = None,
 ) -> Solution:
     """Return the most probable parameters, their covariance, and the spreads.
 
@@ -67,11 +70,13 @@ def fit_robust(
         measured: what it is held against.
         belief: what is believed of the parameters before.
         prior_spreads: what is believed of the spreads, one for each kind.
+        start: where to begin; None: at the priors.
     """
-    values, spreads, prior_sd = belief.mean.copy(), prior_spreads.copy(), belief.sd.copy()
+    values = (belief.mean if start is None else start).copy()
+    spreads, prior_sd = prior_spreads.copy(), belief.sd.copy()
     slopes, errors = _linearized(predict, values, measured)
-    cost, damping, rounds = np.inf, 1e-3, 0
-    for rounds in range(1, MAX_ROUNDS + 1):
+    damping = 1e-3
+    for _ in range(MAX_ROUNDS):
         weights, spreads = _weights(errors, measured, spreads, prior_spreads)
         information = (slopes * weights[:, None]).T @ slopes + np.diag(prior_sd**-2.0)
         pull = slopes.T @ (weights * errors) - (values - belief.mean) / prior_sd**2
@@ -83,20 +88,20 @@ def fit_robust(
                 values, slopes, errors, damping = values + move, tried_slopes, tried_errors, damping / 5
                 break
             damping *= 10
-        if np.abs(move * np.sqrt(np.diag(information))).max() < TOLERANCE ** 0.5 * 0.3:
+        if np.abs(move * np.sqrt(np.diag(information))).max() < TOLERANCE:
             break
         prior_sd = _block_spreads(values, np.linalg.inv(information), belief)
     weights, spreads = _weights(errors, measured, spreads, prior_spreads)
     covariance = np.linalg.inv((slopes * weights[:, None]).T @ slopes + np.diag(prior_sd**-2.0))
-    return Solution(values, covariance, spreads, prior_sd, rounds)
+    return Solution(values, covariance, spreads, prior_sd)
 
 
 def _linearized(predict: Callable[[Array], Array], values: Array, measured: Measured) -> tuple[Array, Array]:
-    """Return the model's slopes and measured less predicted; a floor below the prediction has neither."""
+    """Return the model's slopes and measured less predicted; a bound that the prediction keeps has neither."""
     moved = np.vstack([values, values + STEP * np.eye(len(values))])
     predicted = predict(moved)
     errors = measured.values - predicted[0]
-    counts = ~(measured.is_floor & (errors < 0))
+    counts = (measured.bound == 0) | (measured.bound * errors > 0)
     return ((predicted[1:] - predicted[0]) / STEP).T * counts[:, None], errors * counts
 
 
@@ -105,7 +110,7 @@ def _weights(errors: Array, measured: Measured, spreads: Array, prior: Array) ->
     found = spreads.copy()
     latent = (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (errors / spreads[measured.kind]) ** 2)
     for kind in range(len(spreads)):
-        of_kind = (measured.kind == kind) & ~measured.is_floor
+        of_kind = (measured.kind == kind) & (measured.bound == 0)
         total = (latent * errors**2)[of_kind].sum() + PRIOR_MEASUREMENTS * prior[kind] ** 2
         found[kind] = np.sqrt(total / (of_kind.sum() + PRIOR_MEASUREMENTS))
     return latent / found[measured.kind] ** 2, found

@@ -77,6 +77,10 @@ class Habits(Record):
     """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
     frozen_weight_bytes: BytesEach | None = None
     """Bytes per parameter that is not trained, where they differ from `weight_bytes`."""
+    reduction_bytes: BytesEach = 0.0
+    """Bytes per parameter held for reducing its gradient, where there are replicas."""
+    fuses_activation: bool = False
+    """The activation function of a gated block is fused with its gate: its own output is not kept."""
     balances_stages: bool = False
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
@@ -151,10 +155,14 @@ PARAMETERS = (
 FURTHER_PARAMETERS = (
     "issue_s_per_split_layer",
     "issue_s_per_stalled_rank",
+    "attention_efficiency",
+    "fp8_efficiency",
+    "tensor_exposure",
     "sharded_exposure",
     "hop_s",
     "workspace_bytes",
     "gathered_bytes",
+    "flight_bytes",
     "base_bytes",
 )
 """What a stack has where its premises have a prior of it; else it has the value that changes nothing."""
@@ -185,6 +193,12 @@ class Efficiencies(NamedTuple):
     """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
     issue_s_per_stalled_rank: Num = 0.0
     """Further host seconds per split layer of a micro-batch for each tensor-parallel rank, where collectives stall."""
+    attention_efficiency: Num = 1.0
+    """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
+    fp8_efficiency: Num = 1.0
+    """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts included."""
+    tensor_exposure: Num = 1.0
+    """Part of the seconds of tensor-parallel collectives that no computation hides."""
     sharded_exposure: Num = 1.0
     """Exposed part of data-parallel collectives where something is sharded, over that where nothing is."""
     hop_s: Num = 0.0
@@ -193,6 +207,8 @@ class Efficiencies(NamedTuple):
     """Bytes per token and unit of the hidden size that the layer in work holds on every tensor-parallel rank."""
     gathered_bytes: Num = 0.0
     """Bytes per token and unit of the hidden size that a layer keeps of what it gathered from tensor-parallel ranks."""
+    flight_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that every tensor-parallel rank of a stage keeps of a micro-batch."""
     base_bytes: Num = 0.0
     """Bytes per device whatever it trains: context, libraries, communicators."""
     family_factor: Num = 1.0
@@ -207,6 +223,20 @@ class Family(Record):
     runs: Runs
 
 
+class Discrepancy(Record):
+    """What the model leaves unexplained (`discrepancy`): where it was learned, and the weight of each place."""
+
+    places: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """`discrepancy.features` of the runs."""
+    weights: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if len({len(place) for place in self.places}) != 1 or len(self.weights) != len(self.places):
+            raise ValueError("places must be equally long, and as many as weights; write them as the fit found them")
+        return self
+
+
 class Fit(Record):
     """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
 
@@ -216,7 +246,7 @@ class Fit(Record):
     """The stack's parameters, then the families and then the factors in their orders."""
     log_values: tuple[LogValue, ...]
     covariance: tuple[tuple[Covariance, ...], ...]
-    families: dict[str, Family]
+    families: dict[str, Family] = {}
     family_log_sd: LogSd
     """Spread of the factors between families."""
     factors: dict[str, Family] = {}
@@ -233,6 +263,13 @@ class Fit(Record):
     """Further spread of device seconds on a device the stack was never measured on."""
     degrees_of_freedom: Runs
     """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
+
+    step_discrepancy: Discrepancy | None = None
+    """Of seconds per step; None where too few runs were fitted to learn one."""
+    memory_discrepancy: Discrepancy | None = None
+    """Of reserved bytes."""
+    sources: tuple[str, ...] = ()
+    """Whose measurements the fit took, where that is told apart."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

@@ -23,6 +23,7 @@ def stack_text(text: str, stack: Stack) -> str:
     """Return a stack file: the premises of `text` to the letter, then what the fit found."""
     fit = stack.fit.model_dump()
     families, factors = fit.pop("families"), fit.pop("factors")
+    unexplained = {name: fit.pop(name) for name in ("step_discrepancy", "memory_discrepancy")}
     lines = [
         text.partition(DIVIDER)[0].rstrip("\n"),
         "",
@@ -34,6 +35,9 @@ def stack_text(text: str, stack: Stack) -> str:
     for kind, found in (("families", families), ("factors", factors)):
         for name, factor in found.items():
             lines += _toml_table(f"[fit.{kind}.{json.dumps(name)}]", factor)
+    for name, found in unexplained.items():
+        if found:
+            lines += _toml_table(f"[fit.{name}]", found)
     if stack.versions:
         lines += _toml_table("[versions]", stack.versions)
     for run in stack.runs:

@@ -67,7 +67,7 @@ def layer_seconds(
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
     norms, inner = norm_traffic(shape, habits.activation_bytes), inner_traffic(shape, habits.activation_bytes)
     sent = tokens * shape.hidden_size * habits.activation_bytes
-    reduced = tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
+    reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
     ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
     experts = expert_parallel_seconds(tokens, shape, plan, machine, habits) if shape.num_experts else np.zeros(())
     usual = {

@@ -12,7 +12,9 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimator.cli import calibrate_app, estimate_app, run_command
+from estimator.cli import estimate_app
+from estimator.cli_calibrate import calibrate_app
+from estimator.command import run_command
 
 GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "seed.toml").read_text(encoding="utf-8"))["seed"]
 RUNS = Path(__file__).parents[2] / "reports" / "measured" / "moai" / "runs.csv"
@@ -385,7 +387,7 @@ def test_a_users_catalog_adds_a_flavor(tmp_path: Path) -> None:
 def test_estimate_imports_neither_torch_nor_pandas() -> None:
     """A cold estimate loads neither torch, nor pandas, nor scipy."""
     script = (
-        "import sys; from estimator.cli import estimate_app, run_command; "
+        "import sys; from estimator.cli import estimate_app; from estimator.command import run_command; "
         "status = run_command(estimate_app, 'estimate', ['--flavor', '4xLarge.2048GB', '--json']); "
         "print(status, sorted({'torch', 'pandas', 'scipy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -1,0 +1,104 @@
+"""A stack from the runs of tables: the fit, and spreads of predictions that never saw the run."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+
+from estimator.case import Case
+from estimator.case_fit import CaseProblem
+from estimator.counts import Array
+from estimator.stack import MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
+
+NUM_FOLDS = 5
+"""Parts of the runs, each predicted by a fit to the others, from which the spreads are found."""
+
+FEWEST_HELD_OUT = 20
+"""Held-out errors from which a spread is read; of fewer, the fit's own spread stands."""
+
+COVERAGE = 0.9
+
+
+def folds(count: int, num_folds: int, seed: int = 0) -> Array:
+    """Return for each of so many runs the part that it is in: random, of sizes that differ by one at most."""
+    return np.random.default_rng(seed).permutation(np.arange(count) % num_folds)
+
+
+def held_out_errors(problem: CaseProblem, part: Array, start: Array | None = None) -> tuple[Array, Array]:
+    """Return errors of seconds and of reserved bytes, in logarithms, of each part predicted by a fit to the others.
+
+    Predicted less measured, in the order of the problem's targets; those of runs that ran out of memory are left out.
+    """
+    seconds, held = np.zeros((2, len(problem.cases)))
+    for one in np.unique(part):
+        out = np.flatnonzero(part == one)
+        own_seconds, own_held = problem.predict_whole(problem.fit(np.flatnonzero(part != one), start).fit, out)
+        seconds[out], held[out] = own_seconds[out], own_held[out]
+    wanted = problem.targets
+    errors = held[wanted.memory_rows] - wanted.log_bytes
+    return seconds[wanted.step_rows] - wanted.log_steps, errors[wanted.bound == 0]
+
+
+def conformal_log_sd(errors: Array, degrees_of_freedom: int) -> float:
+    """Return the spread whose 90 % interval holds 90 % of such errors.
+
+    Of n errors, the smallest size that ceil(0.9 (n + 1)) of them do not exceed, over the t quantile (split conformal
+    prediction: Vovk, Gammerman, Shafer 2005; Lei et al. 2018, arXiv:1604.04173, section 2).
+
+    >>> errors = np.linspace(-1, 1, 2001)
+    >>> round(conformal_log_sd(errors, 10**6), 2)  # 0.9 / 1.645
+    0.55
+    """
+    sizes = np.sort(np.abs(errors))
+    place = min(int(np.ceil(COVERAGE * (len(sizes) + 1))), len(sizes)) - 1
+    return float(sizes[place] / np.log(interval_ratio(1.0, degrees_of_freedom)))
+
+
+def fit_stack_to_cases(
+    premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]]
+) -> Stack:
+    """Return the stack that runs of its trainer, and the premises, lead to.
+
+    Args:
+        premises: habits and priors.
+        cases: runs, of which those of other trainers are not looked at.
+        origin: of each table its name, its digest, and the digests of its runs.
+
+    Raises:
+        ValueError: there is no run of the trainer that was timed.
+    """
+    own = [case for case in cases if case.trainer == premises.trainer]
+    if not any(case.step_s is not None and not case.why_unhealthy for case in own):
+        raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
+    problem = CaseProblem(own, premises.habits, premises.priors)
+    fit = problem.fit(np.arange(len(own))).fit
+    steps, held = (
+        held_out_errors(problem, folds(len(own), min(NUM_FOLDS, len(own))), np.array(fit.log_values))
+        if len(own) > 1
+        else ((), ())
+    )
+    spreads = {
+        name: conformal_log_sd(errors, fit.degrees_of_freedom)
+        for name, errors in (("step_log_sd", steps), ("memory_log_sd", held))
+        if len(errors) >= FEWEST_HELD_OUT
+    }
+    known = Counter(case.digest for case in own)
+    log = premises.log
+    return Stack.model_validate(
+        premises.model_dump(by_alias=True)
+        | {
+            "startup": Startup(
+                load_s=log.load_s, request_s=0.0, search_s_per_candidate=0.0, first_step_s=0.0,
+                evidence="assumed: tables of runs say nothing of it",
+            ),
+            "window": Window(times=log.times, slow_fraction=0.0, slow_ratio=1.0, evidence=log.evidence["times"].text),
+            "fit": fit.model_copy(update=spreads),
+            "tables": tuple(
+                MeasuredTable(name=name, sha256=sha256, rows=len(taken), digests=" ".join(taken))
+                for name, (sha256, digests) in origin.items()
+                if (taken := [digest for digest in digests if digest in known])
+            ),
+            "versions": {name: version(name) for name in ("foretrain", "numpy", "scipy")},
+        }
+    )  # fmt: skip
