@@ -160,7 +160,7 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
 class Summary(NamedTuple):
     """How far predictions are from measurements, over a group of runs."""
 
-    count: int
+    num_runs: int
     median: float
     """Of the absolute error, predicted over measured less 1."""
     p90: float
@@ -223,7 +223,7 @@ def _measures(rows: Sequence[Assessed]) -> dict[str, Summary]:
 class FitCalls(NamedTuple):
     """Runs that ran, or ran out of memory, against what was called: it fits where that is likelier than not."""
 
-    count: int
+    num_runs: int
     right: float
     """Part of the calls that were right."""
     false_fits: int

@@ -73,11 +73,10 @@ def fit_stack_to_cases(
         raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
     problem = CaseProblem(own, premises.habits, premises.priors)
     fit = problem.fit(np.arange(len(own))).fit
-    steps, held = (
-        held_out_errors(problem, folds(len(own), min(NUM_FOLDS, len(own))), np.array(fit.log_values))
-        if len(own) > 1
-        else ((), ())
-    )
+    steps = held = np.zeros(0)
+    if len(own) > 1:
+        part = folds(len(own), min(NUM_FOLDS, len(own)))
+        steps, held = held_out_errors(problem, part, np.array(fit.log_values))
     spreads = {
         name: conformal_log_sd(errors, fit.degrees_of_freedom)
         for name, errors in (("step_log_sd", steps), ("memory_log_sd", held))

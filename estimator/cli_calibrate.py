@@ -59,8 +59,8 @@ def calibrate(
                 raise ValueError(f"{name}: --{name} is given without --runs; add --runs, or leave it out")
         return _fit_logs(logs, LOG_STACK if stack is None else stack, write=write)
     if check + hold_out + write > 1:
-        given = [f"--{name}" for name, on in (("check", check), ("hold-out", hold_out), ("write", write)) if on]
-        raise ValueError(f"{given[0][2:]}: {' and '.join(given)} are given together; give one")
+        names = [name for name, on in (("check", check), ("hold-out", hold_out), ("write", write)) if on]
+        raise ValueError(f"{names[0]}: --{' and --'.join(names)} are given together; give one")
     if not check and not hold_out and stack is None:
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
     tables = _tables(runs or [])

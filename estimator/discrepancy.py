@@ -2,8 +2,8 @@
 
 The logarithm of measured over predicted is taken as a smooth function of the plan, a Gaussian process of mean 0
 (Kennedy and O'Hagan 2001, doi:10.1111/1467-9868.00294: the model inadequacy): runs like a measured one inherit its
-error, and far from all of them, more than a few doublings in any count, the model stands as it is. Outliers are weighted down
-as in `robust`.
+error, and far from all of them, more than a few doublings in any count, the model stands as it is. Outliers are
+weighted down as in `robust`.
 
     d(x) = sum_j w_j k(x, x_j),  k(x, y) = SCALE^2 exp(-|x - y|^2 / (2 LENGTH^2)),  w = (K + N)^-1 residuals
 """

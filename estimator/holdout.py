@@ -71,7 +71,7 @@ def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Asse
 class Ranking(NamedTuple):
     """Pairs of healthy runs of one model, batch and number of devices, whose plans and times differ."""
 
-    count: int
+    num_pairs: int
     right: float
     """Part of the pairs of which the faster is predicted faster."""
 
@@ -87,7 +87,7 @@ def ranking(rows: Sequence[Assessed]) -> Ranking:
             groups[(*work, *machine)].append(row)
     count = right = 0
     for members in groups.values():
-        measured = np.log([row.case.step_s for row in members])
+        measured = np.log([row.case.step_s or np.nan for row in members])
         predicted = np.log([row.step_s.value for row in members])
         plans = np.array([str(row.case.plan) for row in members])
         apart = np.subtract.outer(measured, measured)
@@ -101,7 +101,7 @@ class Peer(NamedTuple):
     """A measure that other estimators were held to on the same rows."""
 
     rows: str
-    count: int
+    num_runs: int
     mean_error: float
     """Mean absolute error of seconds, predicted over measured less 1."""
     best_peer: str

@@ -91,13 +91,13 @@ def print_summaries(console: Console, rows: Sequence[Assessed]) -> None:
             for measure, found in measures.items():
                 errors = (f"{error:.1%}" for error in (found.median, found.p90, found.mean))
                 table.add_row(
-                    by, group, measure, str(found.count), *errors, f"{found.bias:+.1%}", f"{found.coverage:.0%}"
+                    by, group, measure, str(found.num_runs), *errors, f"{found.bias:+.1%}", f"{found.coverage:.0%}"
                 )
     console.print(table)
     calls = fit_calls(rows)
-    if calls.count:
+    if calls.num_runs:
         console.print(
-            f"fits or not: {calls.right:.1%} of {calls.count} calls right; {calls.false_fits} called to fit ran out of "
+            f"fits or not: {calls.right:.1%} of {calls.num_runs} calls right; {calls.false_fits} called to fit ran out of "
             f"memory, {calls.expected_false_fits:.1f} expected by the probabilities"
         )
 
@@ -113,14 +113,22 @@ def print_holdout(console: Console, document: dict[str, Any]) -> None:
             for measure in ("step", "memory"):
                 if one := found.get(measure):
                     errors = (f"{one['median']:.1%}", f"{one['p90']:.1%}", f"{one['bias']:+.1%}")
-                    ranked = f"{order['right']:.1%} of {order['count']}" if measure == "step" and order["count"] else ""
-                    table.add_row(stack, split, measure, str(one["count"]), *errors, f"{one['coverage']:.0%}", ranked)
-            if (calls := found["fit_calls"])["count"]:
+                    ranked = (
+                        f"{order['right']:.1%} of {order['num_pairs']}"
+                        if measure == "step" and order["num_pairs"]
+                        else ""
+                    )
+                    table.add_row(
+                        stack, split, measure, str(one["num_runs"]), *errors, f"{one['coverage']:.0%}", ranked
+                    )
+            if (calls := found["fit_calls"])["num_runs"]:
                 false = f"{calls['false_fits']} false fits, {calls['expected_false_fits']:.1f} expected"
-                table.add_row(stack, split, "fits or not", str(calls["count"]), f"{calls['right']:.1%} right", false)
+                table.add_row(stack, split, "fits or not", str(calls["num_runs"]), f"{calls['right']:.1%} right", false)
     console.print(table)
     for peer in document["peers"]:
-        console.print(f"{peer['rows']}: {peer['count']} runs, mean error {peer['mean_error']:.1%}; {peer['best_peer']}")
+        console.print(
+            f"{peer['rows']}: {peer['num_runs']} runs, mean error {peer['mean_error']:.1%}; {peer['best_peer']}"
+        )
 
 
 def print_fit(console: Console, stack: Stack) -> None:
