@@ -18,7 +18,7 @@ from estimator.batches import Batch, batched
 from estimator.case import Case
 from estimator.cases import Left
 from estimator.counts import Array
-from estimator.discrepancy import correction
+from estimator.discrepancy import corrected
 from estimator.evaluate import Range, log_sd, moved
 from estimator.stack import Stack, interval_ratio
 
@@ -125,7 +125,8 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
 
     fit, (family, accelerator, source), count = stack.fit, batch.labels, len(batch.rows)
     efficiencies = stack.efficiencies(family, accelerator, source)
-    step, memory = batch.step(efficiencies), batch.memory(efficiencies)
+    places = batch.places()
+    step, memory = corrected(batch.step(efficiencies), batch.memory(efficiencies), fit, places)
     directions = stack.directions(family, accelerator, source)
     after = moved(efficiencies, (*stack.priors, "family_factor"), directions)
     new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
@@ -136,23 +137,18 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
     )
     memory_log_sd = log_sd(batch.memory(after).peak_bytes, fit.memory_log_sd)
     usable = batch.machine.accelerator.hbm_bytes * stack.habits.usable_memory_fraction
-    step_factor, memory_factor = (
-        1.0 if unexplained is None else np.exp(correction(unexplained, batch.places()))
-        for unexplained in (fit.step_discrepancy, fit.memory_discrepancy)
-    )
-    margin = np.log(usable / (memory_factor * memory.peak_bytes)) / memory_log_sd
-    breakdown = {**step.breakdown, "unexplained": (step_factor - 1.0) * step.seconds}
+    margin = np.log(usable / memory.peak_bytes) / memory_log_sd
 
     def each(values: Array) -> Array:
         return np.broadcast_to(values, (count,))
 
     return Prediction(
-        step_s=each(step_factor * step.seconds),
+        step_s=each(step.seconds),
         step_log_sd=each(step_log_sd),
-        reserved_bytes=each(memory_factor * batch.read_bytes(memory)),
+        reserved_bytes=each(batch.read_bytes(memory)),
         memory_log_sd=each(memory_log_sd),
         fits_probability=each(stdtr(fit.degrees_of_freedom, margin)),
-        breakdown={name: each(part) for name, part in breakdown.items()},
+        breakdown={name: each(part) for name, part in step.breakdown.items()},
         degrees_of_freedom=fit.degrees_of_freedom,
     )
 

@@ -207,11 +207,14 @@ class MeasuredRow(Row):
         return told[0] if told else None
 
 
-SLOWEST_UNSTALLED_GB_PER_S = 440
-"""All-reduce within a node of 8 H100 below which small collectives stall.
+GATHERED_BYTES = 2**27
+"""Of the all-gather that was measured.  # assumed: with it hops of a ring take 5 us on the faster of the machines"""
 
-measured: healthy nodes are near 458 or near 425 GB/s, with none between 440 and 450; of the latter, a layer split over
-t ranks takes some 2 ms t longer at small micro-batches, and the network's rate falls as the nodes grow in number.
+SHORTEST_STALL_S = 1e-4
+"""Of a hop between nodes from which on small collectives wait for one another.
+
+measured: hops take some 40 or some 250 us a node, with few between; with the latter, a layer split over t ranks takes
+some 2 ms t longer at small micro-batches
 """
 
 SLOWEST_HEALTHY_GB_PER_S = 300
@@ -301,14 +304,17 @@ class UltrascaleRow(Row):
         )
 
     def _machine(self, devices: int, catalog: Catalog) -> Machine:
-        """Return the nodes, with the network as the run measured it before it trained."""
+        """Return the nodes, with what the run measured of their all-gather before it trained.
+
+        Over n nodes a gather of S bytes takes S / B = S / B_1 + n a, B_1 its rate in one of them: the hops between
+        nodes take a, at least the catalog's latency.
+        """
         machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
-        inside, whole = self.all_gather_intra_gb_per_s, self.all_gather_gb_per_s
-        if inside is None or whole is None or self.all_reduce_intra_gb_per_s is None:
+        whole, inside = self.all_gather_gb_per_s, self.all_gather_intra_gb_per_s
+        if whole is None or inside is None:
             return machine
-        hop = 2**27 * max(1 / whole - 1 / inside, 0) / 1e9 / self.nodes
-        hop = max(hop, 5e-6)
-        return machine._replace(fabric=Fabric(hop, hop > 1e-4))
+        hop_s = GATHERED_BYTES * (1 / whole - 1 / inside) / 1e9 / self.nodes
+        return machine._replace(fabric=Fabric(max(hop_s, machine.node.network.latency_s), hop_s > SHORTEST_STALL_S))
 
     def _shape(self) -> Shape:
         kv_heads = self.num_kv_heads or self.num_heads

@@ -13,9 +13,11 @@ import numpy as np
 from estimator.counts import Array
 from estimator.layout import Layout
 from estimator.machine import Machine
+from estimator.memory import Memory
 from estimator.robust import DEGREES_OF_FREEDOM
 from estimator.shape import Shape
-from estimator.stack import Discrepancy
+from estimator.stack import Discrepancy, Fit
+from estimator.step import Step
 
 LENGTH = 2.5
 """Distance over which errors stay alike, in `features`.
@@ -34,7 +36,7 @@ CHUNK = 4096
 
 
 def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in_8_bits: bool) -> Array:
-    """Return where runs lie, shape (runs, features): in doublings, kinds apart by as much as makes them differ.
+    """Return where runs lie, shape (..., features): in doublings, kinds apart by as much as makes them differ.
 
     The factors are assumed: what changes an algorithm (a pipeline, shards, groups over several nodes) weighs as a
     doubling or two; the width of the model and the rate of the device weigh double, since few of them are measured.
@@ -78,7 +80,19 @@ def learn(places: Array, residuals: Array, spread: float) -> Discrepancy:
 
 
 def correction(found: Discrepancy, places: Array) -> Array:
-    """Return the logarithm by which predictions at these places are to be moved, shape (runs,)."""
+    """Return the logarithm by which predictions at places of shape (..., features) are to be moved, shape (...)."""
     known, weights = np.array(found.places), np.array(found.weights)
-    parts = [likeness(places[i : i + CHUNK], known) @ weights for i in range(0, len(places), CHUNK)]
-    return np.concatenate(parts)
+    flat = places.reshape(-1, places.shape[-1])
+    parts = [likeness(flat[i : i + CHUNK], known) @ weights for i in range(0, len(flat), CHUNK)]
+    return np.concatenate(parts).reshape(places.shape[:-1])
+
+
+def corrected(step: Step, memory: Memory, fit: Fit, places: Array) -> tuple[Step, Memory]:
+    """Return a step and its memory with what a stack's fit learned; of the step as a purpose of its own."""
+    if fit.step_discrepancy:
+        more = np.expm1(correction(fit.step_discrepancy, places)) * step.seconds
+        step = step._replace(breakdown={**step.breakdown, "unexplained": more})
+    if fit.memory_discrepancy:
+        factor = np.exp(correction(fit.memory_discrepancy, places))
+        memory = memory._replace(ratio=factor * memory.ratio, base_bytes=factor * memory.base_bytes)
+    return step, memory

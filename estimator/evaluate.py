@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, model_flop
+from estimator.discrepancy import corrected, features
 from estimator.failures import Endurance
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
@@ -180,7 +181,7 @@ def host_memory(machine: Machine) -> float:
 def predict(
     plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
 ) -> tuple[Step, Memory]:
-    """Return the step and the memory of plans, fields of any shapes that broadcast."""
+    """Return the step and the memory of plans, fields of any shapes that broadcast; by the formulas alone."""
     where = on_machine(plans, machine, workload.shape, stack.habits)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
     return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
@@ -212,7 +213,9 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     where = on_machine(plans, machine, workload.shape, stack.habits)
     device = machine.accelerator.id
     efficiencies = stack.efficiencies(family, device)
-    step, memory = predict(plans, workload, machine, stack, efficiencies)
+    in_8_bits = stack.habits.matmul_precision == "fp8"
+    places = features(workload.shape, workload.seq_len, where, machine, in_8_bits=in_8_bits)
+    step, memory = corrected(*predict(plans, workload, machine, stack, efficiencies), fit, places)
     after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
     moved_step, moved_memory = predict(plans, workload, machine, stack, after)
     new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd

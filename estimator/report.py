@@ -45,6 +45,7 @@ STEP_NAMES = {
     "optimizer": "optimizer",
     "offload": "offload to host",
     "host": "host issues work",
+    "unexplained": "unexplained, learned",
 }
 
 

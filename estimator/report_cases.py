@@ -97,8 +97,8 @@ def print_summaries(console: Console, rows: Sequence[Assessed]) -> None:
     calls = fit_calls(rows)
     if calls.num_runs:
         console.print(
-            f"fits or not: {calls.right:.1%} of {calls.num_runs} calls right; {calls.false_fits} called to fit ran out of "
-            f"memory, {calls.expected_false_fits:.1f} expected by the probabilities"
+            f"fits or not: {calls.right:.1%} of {calls.num_runs} calls right; {calls.false_fits} called to fit ran out "
+            f"of memory, {calls.expected_false_fits:.1f} expected by the probabilities"
         )
 
 
