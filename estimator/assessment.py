@@ -136,7 +136,7 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
         batch.step(after).seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, new_source) * device_share)
     )
     memory_log_sd = log_sd(batch.memory(after).peak_bytes, fit.memory_log_sd)
-    usable = batch.machine.accelerator.hbm_bytes * stack.habits.usable_memory_fraction
+    usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
     margin = np.log(usable / memory.peak_bytes) / memory_log_sd
 
     def each(values: Array) -> Array:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from estimator.robust import PRIOR_MEASUREMENTS
 from estimator.stack import MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
 
 NUM_FOLDS = 5
-"""Parts of the runs, each predicted by a fit to the others, from which the spreads are found."""
 
 FEWEST_HELD_OUT = 20
 """Held-out errors from which on a spread is read off them; with fewer, they are pooled with what is assumed."""
@@ -32,19 +32,48 @@ def folds(count: int, num_folds: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).permutation(np.arange(count) % num_folds)
 
 
-def held_out_errors(problem: CaseProblem, part: Array, start: Array | None = None) -> tuple[Array, Array]:
-    """Return errors of seconds and of reserved bytes, in logarithms, of each part predicted by a fit to the others.
+class HeldOut(NamedTuple):
+    """Runs predicted by fits that did not see them: predicted less measured, in logarithms, and what fits."""
 
-    Predicted less measured, in the order of the problem's targets; those of runs that ran out of memory are left out.
-    """
+    step_errors: Array
+    memory_errors: Array
+    log_bytes: Array
+    """Of the runs that ran or ran out of memory."""
+    log_capacity: Array
+    fits: Array
+
+
+def held_out(problem: CaseProblem, part: Array, start: Array | None = None) -> HeldOut:
+    """Return each part of the runs as predicted by a fit to the others, begun at `start`."""
     seconds, held = np.zeros((2, len(problem.cases)))
     for one in np.unique(part):
         out = np.flatnonzero(part == one)
         own_seconds, own_held = problem.predict_whole(problem.fit(np.flatnonzero(part != one), start).fit, out)
         seconds[out], held[out] = own_seconds[out], own_held[out]
-    wanted = problem.targets
+    wanted, known = problem.targets, [i for i, case in enumerate(problem.cases) if case.fits is not None]
     errors = held[wanted.memory_rows] - wanted.log_bytes
-    return seconds[wanted.step_rows] - wanted.log_steps, errors[wanted.bound == 0]
+    return HeldOut(
+        seconds[wanted.step_rows] - wanted.log_steps,
+        errors[wanted.bound == 0],
+        held[known],
+        np.log(np.array([problem.cases[i].machine.accelerator.hbm_bytes for i in known])),
+        np.array([problem.cases[i].fits for i in known], dtype=bool),
+    )
+
+
+def usable_fraction(runs: HeldOut, log_sd: float, degrees_of_freedom: int) -> float | None:
+    """Return the part of the memory from which on runs are likelier than not to run out of it, None of too few.
+
+    Of a grid the one that makes the labels most probable, each run's memory Student's t around its prediction.
+    """
+    from scipy.special import stdtr  # noqa: PLC0415 - slow to import
+
+    if min(runs.fits.sum(), (~runs.fits).sum()) < FEWEST_HELD_OUT:
+        return None
+    grid = np.arange(0.7, 1.0, 0.005)
+    margin = (np.log(grid)[:, None] + runs.log_capacity - runs.log_bytes) / log_sd
+    right = stdtr(degrees_of_freedom, np.where(runs.fits, margin, -margin))
+    return float(grid[np.log(np.maximum(right, 1e-12)).sum(axis=1).argmax()].round(3))
 
 
 def conformal_log_sd(errors: Array, degrees_of_freedom: int) -> float:
@@ -74,7 +103,7 @@ def held_out_log_sd(errors: Array, assumed: float, degrees_of_freedom: int) -> f
 
 
 def fit_stack_to_cases(
-    premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]]
+    premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]], num_folds: int = NUM_FOLDS
 ) -> Stack:
     """Return the stack that runs of its trainer, and the premises, lead to.
 
@@ -82,6 +111,7 @@ def fit_stack_to_cases(
         premises: habits and priors.
         cases: runs, of which those of other trainers are not looked at.
         origin: of each table its name, its digest, and the digests of its runs.
+        num_folds: parts of the runs, each predicted by a fit to the others, from which the spreads are found.
 
     Raises:
         ValueError: there is no run of the trainer that was timed.
@@ -91,12 +121,16 @@ def fit_stack_to_cases(
         raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
     problem = CaseProblem(own, premises.habits, premises.priors)
     fit = problem.fit(np.arange(len(own))).fit
-    steps = held = np.zeros(0)
-    if len(own) > 1:
-        part = folds(len(own), min(NUM_FOLDS, len(own)))
-        steps, held = held_out_errors(problem, part, np.array(fit.log_values))
-    errors = {"step_log_sd": steps, "memory_log_sd": held}
-    spreads = {name: held_out_log_sd(errors[name], ASSUMED_SPREADS[name], fit.degrees_of_freedom) for name in errors}
+    part = folds(len(own), min(num_folds, len(own)))
+    unseen = held_out(problem, part, np.array(fit.log_values)) if len(own) > 1 else None
+    spreads = {
+        name: held_out_log_sd(np.zeros(0) if errors is None else errors, ASSUMED_SPREADS[name], fit.degrees_of_freedom)
+        for name, errors in (
+            ("step_log_sd", unseen and unseen.step_errors),
+            ("memory_log_sd", unseen and unseen.memory_errors),
+        )
+    }
+    usable = usable_fraction(unseen, spreads["memory_log_sd"], fit.degrees_of_freedom) if unseen else None
     known = Counter(case.digest for case in own)
     log = premises.log
     return Stack.model_validate(
@@ -107,7 +141,7 @@ def fit_stack_to_cases(
                 evidence="assumed: tables of runs say nothing of it",
             ),
             "window": Window(times=log.times, slow_fraction=0.0, slow_ratio=1.0, evidence=log.evidence["times"].text),
-            "fit": fit.model_copy(update=spreads),
+            "fit": fit.model_copy(update=spreads | {"usable_memory_fraction": usable}),
             "tables": tuple(
                 MeasuredTable(name=name, sha256=sha256, rows=len(taken), digests=" ".join(taken))
                 for name, (sha256, digests) in origin.items()

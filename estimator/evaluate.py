@@ -86,7 +86,7 @@ class PlanEstimate:
 
 def usable_bytes(machine: Machine, stack: Stack) -> float:
     """Bytes per device that a plan may fill."""
-    return machine.accelerator.hbm_bytes * stack.habits.usable_memory_fraction
+    return machine.accelerator.hbm_bytes * stack.usable_memory_fraction
 
 
 @dataclass(frozen=True, slots=True)

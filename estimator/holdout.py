@@ -17,6 +17,9 @@ from estimator.counts import Array, step_flop
 from estimator.evaluate import Range
 from estimator.stack import Premises
 
+NUM_FOLDS = 3
+"""Of the others, from which the spreads are found; few, as there are many fits."""
+
 FEWEST_FITTED = 8
 """Runs that a fit to the others needs, else the part is not predicted."""
 
@@ -63,7 +66,7 @@ def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Asse
         inside[part] = True
         others = [own[i] for i in np.flatnonzero(~inside)]
         if sum(case.step_s is not None and not case.why_unhealthy for case in others) >= FEWEST_FITTED:
-            stack = fit_stack_to_cases(premises, others, {})
+            stack = fit_stack_to_cases(premises, others, {}, NUM_FOLDS)
             found += assess([own[i] for i in part], [stack]).rows
     return found
 

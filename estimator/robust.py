@@ -22,6 +22,9 @@ PRIOR_MEASUREMENTS = 4.0
 MAX_ROUNDS = 100
 TOLERANCE = 3e-3
 """Moves of all parameters, in standard deviations of theirs, below which the fit has come to rest."""
+MOST_DAMPINGS = 12
+"""Steps tried in a round, each a tenth of the last, before it stays where it is."""
+
 STEP = 1e-4
 """Move of a logarithm for a slope."""
 
@@ -81,16 +84,17 @@ def fit_robust(
         information = (slopes * weights[:, None]).T @ slopes + np.diag(prior_sd**-2.0)
         pull = slopes.T @ (weights * errors) - (values - belief.mean) / prior_sd**2
         cost = _cost(errors, values, weights, belief, prior_sd)
-        for _ in range(12):
+        for _ in range(MOST_DAMPINGS):
             move = np.linalg.solve(information + damping * np.diag(np.diag(information)), pull)
             tried_slopes, tried_errors = _linearized(predict, values + move, measured)
             if _cost(tried_errors, values + move, weights, belief, prior_sd) <= cost:
                 values, slopes, errors, damping = values + move, tried_slopes, tried_errors, damping / 5
                 break
             damping *= 10
-        if np.abs(move * np.sqrt(np.diag(information))).max() < TOLERANCE:
+        widths, prior_sd = prior_sd, _block_spreads(values, np.linalg.inv(information), belief)
+        moved = np.abs(move * np.sqrt(np.diag(information))).max()
+        if max(moved, np.abs(np.log(prior_sd / widths)).max()) < TOLERANCE:
             break
-        prior_sd = _block_spreads(values, np.linalg.inv(information), belief)
     weights, spreads = _weights(errors, measured, spreads, prior_spreads)
     covariance = np.linalg.inv((slopes * weights[:, None]).T @ slopes + np.diag(prior_sd**-2.0))
     return Solution(values, covariance, spreads, prior_sd)

@@ -264,6 +264,8 @@ class Fit(Record):
     degrees_of_freedom: Runs
     """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
 
+    usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""
     step_discrepancy: Discrepancy | None = None
     """Of seconds per step; None where too few runs were fitted to learn one."""
     memory_discrepancy: Discrepancy | None = None
@@ -345,6 +347,11 @@ class Stack(Premises):
     tables: tuple[MeasuredTable, ...] = ()
     versions: dict[str, str] = {}
     """Of the packages that the fit was made with."""
+
+    @property
+    def usable_memory_fraction(self) -> float:
+        """Part of a device's memory that a plan may fill: as found, else as premised."""
+        return self.fit.usable_memory_fraction or self.habits.usable_memory_fraction
 
     def efficiencies(self, family: str, *labels: str) -> Efficiencies:
         """Return the fitted parameters for a model family, and the accelerator and source if given.

@@ -23,6 +23,8 @@ def stack_text(text: str, stack: Stack) -> str:
     """Return a stack file: the premises of `text` to the letter, then what the fit found."""
     fit = stack.fit.model_dump()
     families, factors = fit.pop("families"), fit.pop("factors")
+    if fit["usable_memory_fraction"] is None:  # TOML has no null
+        del fit["usable_memory_fraction"]
     unexplained = {name: fit.pop(name) for name in ("step_discrepancy", "memory_discrepancy")}
     lines = [
         text.partition(DIVIDER)[0].rstrip("\n"),
