@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrain_a100_single_node.csv \
             measured_runs.csv measured_runs_partial.csv)
-TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd
+TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
 .PHONY: demo test lint types fit hold-out bench clean
 

@@ -20,7 +20,7 @@ from estimator.cases import Left
 from estimator.counts import Array
 from estimator.discrepancy import corrected
 from estimator.evaluate import Range, log_sd, moved
-from estimator.stack import Stack, interval_ratio
+from estimator.stack import ANY_TRAINER, Stack, interval_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +63,16 @@ class Assessment:
 
 
 def assess(cases: Sequence[Case], stacks: Sequence[Stack]) -> Assessment:
-    """Predict each run by the stack of its trainer, or by the one stack that is given."""
+    """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given."""
     of_trainer = {stack.trainer: stack for stack in stacks}
     groups: defaultdict[str, list[int]] = defaultdict(list)
     left: list[Left] = []
     for i, case in enumerate(cases):
-        if len(stacks) != 1 and case.trainer not in of_trainer:
+        own = case.trainer if case.trainer in of_trainer else ANY_TRAINER
+        if len(stacks) > 1 and own not in of_trainer:
             left.append(Left(case.name, f"trainer: no stack was fitted to {case.trainer!r}; name one with --stack"))
         else:
-            groups[stacks[0].trainer if len(stacks) == 1 else case.trainer].append(i)
+            groups[stacks[0].trainer if len(stacks) == 1 else own].append(i)
     found: dict[int, Assessed] = {}
     for trainer, places in groups.items():
         stack = of_trainer[trainer]

@@ -106,7 +106,7 @@ def _hold_out(tables: _Tables, names: Sequence[str], *, as_json: bool) -> int:
     found = {
         name: {split: held_out(one, tables.cases, split) for split in SPLITS}
         for name, one in premises.items()
-        if any(case.trainer == one.trainer for case in tables.cases)
+        if any(one.is_of(case.trainer) for case in tables.cases)
     }
     document = holdout_document(found)
     if as_json:
@@ -126,7 +126,7 @@ def _show(assessment: Assessment, *, as_json: bool) -> None:
 def _fit_tables(tables: _Tables, name: str, *, write: bool, as_json: bool) -> int:
     text = read_stack_text(name)
     found = fit_stack_to_cases(read_premises(text, name), tables.cases, tables.origin)
-    own = [case for case in tables.cases if case.trainer == found.trainer]
+    own = [case for case in tables.cases if found.is_of(case.trainer)]
     if not as_json:
         report_cases.print_fit(new_console(), found)
     _show(assess(own, [found]), as_json=as_json)

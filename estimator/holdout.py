@@ -51,7 +51,7 @@ def _most_nodes(cases: Sequence[Case]) -> list[Array]:
 SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
     "random half": _halves,
     "source": _by(lambda case: case.source),
-    "model": _by(lambda case: case.model),
+    "model size": _by(lambda case: f"hidden size {case.shape.hidden_size}"),
     "most nodes": _most_nodes,
 }
 """Ways to hold out runs: the parts that are predicted, each from all others."""
@@ -59,7 +59,7 @@ SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
 
 def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Assessed]:
     """Return the runs of a stack's trainer, predicted without the part that they are in; see `SPLITS`."""
-    own = [case for case in cases if case.trainer == premises.trainer]
+    own = [case for case in cases if premises.is_of(case.trainer)]
     found: list[Assessed] = []
     for part in SPLITS[split](own):
         inside = np.zeros(len(own), dtype=bool)

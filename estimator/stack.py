@@ -303,6 +303,9 @@ class MeasuredRun(Record):
     """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
 
 
+ANY_TRAINER = "any"
+
+
 class MeasuredTable(Record):
     """A table of runs that the stack was fitted to."""
 
@@ -321,11 +324,17 @@ class Premises(Record):
     name: str
     about: str
     trainer: str = ""
-    """What tables of runs call the software; "" where none has runs of it."""
+    """What tables of runs call the software; `ANY_TRAINER`: all without a stack; "": none has runs of it."""
+    unlike: tuple[str, ...] = ()
+    """Of `ANY_TRAINER`, those that work too differently to be fitted along."""
     not_modelled: tuple[str, ...]
     habits: Habits
     log: LogHabits
     priors: dict[str, Prior]
+
+    def is_of(self, trainer: str) -> bool:
+        """Whether the stack is fitted to runs of a trainer."""
+        return trainer not in self.unlike and self.trainer in (trainer, ANY_TRAINER)
 
     @model_validator(mode="after")
     def _has_every_prior(self) -> Self:
