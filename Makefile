@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrain_a100_single_node.csv \
+            measured_runs.csv measured_runs_partial.csv)
+TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit bench fuzz clean
+.PHONY: demo test lint types fit hold-out bench fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -19,8 +22,12 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
-fit: $(VENV)/base.stamp  ## refit the stack moai-24.2 from its logs and rewrite its file and report
+fit: $(VENV)/base.stamp  ## refit every stack from reports/measured, and rewrite the lower halves of their files
 	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
+	for stack in $(TABLE_STACKS); do $(BIN)/calibrate $(TABLES) --stack $$stack --write > /dev/null || exit; done
+
+hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that never saw them, about 20 minutes
+	$(BIN)/calibrate $(TABLES) --hold-out --json > reports/calibration/holdout.json
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py

@@ -22,7 +22,7 @@ import numpy as np
 from estimator.counts import Array
 from estimator.evaluate import Range
 from estimator.host import logged_tokens_per_s
-from estimator.layout import Layout, on_machine
+from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.measurement import Run, sustained_step_s
 from estimator.memory import total_bytes
@@ -82,7 +82,6 @@ class Observation:
 
     run: Run
     machine: Machine
-    plan: Layout
     log_step: float
     log_step_se: float
     log_issue: float
@@ -104,7 +103,6 @@ def observe(run: Run, catalog: Catalog) -> Observation:
     return Observation(
         run=run,
         machine=machine,
-        plan=on_machine(run.plan, machine),
         log_step=float(np.log(step)),
         log_step_se=log_se,
         log_issue=float(np.log(windows.mean())) if len(windows) else np.nan,
@@ -114,17 +112,11 @@ def observe(run: Run, catalog: Catalog) -> Observation:
 
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Return the logarithms of a run's seconds per step, issue seconds and bytes, shape (3,)."""
-    shape, seq_len = observation.run.workload.shape, observation.run.workload.seq_len
-    step = plan_step(
-        shape,
-        seq_len,
-        observation.plan,
-        observation.machine,
-        habits,
-        efficiencies,
-        observation.run.log.steps_per_line(),
-    )
-    held = total_bytes(shape, seq_len, observation.plan, habits, efficiencies)
+    run, machine = observation.run, observation.machine
+    shape, seq_len = run.workload.shape, run.workload.seq_len
+    plan = on_machine(run.plan, machine, shape, habits)
+    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.log.steps_per_line())
+    held = total_bytes(shape, seq_len, plan, habits, efficiencies)
     return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
 
 
@@ -158,7 +150,7 @@ def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[
         for i, name in enumerate(problem.families, start=len(priors))
     }
     return Fit(
-        accelerator=accelerator,
+        accelerators=(accelerator,),
         names=(*priors, *families),
         log_values=tuple(solution.values.tolist()),
         covariance=tuple(tuple(row) for row in solution.covariance.tolist()),

@@ -1,12 +1,13 @@
 """A measured run of a published table, in the estimator's own terms; and what no run can be."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 from estimator.counts import model_flop
 from estimator.machine import Machine
 from estimator.plan import Plan, Plans
 from estimator.recipe import PRECISIONS, Recipe
-from estimator.rules import reasons
+from estimator.rules import Trainer, reasons
 from estimator.shape import Shape
 from estimator.workload import Workload
 
@@ -39,6 +40,18 @@ class Case:
     """It ran, or it ran out of memory; None where it is not known, or not of this plan and recipe."""
     why_unhealthy: str
     """Why nothing is to be learned from the run; "" where something is."""
+    reads_first_stage: bool = False
+    """The memory was read on a device of the pipeline's first stage, else on the fullest."""
+    assumes: str = ""
+    """What of the run its table does not say, and as what it is taken; "" where it says all."""
+
+    @property
+    def digest(self) -> str:
+        """Ten hexadecimal digits that tell the run from others: of what was trained how, and what was measured."""
+        machine = (self.machine.accelerator.id, self.machine.num_devices, self.machine.num_nodes)
+        identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe)
+        text = repr((*identity, self.step_s, self.reserved_bytes, self.allocated_bytes, self.fits))
+        return sha256(text.encode()).hexdigest()[:10]
 
     @property
     def dp(self) -> int:
@@ -76,7 +89,12 @@ def refuse_impossible(case: Case) -> str:
     The FLOP are the least that the model takes, as `model_flop` counts them.
     """
     workload = case.workload
-    (reason,) = reasons(Plans.of([case.plan]), workload, case.machine.num_devices)
+    trainer = Trainer(
+        divides_layers=case.trainer.startswith("nanotron"),
+        underfills=True,
+        counts_ends=case.trainer.startswith(("megatron", "mlperf")),
+    )
+    (reason,) = reasons(Plans.of([case.plan]), workload, case.machine.num_devices, trainer)
     if reason:
         return f"plan: {reason}"
     peak = case.peak_flop_per_s

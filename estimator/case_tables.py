@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from estimator import case_words as words
 from estimator.case import Case
+from estimator.machine import Fabric, Machine
 from estimator.plan import Plan
 from estimator.recipe import Recipe
 from estimator.shape import Shape
@@ -139,6 +140,7 @@ class MeasuredRow(Row):
         of_tensors = self.source.startswith(("torchtune", "SimuMax"))
         # of frozen weights in 8-bit training it is not said whether they are kept in 8 or in 16 bits
         is_known = "OOM" not in self.notes and not (recipe.lora_rank and recipe.precision == "fp8-mixed")
+        assumes = "" if self.recompute else f"recompute: not stated, taken as {words.UNSTATED_RECOMPUTATION}"
         return Case(
             name=self.id,
             source=self.source,
@@ -152,8 +154,9 @@ class MeasuredRow(Row):
             step_s=step_s,
             reserved_bytes=None if of_tensors else held,
             allocated_bytes=held if of_tensors else None,
-            fits=True if is_known else None,
+            fits=True if is_known and not assumes else None,
             why_unhealthy=words.doubt_of(self.notes, self.confidence),
+            assumes=assumes,
         )
 
     def _stated(self, column: str) -> int:
@@ -174,7 +177,8 @@ class MeasuredRow(Row):
         for column, implied in (("dp", dp), ("grad_accum_or_microbatches", micro_batches)):
             if getattr(self, column) not in (None, implied):
                 raise ValueError(f"{column}: {getattr(self, column)} is stated, {implied} follows from the rest")
-        name, repeated = words.recomputation_of(self.recompute, trainer, shape.num_layers, pp)
+        recompute = self.recompute or (words.UNSTATED_RECOMPUTATION if trainer in words.SELDOM_RECOMPUTING else "")
+        name, repeated = words.recomputation_of(recompute, trainer, shape.num_layers, pp)
         in_node = max(min(devices_per_node // tp, dp * cp), 1)
         zero = words.sharding_of(self.zero_or_fsdp, self.optimizer, trainer, dp * cp, in_node)
         return Plan(
@@ -203,6 +207,16 @@ class MeasuredRow(Row):
         return told[0] if told else None
 
 
+GATHERED_BYTES = 2**27
+"""Of the all-gather that was measured.  # assumed: with it hops of a ring take 5 us on the faster of the machines"""
+
+SHORTEST_STALL_S = 1e-4
+"""Of a hop between nodes from which on small collectives wait for one another.
+
+measured: hops take some 40 or some 250 us a node, with few between; with the latter, a layer split over t ranks takes
+some 2 ms t longer at small micro-batches
+"""
+
 SLOWEST_HEALTHY_GB_PER_S = 300
 """All-reduce within a node of 8 H100 below which the node was degraded: such are near 45, the others near 425 GB/s."""
 
@@ -226,6 +240,8 @@ class UltrascaleRow(Row):
     num_micro_batches: Count
     global_batch_seqs: Annotated[Annotated[int, Field(ge=1, lt=2**62)], BeforeValidator(_whole)]
     tokens_per_s_per_gpu: MaybeAmount
+    all_gather_gb_per_s: MaybeAmount
+    all_gather_intra_gb_per_s: MaybeAmount
     all_reduce_intra_gb_per_s: MaybeAmount
     peak_allocated_gb: MaybeAmount
     peak_reserved_gb: MaybeAmount
@@ -265,11 +281,11 @@ class UltrascaleRow(Row):
         return Case(
             name=self.job_id,
             source="nanotron ultrascale",
-            trainer="nanotron",
+            trainer="nanotron" if self.after_pp_fix == "True" else "nanotron-early",
             model=shape.name,
             shape=shape,
             seq_len=self.seq_len,
-            machine=words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog),
+            machine=self._machine(devices, catalog),
             plan=Plan(
                 num_stages=self.pp,
                 num_micro_batches=self.num_micro_batches,
@@ -284,7 +300,21 @@ class UltrascaleRow(Row):
             allocated_bytes=self.peak_allocated_gb * GIB if succeeded and self.peak_allocated_gb else None,
             fits=succeeded,
             why_unhealthy=self._why_unhealthy(),
+            reads_first_stage=True,
         )
+
+    def _machine(self, devices: int, catalog: Catalog) -> Machine:
+        """Return the nodes, with what the run measured of their all-gather before it trained.
+
+        Over n nodes a gather of S bytes takes S / B = S / B_1 + n a, B_1 its rate in one of them: the hops between
+        nodes take a, at least the catalog's latency.
+        """
+        machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
+        whole, inside = self.all_gather_gb_per_s, self.all_gather_intra_gb_per_s
+        if whole is None or inside is None:
+            return machine
+        hop_s = GATHERED_BYTES * (1 / whole - 1 / inside) / 1e9 / self.nodes
+        return machine._replace(fabric=Fabric(max(hop_s, machine.node.network.latency_s), hop_s > SHORTEST_STALL_S))
 
     def _shape(self) -> Shape:
         kv_heads = self.num_kv_heads or self.num_heads

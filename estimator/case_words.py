@@ -36,6 +36,12 @@ _WITHOUT_SEQUENCE_PARALLELISM = ("vTrain", "Korthikanti", "Narayanan")
 """Sources whose tensor-parallel ranks hold norms whole, unless the row says otherwise: older than it, or its baseline
 (arXiv:2205.05198)."""
 
+SELDOM_RECOMPUTING = ("megatron", "mlperf-nvidia", "mlperf-amd")
+"""Trainers whose published rows mostly leave open what is repeated, and mostly repeat nothing: where they say what, it
+is nothing in 8 of 10 models, and their recipes turn it on where a plan would not fit else."""
+
+UNSTATED_RECOMPUTATION = "none"
+
 _LADDER = "torchtune README optimization ladder"
 
 _NOT_MODELLED = (

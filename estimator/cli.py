@@ -1,99 +1,39 @@
-"""The commands `estimate` and `calibrate`: parse, call, print."""
+"""The command `estimate`: parse, call, print."""
 
-import json
 import math
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
-from typer.exceptions import TyperException
 
-from estimator import report, report_calibration
-from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
+from estimator import report
 from estimator.choice import OBJECTIVES, Limits, choose, parse_duration, worth
 from estimator.document import estimate_document, flavors_document
 from estimator.failures import DEVICE_MTBF_S
 from estimator.lengths import packed_rows, read_lengths, useful_fraction
-from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.plan import Plan, parse_plan
 from estimator.planner import SPACES, Estimate, offers, search, with_failures
 from estimator.recipe import OPTIMIZERS, PRECISIONS, Recipe
 from estimator.shape import load_shape
-from estimator.stack import Stack, load_stack, read_stack_text, stack_path
-from estimator.stack_file import read_premises, stack_text, write_stack
+from estimator.stack import Stack, load_stack
 from estimator.workload import Padding, Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
+from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
 from hardware.selection import current_flavor
 
 SEED_MODEL, SEED_STACK = "mistralai/Mistral-7B-v0.1", "moai-24.2"
 SEED_ROWS, SEED_EPOCHS = 18612, 2
-PLAIN_WIDTH = 132
-EXIT_FOUND, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 0, 2, 3
+EXIT_NOTHING_FITS = 3
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-calibrate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 def estimate_main() -> None:
     """Run `estimate`."""
     sys.exit(run_command(estimate_app, "estimate", sys.argv[1:]))
-
-
-def calibrate_main() -> None:
-    """Run `calibrate`."""
-    sys.exit(run_command(calibrate_app, "calibrate", sys.argv[1:]))
-
-
-def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
-    """Run a command and return its exit status; bad input is one line on standard error and status 2."""
-    try:
-        with typer.main.get_command(app).make_context(name, list(arguments)) as context:
-            status = context.command.invoke(context)
-        sys.stdout.flush()
-    except typer.Exit as end:  # --help
-        return end.exit_code
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        _discard_output()
-        return EXIT_FOUND
-    except (TyperException, ValueError, OSError, KeyboardInterrupt) as error:
-        return _refuse(_told(error, name))
-    return status if isinstance(status, int) else EXIT_FOUND
-
-
-def _told(error: BaseException, name: str) -> str:
-    match error:
-        case TyperException():
-            return f"{error.format_message()}; see {name} --help"
-        case OSError():
-            _discard_output()
-            return f"output: cannot be written: {error.strerror}; give it room, or another place"
-        case KeyboardInterrupt():
-            return "interrupted"
-    return str(error)
-
-
-def _discard_output() -> None:
-    """Let the interpreter's last flush go nowhere, since where it went takes no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _console() -> Console:
-    """Return where tables go: as wide as the terminal, or wide enough for them all where there is none."""
-    console = Console(markup=False, highlight=False)  # names come from users
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PLAIN_WIDTH
-    return console
-
-
-def _refuse(message: str) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
-    return EXIT_BAD_INPUT
 
 
 @estimate_app.command()
@@ -224,9 +164,9 @@ def _answer(question: _Question, flavor: Flavor, *, explain: bool) -> int:
     if question.plan is not None and found.plans[0].is_illegal:
         raise ValueError(f"plan: {found.plans[0].reason}")
     if question.as_json:
-        _print_json(estimate_document(found, question.top))
+        print_json(estimate_document(found, question.top))
     else:
-        console, searched = _console(), question.space == "full" and question.plan is None
+        console, searched = open_console(), question.space == "full" and question.plan is None
         platform = question._replace(space="moai").on(flavor) if searched else None
         report.print_estimate(console, found, question.top or 8, platform)
         if explain:
@@ -236,7 +176,7 @@ def _answer(question: _Question, flavor: Flavor, *, explain: bool) -> int:
         return _miss(_nothing_fits(found, question.hardware))
     if missed := question.limits.missed_by(found.best):
         return _miss(f"{flavor.id}: its best plan {missed}; see --flavor all for flavors that keep it")
-    return EXIT_FOUND
+    return EXIT_DONE
 
 
 def _say_why(question: _Question, flavor: Flavor, plan: Plan) -> int:
@@ -249,8 +189,8 @@ def _say_why(question: _Question, flavor: Flavor, plan: Plan) -> int:
         space=question.space,
         faster_than=asked.step_s.value,
     )
-    report.print_why(_console(), found, asked)
-    return EXIT_FOUND
+    report.print_why(open_console(), found, asked)
+    return EXIT_DONE
 
 
 def _miss(message: str) -> int:
@@ -282,11 +222,11 @@ def _answer_all(question: _Question) -> int:
         raise ValueError(f"plan: {found[0].plans[0].reason} (flavor {found[0].flavor.id}; no other takes it either)")
     chosen = choose(found, question.objective, limits)
     if question.as_json:
-        _print_json(flavors_document(found, chosen, question.top))
+        print_json(flavors_document(found, chosen, question.top))
     else:
-        report.print_flavors(_console(), found, question.objective, limits, chosen)
+        report.print_flavors(open_console(), found, question.objective, limits, chosen)
     if chosen:
-        return EXIT_FOUND
+        return EXIT_DONE
     fitting = [(estimate.flavor.id, estimate.best) for estimate in found if estimate.best]
     if fitting:
         name, nearest = min(fitting, key=lambda item: worth(item[1], "time" if limits.deadline_s else "cost"))
@@ -309,37 +249,3 @@ def _nothing_fits(found: Estimate, hardware: Catalog) -> str:
     else:
         mend = f"no flavor of {accelerator} fits" + ("; shorten the rows" if found.nearest_miss else "")
     return f"no plan fits {found.flavor.id}: {report.no_plan_reason(found)}; {mend}"
-
-
-def _print_json(document: object) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))
-
-
-@calibrate_app.command()
-def calibrate(
-    runs: Annotated[Path, typer.Argument(help="CSV table of measured runs, their logs beside it")],
-    stack: Annotated[str, typer.Option(help="name of the stack to fit, or its TOML file")] = SEED_STACK,
-    write: Annotated[bool, typer.Option(help="write what was found into the stack's file")] = False,
-) -> int:
-    """Fit a stack to measured runs, and show how far off it is on each run when that run is left out."""
-    hardware = load_catalog()
-    text = read_stack_text(stack)
-    premises = read_premises(text, stack)
-    measured = read_runs(runs)
-    found = stack_from_runs(premises, measured, hardware)
-    trials = leave_one_out(premises, measured, hardware)
-    console = _console()
-    report_calibration.print_stack(console, found)
-    for run in measured:
-        flavor = hardware.flavor(run.flavor)
-        peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
-        for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
-            if line:
-                console.print(f"refused: {line}", style="dim")
-    console.print("\nin sample: fitted to all runs")
-    report_calibration.print_trials(console, [try_run(run, found, hardware) for run in measured])
-    console.print("\nout of sample: each run predicted by a fit to the others")
-    report_calibration.print_trials(console, trials)
-    if write:
-        write_stack(stack_path(stack), stack_text(text, with_runs(found, trials)))
-    return EXIT_FOUND

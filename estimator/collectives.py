@@ -15,6 +15,16 @@ from estimator.memory import fullest_rank
 from estimator.shape import Shape
 from estimator.stack import Habits
 
+BUCKET_BYTES = 25 * 2**20
+"""Gradients in one message where nothing is sharded.  # datasheet: the default of DistributedDataParallel"""
+
+MESSAGES_PER_LAYER = 0.5
+"""Messages of a layer's sharded gradients, or weights, whose latencies add up.
+
+measured: with 0.5, of 0.5, 1, 2 and 6, nanotron's runs of ZeRO 1 on 64 and more replicas agree best with the others;
+their tensors, 6 a layer, are sent as one group
+"""
+
 
 def group_links(machine: Machine, members: Num, stride: Num = 1) -> tuple[Array, Array]:
     """Bandwidth per device and direction [bytes/s] and latency [s] inside a node, for `members` devices `stride` apart.
@@ -31,7 +41,9 @@ def group_links(machine: Machine, members: Num, stride: Num = 1) -> tuple[Array,
     return bandwidth, latency
 
 
-def gather_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
+def gather_seconds(
+    num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1, messages: Num = 1
+) -> Array:
     """Seconds of an all-gather, or a reduce-scatter, of `num_bytes` in all over a group.
 
     Hierarchical: between nodes every member gathers its 1/m of the bytes from the same member of the other nodes, the
@@ -39,13 +51,13 @@ def gather_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, s
 
     between: (n - 1) / n * (bytes / m) / (B_net / d) + (n - 1) a_net;  inside: (m - 1) / m * bytes / B + (m - 1) a
     (ring terms of Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521, section 4.1; d devices per node).
-    One member of one node: 0.
+    One member of one node: 0. In several messages, the bytes take as long, and each message its latencies.
     """
     members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
     bandwidth, latency = group_links(machine, members, stride)
-    share, hop_s = network_share(machine), machine.node.network.latency_s
-    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + (nodes - 1) * hop_s
-    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + (members - 1) * latency
+    share, hop_s = network_share(machine), network_hop_seconds(machine)
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + messages * (nodes - 1) * hop_s
+    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + messages * (members - 1) * latency
     return np.asarray(between + inside)
 
 
@@ -53,6 +65,11 @@ def network_share(machine: Machine) -> float:
     """Bandwidth that each device has of its node's network, all of them sending [bytes/s]."""
     network = machine.node.network
     return network.bytes_per_s * network.efficiency.value / machine.devices_per_node
+
+
+def network_hop_seconds(machine: Machine) -> Num:
+    """Seconds that a hop between nodes adds to a message: as measured, else the catalog's latency."""
+    return machine.node.network.latency_s if machine.fabric is None else machine.fabric.hop_s
 
 
 def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
@@ -95,9 +112,12 @@ def all_to_all_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machin
     return np.asarray(between + inside + (nodes > 1) * machine.node.network.latency_s + latency)
 
 
-def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine) -> Array:
-    """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group."""
-    return all_reduce_seconds(num_bytes, *placed(plan.tp, 1, machine), machine)
+def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine, hop_s: Num = 0.0) -> Array:
+    """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group.
+
+    Where it leaves the node, its ring of 2 (tp - 1) hops takes further `hop_s` for each.
+    """
+    return all_reduce_seconds(num_bytes, *placed(plan.tp, 1, machine), machine) + plan.tensor_parallel_hops * hop_s
 
 
 def context_parallel_seconds(tokens: Num, shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
@@ -139,6 +159,7 @@ def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: 
     micro_batches, zero = np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
     num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
     num_gathers = np.where((zero == 3) & regathers, 2 * micro_batches, 1)
+    messages = MESSAGES_PER_LAYER * plan.most_of_stages(plan.stage_layers(shape.num_layers))
     seconds = np.zeros(())
     for held, count, replicas, shards, stride in (
         (params.dense, trained.dense, plan.replicas, plan.shard_ranks, np.asarray(plan.tp)),
@@ -156,10 +177,10 @@ def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: 
         if shape.lora_rank and regathers:
             weights = weights + np.where(zero == 3, (held - count) * habits.bytes_of_frozen, 0.0)
         everyone, sharers = placed(replicas, stride, machine), placed(shards, stride, machine)
-        reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride)
-        gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride)
+        reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride, messages)
+        gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride, messages)
         copies = placed(replicas // shards, stride * shards, machine)
         copied = all_reduce_seconds(gradients / shards, *copies, machine, stride * shards)
-        unsharded = all_reduce_seconds(gradients, *everyone, machine, stride)
+        unsharded = 2.0 * gather_seconds(gradients, *everyone, machine, stride, np.ceil(gradients / BUCKET_BYTES))
         seconds = seconds + np.where(zero == 0, unsharded, reduced + gathered + copied)
     return seconds

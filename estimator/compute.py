@@ -96,12 +96,17 @@ class Rates(NamedTuple):
     num_compute_units: int
     weights_flop_per_s: Num
     """Of products with the weights of a layer, in their precision."""
+    attention_flop_per_s: Num
+    """Of fused attention, before `FUSED_ATTENTION_RATE`."""
 
 
 def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: str = "bf16") -> Rates:
     """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that.
 
-    The share is that of bfloat16 products, in any precision. Raises ValueError where a device lacks the precision.
+    The share is that of bfloat16 products; in 8 bits, times what the stack reaches of that.
+
+    Raises:
+        ValueError: the device lacks the precision.
     """
     peaks = {
         "bf16": accelerator.bf16_flop_per_s,
@@ -112,11 +117,13 @@ def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precis
     if peak is None:
         raise ValueError(f"precision: {precision} needs matrix units that {accelerator.id} lacks; use bf16-mixed")
     share = accelerator.matmul_efficiency.value * np.asarray(efficiencies.matmul_efficiency)
+    usual = (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share
     return Rates(
-        (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share,
+        usual,
         accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value * efficiencies.memory_efficiency,
         accelerator.num_compute_units,
-        peak * share,
+        peak * share * (efficiencies.fp8_efficiency if precision == "fp8" else 1.0),
+        usual * efficiencies.attention_efficiency,
     )
 
 
@@ -161,13 +168,14 @@ def attention_passes(
     forward_flop = attention_flop(tokens, seq_len, shape, causal=fused) / np.asarray(tp)
     if fused:
         backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
-        rate = {name: share * np.asarray(rates.flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
+        rate = {name: share * np.asarray(rates.attention_flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
         return forward_flop / rate["forward"], backward_flop / rate["backward"]
     queries = np.asarray(tokens) * shape.num_heads / tp
     onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
     from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
     product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones
-    score_s = queries * seq_len / rates.bytes_per_s  # one byte of every score through memory
+    attention_efficiency = rates.attention_flop_per_s / np.asarray(rates.flop_per_s)
+    score_s = queries * seq_len / rates.bytes_per_s / attention_efficiency  # one byte of every score through memory
     forward = product_s * (1 / onto_scores + 1 / from_scores) + score_s * MATERIALIZED_ATTENTION.forward
     backward = product_s * (1 / onto_scores + 3 / from_scores) + score_s * MATERIALIZED_ATTENTION.backward
     return forward, backward

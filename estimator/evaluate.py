@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, model_flop
+from estimator.discrepancy import corrected, features
 from estimator.failures import Endurance
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import Memory, host_bytes, plan_memory, total_bytes
 from estimator.plan import Plan, Plans
-from estimator.rules import reasons
+from estimator.rules import Trainer, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
 from estimator.stack import Efficiencies, Stack, interval_ratio
 from estimator.step import Step, plan_step
@@ -85,7 +86,7 @@ class PlanEstimate:
 
 def usable_bytes(machine: Machine, stack: Stack) -> float:
     """Bytes per device that a plan may fill."""
-    return machine.accelerator.hbm_bytes * stack.habits.usable_memory_fraction
+    return machine.accelerator.hbm_bytes * stack.usable_memory_fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,8 @@ class Table:
         workload, machine, stack = self.workload, self.machine, self.stack
         dof = stack.fit.degrees_of_freedom
 
-        def ranged(values: Array, log_sd: Array) -> Range:
-            ratio = float(interval_ratio(log_sd[i], dof))
+        def ranged(values: Array, sd: Array) -> Range:
+            ratio = float(interval_ratio(sd[i], dof))
             return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
 
         step_s = ranged(self.step.seconds, self.step_log_sd)
@@ -180,22 +181,21 @@ def host_memory(machine: Machine) -> float:
 def predict(
     plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
 ) -> tuple[Step, Memory]:
-    """Return the step and the memory of plans, fields of any shapes that broadcast."""
-    where = on_machine(plans, machine)
+    """Return the step and the memory of plans, fields of any shapes that broadcast; by the formulas alone."""
+    where = on_machine(plans, machine, workload.shape, stack.habits)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
     return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
 
-def _moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
+def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
     """Return the named parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
     both = np.exp(np.concatenate([directions, -directions]))[:, :, None]
-    moved = {name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)}
-    return efficiencies._replace(**moved)
+    return efficiencies._replace(**{name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)})
 
 
-def _log_sd(moved: Array, residual: Num) -> Array:
+def log_sd(moved_values: Array, residual: Num) -> Array:
     """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
-    forward, backward = np.split(np.log(moved), 2)
+    forward, backward = np.split(np.log(moved_values), 2)
     return np.asarray(np.sqrt((((forward - backward) / 2) ** 2).sum(axis=0) + np.asarray(residual) ** 2))
 
 
@@ -209,16 +209,22 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         stack: the software.
         num_compiled: plans that the stack compiles before it trains.
     """
-    fit, family, where = stack.fit, workload.shape.family, on_machine(plans, machine)
-    efficiencies = stack.efficiencies(family)
-    step, memory = predict(plans, workload, machine, stack, efficiencies)
-    moved = _moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family))
-    moved_step, moved_memory = predict(plans, workload, machine, stack, moved)
-    new_device = 0.0 if machine.accelerator.id == fit.accelerator else fit.device_log_sd
+    fit, family = stack.fit, workload.shape.family
+    where = on_machine(plans, machine, workload.shape, stack.habits)
+    device = machine.accelerator.id
+    efficiencies = stack.efficiencies(family, device)
+    in_8_bits = stack.habits.matmul_precision == "fp8"
+    places = features(workload.shape, workload.seq_len, where, machine, in_8_bits=in_8_bits)
+    step, memory = corrected(*predict(plans, workload, machine, stack, efficiencies), fit, places)
+    after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
+    moved_step, moved_memory = predict(plans, workload, machine, stack, after)
+    new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    step_log_sd = _log_sd(moved_step.seconds, np.hypot(fit.step_log_sd, new_device * device_share))
-    issue_log_sd = _log_sd(moved_step.issue_s, fit.issue_log_sd)
-    memory_log_sd = _log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
+    step_log_sd = log_sd(
+        moved_step.seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, fit.source_log_sd) * device_share)
+    )
+    issue_log_sd = log_sd(moved_step.issue_s, fit.issue_log_sd)
+    memory_log_sd = log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
     shape, count = workload.shape, len(plans)
 
     def each(values: Array) -> Array:
@@ -239,5 +245,5 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         step_log_sd=step_log_sd,
         logged_log_sd=issue_log_sd if stack.window.times == "issue" else step_log_sd,
         memory_log_sd=memory_log_sd,
-        reasons=tuple(reasons(plans, workload, machine.num_devices)),
+        reasons=tuple(reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))),
     )

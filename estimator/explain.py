@@ -73,8 +73,8 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
         ("memory", fit.memory_log_sd),
     ):
         rows.append((f"stack: spread of {name}", f"{log_sd:.1%}", "one sigma", "fitted", spread))
-    if estimate.machine.accelerator.id != fit.accelerator:
-        source = f"the stack was never measured on it, only on {fit.accelerator}"
+    if estimate.machine.accelerator.id not in fit.accelerators:
+        source = f"the stack was never measured on it, only on {', '.join(fit.accelerators)}"
         rows.append(
             ("stack: further spread on this device", f"{fit.device_log_sd:.0%}", "one sigma", "assumed", source)
         )

@@ -16,17 +16,26 @@ SELECTIVE_ISSUE = 1 / 9
 """Issue work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
 
 
+TENSOR_PARALLEL_REDUCTIONS = 4
+"""All-reduces, or pairs of all-gather and reduce-scatter, of a layer's forward and backward pass.
+
+paper: Narayanan et al. 2021, arXiv:2104.04473, section 2.3
+"""
+
+
 def layer_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> tuple[Array, Array]:
     """Host seconds to issue one layer of one micro-batch, forward and backward, and what a repeated layer adds.
 
-    A layer split over tensor-parallel ranks has collectives to issue; in a pipeline they wait for one another.
+    A layer split over tensor-parallel ranks has collectives to issue, which on a machine whose collectives stall wait
+    for every rank; where the ranks lie on several nodes, each hop takes its time.
     """
     attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
-    split, staged = np.asarray(plan.tp) > 1, np.asarray(plan.stages) > 1
+    split = np.asarray(plan.tp) > 1
     layer = (
         efficiencies.issue_s_per_layer
         + efficiencies.issue_s_per_split_layer * split
-        + efficiencies.issue_s_per_staged_rank * staged * plan.tp
+        + efficiencies.issue_s_per_stalled_rank * split * plan.stalls * plan.tp
+        + TENSOR_PARALLEL_REDUCTIONS * plan.tensor_parallel_hops * efficiencies.hop_s
     )
     return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)
 

@@ -11,6 +11,8 @@ import numpy as np
 from estimator.counts import Array, Num
 from estimator.machine import Machine
 from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.shape import Shape
+from estimator.stack import Habits
 
 
 class StageLayers(NamedTuple):
@@ -45,6 +47,8 @@ class Layout(NamedTuple):
     sequence_parallel: Num
     offload_optimizer: Num
     devices_per_node: Num
+    stalls: Num = False
+    """Small collectives wait on this machine."""
 
     def follows(self, schedule: str) -> Array:
         """Whether the pipeline follows a schedule."""
@@ -62,6 +66,12 @@ class Layout(NamedTuple):
     def replicas(self) -> Array:
         """Ranks that hold the same parameters."""
         return np.asarray(self.dp) * self.cp
+
+    @property
+    def tensor_parallel_hops(self) -> Array:
+        """Hops of an all-reduce's ring over a tensor-parallel group that leaves the node; 0 where it does not."""
+        ways = np.asarray(self.tp)
+        return np.where(ways > self.devices_per_node, 2.0 * (ways - 1), 0.0)
 
     @property
     def shard_ranks(self) -> Array:
@@ -172,6 +182,34 @@ def layout(plans: Plan | Plans, num_devices: int, devices_per_node: int) -> Layo
     )
 
 
-def on_machine(plans: Plan | Plans, machine: Machine) -> Layout:
-    """Return what the formulas take of plans on these devices."""
-    return layout(plans, machine.num_devices, machine.devices_per_node)
+def on_machine(plans: Plan | Plans, machine: Machine, shape: Shape, habits: Habits) -> Layout:
+    """Return what the formulas take of plans on these devices, for a model under a stack."""
+    found = layout(plans, machine.num_devices, machine.devices_per_node)
+    if machine.fabric is not None:
+        found = found._replace(stalls=machine.fabric.stalls)
+    return balanced(found, shape) if habits.balances_stages else found
+
+
+def balanced(plan: Layout, shape: Shape) -> Layout:
+    """Return a plan whose trainer divides the layers, whatever the plan says of them.
+
+    As nanotron does (src/nanotron/models/base.py, `build_model`): the cost of a layer is its weights, 4 q h + 3 f h,
+    that of the vocabulary projection V h, and stage i ends with the first layer at which the cost so far exceeds
+    (i + 1) / p of the whole. What lies between the first and the last stage counts as divided equally.
+
+    >>> from estimator.shape import load_shape
+    >>> plan = balanced(layout(Plan(num_stages=4, num_micro_batches=8), 4, 4), load_shape("meta-llama/Meta-Llama-3-8B"))
+    >>> [float(layers.item()) for layers in plan.stage_layers(32)]
+    [9.0, 8.5, 6.0]
+    """
+    layer = (4 * shape.q_size + 3 * shape.ffn_size) * shape.hidden_size
+    total = shape.num_layers * layer + shape.vocab_size * shape.hidden_size
+    stages = np.asarray(plan.stages)
+    before_last = np.ceil(total * (stages - 1) / (stages * layer))
+    last = np.clip(shape.num_layers - before_last, 0, None)
+    first = np.where(stages == 2, shape.num_layers - last, np.ceil(total / (stages * layer)))
+    first = np.minimum(first, shape.num_layers - last)
+    return plan._replace(
+        first_layers=np.where(stages > 1, first, 0),
+        last_layers=np.where(stages > 1, last, 0),
+    )

@@ -2,8 +2,20 @@
 
 from typing import NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from hardware.catalog import Catalog
 from hardware.models import Accelerator, Flavor, Node
+
+
+class Fabric(NamedTuple):
+    """What was measured of a machine's collectives before it trained: numbers, or arrays over plans."""
+
+    hop_s: float | npt.NDArray[np.float64]
+    """Seconds that each hop of a ring between nodes adds to a message."""
+    stalls: bool | npt.NDArray[np.bool_]
+    """Small collectives wait: within a node they are slower than an idle machine's."""
 
 
 class Machine(NamedTuple):
@@ -13,6 +25,8 @@ class Machine(NamedTuple):
     node: Node
     num_devices: int
     num_nodes: int
+    fabric: Fabric | None = None
+    """None where only the catalog tells of its links."""
 
     @classmethod
     def of(cls, catalog: Catalog, flavor: Flavor) -> Self:

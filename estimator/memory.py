@@ -76,36 +76,45 @@ class Kept(NamedTuple):
     """That tensor parallelism splits."""
 
 
-def kept_bytes_per_token(shape: Shape, seq_len: Num, *, scores: Num, fused: bool, act: int) -> Kept:
+def kept_bytes_per_token(
+    shape: Shape, seq_len: Num, *, scores: Num, fused: bool, act: int, fuses_activation: bool = False
+) -> Kept:
     """Bytes per token that one layer keeps between its forward and its backward pass where none of it is repeated.
 
     Whole: per norm its input, its 32-bit copy and its output. Split: queries, keys, values; attention's output; the
-    feed-forward block's one (plain) or three (gated) inner values beside its input, that of the last product included.
+    feed-forward block's one (plain) or three (gated) inner values beside its input, that of the last
+    product included; where the activation is fused with its gate, one less of three.
     Materialized attention adds the keys and values repeated for every query head, and the probabilities (`scores`: 1,
     or 0 where they are dropped).
     """
     ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
     heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size)
-    block = act * (4 if shape.gated_ffn else 2) * ffn
+    block = act * ((3 if fuses_activation else 4) if shape.gated_ffn else 2) * ffn
     repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
     probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * seq_len, dtype=np.float64)
     return Kept(2.0 * (2 * act + 4) * shape.hidden_size, heads + block + repeated + probabilities)
 
 
 def activation_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num
+    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num, gathered: Num = 0.0
 ) -> tuple[Array, Array]:
     """Bytes that a stage keeps for its backward pass, and what the layer in the backward pass adds by repeating.
 
-    Full recomputation keeps the layer's input, of all layers or of as many as the plan says.
+    Full recomputation keeps the layer's input, of all layers or of as many as the plan says. `gathered` are bytes per
+    token and unit of the hidden size that a layer keeps whole of inputs gathered from tensor-parallel ranks.
     """
     fused, act = habits.fuses_attention(shape), habits.activation_bytes
     drops = plan.recomputes("selective")
-    kept = kept_bytes_per_token(shape, seq_len, scores=1.0 - drops, fused=fused, act=act)
-    unrepeated = kept_bytes_per_token(shape, seq_len, scores=1.0, fused=fused, act=act)
+    kept, unrepeated = (
+        kept_bytes_per_token(
+            shape, seq_len, scores=scores, fused=fused, act=act, fuses_activation=habits.fuses_activation
+        )
+        for scores in (1.0 - drops, 1.0)
+    )
     tokens, full = plan.tokens(seq_len), plan.recomputes("full")
-    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp
-    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp
+    inputs = gathered * shape.hidden_size * (plan.sequence_ways > 1)
+    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + inputs
+    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp + inputs
     small = act * shape.hidden_size / plan.sequence_ways
     share = np.where(full, plan.repeated_layers(layers) / np.maximum(layers, 1), 0.0)
     stored = tokens * layers * held * (layer + share * (small - layer))
@@ -113,7 +122,16 @@ def activation_bytes(
 
 
 def stage_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, first: Num, last: Num, layers: Num, held: Num
+    shape: Shape,
+    seq_len: Num,
+    plan: Layout,
+    habits: Habits,
+    *,
+    first: Num,
+    last: Num,
+    layers: Num,
+    held: Num,
+    gathered: Num = 0.0,
 ) -> dict[str, Array]:
     """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
 
@@ -126,6 +144,7 @@ def stage_bytes(
         last: whether it holds the vocabulary projection.
         layers: layers of the stage.
         held: micro-batches in flight.
+        gathered: bytes per token and unit of the hidden size of gathered inputs that each layer keeps.
     """
     zero, tokens = np.asarray(plan.zero_stage), plan.tokens(seq_len)
     shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
@@ -141,14 +160,16 @@ def stage_bytes(
         weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
         weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
     on_device = 1.0 - np.asarray(plan.offload_optimizer)
-    activations, recomputed = activation_bytes(shape, seq_len, plan, habits, layers=layers, held=held)
+    activations, recomputed = activation_bytes(
+        shape, seq_len, plan, habits, layers=layers, held=held, gathered=gathered
+    )
     scores = 0.0 if habits.fuses_attention(shape) else shape.num_heads * float(seq_len) * tokens / plan.tp
     return {
         "weights": weights,
         "master_weights": on_device * trained.bytes_of(habits.master_bytes, plan, zero >= 1),
         "optimizer": on_device * trained.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
         "gradients": trained.bytes_of(habits.gradient_bytes, plan, shards_gradients),
-        "communication_buffers": 2 * buffered * (plan.replicas > 1),
+        "communication_buffers": (2 * buffered + sum(trained) * habits.reduction_bytes) * (plan.replicas > 1),
         "activations": activations,
         "recomputed_layer": recomputed,
         "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
@@ -175,6 +196,11 @@ class Memory(NamedTuple):
         return np.asarray(self.ratio * fullest + self.base_bytes)
 
     @property
+    def first_bytes(self) -> Array:
+        """Bytes of a device of the first stage."""
+        return np.asarray(self.ratio * _sum(self.first) + self.base_bytes)
+
+    @property
     def peak(self) -> dict[str, Array]:
         """Bytes of the fullest device, by purpose; `correction` is what ratio and base add."""
         first, second, last = _sum(self.first), _sum(self.second), _sum(self.last)
@@ -185,6 +211,12 @@ class Memory(NamedTuple):
         }
         peak["correction"] = np.asarray((self.ratio - 1.0) * sum(peak.values()) + self.base_bytes)
         return peak
+
+
+def workspace_bytes(shape: Shape, seq_len: Num, plan: Layout, efficiencies: Efficiencies, held: Num) -> Array:
+    """Bytes that every tensor-parallel rank holds whole: of the layer in work, and of each micro-batch in flight."""
+    each = efficiencies.workspace_bytes + efficiencies.flight_bytes * (plan.sequence_ways > 1) * np.asarray(held)
+    return np.asarray(plan.tokens(seq_len) * shape.hidden_size * each)
 
 
 def _sum(parts: dict[str, Array]) -> Array:
@@ -204,13 +236,14 @@ def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, effici
         habits: what the stack keeps.
         efficiencies: what devices were measured to hold beyond the bytes counted here.
     """
-    workspace = efficiencies.workspace_bytes
+    gathered = efficiencies.gathered_bytes
     stages, alone, layers = np.asarray(plan.stages), np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
 
     def stage(number: Num, count: Array, first: Num, last: Num) -> dict[str, Array]:
         held = plan.in_flight(number)
-        found = stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held)
-        return {**found, "workspace": plan.tokens(seq_len) * shape.hidden_size * workspace}
+        ends = {"first": first, "last": last}
+        found = stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered)
+        return {**found, "workspace": workspace_bytes(shape, seq_len, plan, efficiencies, held)}
 
     between = stages > 2
     return Memory(
@@ -230,8 +263,10 @@ def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, effici
     layers, alone = plan.stage_layers(shape.num_layers), np.asarray(plan.stages) == 1
 
     def stage(held: Num, count: Array, first: Num, last: Num) -> Array:
-        counted = _sum(stage_bytes(shape, seq_len, plan, habits, first=first, last=last, layers=count, held=held))
-        workspace = plan.tokens(seq_len) * shape.hidden_size * efficiencies.workspace_bytes
+        ends = {"first": first, "last": last}
+        gathered = efficiencies.gathered_bytes
+        counted = _sum(stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered))
+        workspace = workspace_bytes(shape, seq_len, plan, efficiencies, held)
         return efficiencies.memory_ratio * (counted + workspace) + efficiencies.base_bytes
 
     pipeline = plan.over_stages(

@@ -45,6 +45,7 @@ STEP_NAMES = {
     "optimizer": "optimizer",
     "offload": "offload to host",
     "host": "host issues work",
+    "unexplained": "unexplained, learned",
 }
 
 
@@ -105,8 +106,8 @@ def headline(estimate: Estimate) -> RenderableType:
         table.add_row("recipe", f"{workload.recipe}; {trained_parameters(workload.shape):,} parameters trained")
     trained = (
         ""
-        if machine.accelerator.id == estimate.stack.fit.accelerator
-        else (f"; measured on {estimate.stack.fit.accelerator} only, so the interval is wider")
+        if machine.accelerator.id in estimate.stack.fit.accelerators
+        else (f"; measured on {', '.join(estimate.stack.fit.accelerators)} only, so the interval is wider")
     )
     seen = workload.shape.family in estimate.stack.fit.families
     unseen = "" if seen else f"; no {workload.shape.family} model was measured on it, so the interval is wider"

@@ -21,6 +21,20 @@ class Rule(NamedTuple):
     told: Told
 
 
+class Trainer(NamedTuple):
+    """What a trainer does that torch's pipeline schedules do not."""
+
+    divides_layers: bool = False
+    """It divides layers over stages itself, whether or not they divide equally."""
+    underfills: bool = False
+    """It runs a pipeline on fewer micro-batches than stages."""
+    counts_ends: bool = False
+    """It may divide layers over stages as if the embedding and the loss were a layer each."""
+
+
+TORCH = Trainer()
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, min(number, 1024) + 1) if number % d == 0]
 
@@ -49,7 +63,7 @@ def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) 
     return [Rule(dp == 0, _says(divide + " devices; use divisors of it")), Rule(~whole, rows)]
 
 
-def _stage_rules(plans: Plans, workload: Workload) -> list[Rule]:
+def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rule]:
     layers, stages = workload.shape.num_layers, plans.num_stages
     chunks = stages * plans.virtual_stages
     ends = plans.first_layers + plans.last_layers
@@ -76,8 +90,10 @@ def _stage_rules(plans: Plans, workload: Workload) -> list[Rule]:
             f"{plan.schedule} needs at least as many"
         )
 
+    divides = trainer.divides_layers & (plans.virtual_stages == 1)
+    ends_fill = trainer.counts_ends & ((layers + 2) % chunks == 0)
     return [
-        Rule(even & (layers % chunks != 0), chunk),
+        Rule(even & np.where(divides, stages > layers, (layers % chunks != 0) & ~ends_fill), chunk),
         Rule(
             ~even & ~uneven,
             _says(
@@ -85,7 +101,7 @@ def _stage_rules(plans: Plans, workload: Workload) -> list[Rule]:
                 "no equal stages between; give both, with one chunk per stage"
             ),
         ),
-        Rule(~gpipe & (plans.num_micro_batches < stages), few),
+        Rule(~gpipe & (not trainer.underfills) & (plans.num_micro_batches < stages), few),
         Rule(
             interleaved & ((plans.virtual_stages < 2) | (stages < 2)),
             _says("schedule=interleaved needs num_stages and virtual_stages of 2 or more; set them"),
@@ -161,12 +177,12 @@ def _habit_rules(plans: Plans, workload: Workload) -> list[Rule]:
     ]
 
 
-def rules(plans: Plans, workload: Workload, num_devices: int) -> Sequence[Rule]:
+def rules(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer = TORCH) -> Sequence[Rule]:
     """Return every rule, the one to be told first before the others; masks broadcast as the plans do."""
     dp = plans.data_parallel(num_devices)
     return [
         *_degree_rules(plans, workload, num_devices, dp),
-        *_stage_rules(plans, workload),
+        *_stage_rules(plans, workload, trainer),
         *_split_rules(plans, workload, dp),
         *_habit_rules(plans, workload),
     ]
@@ -180,11 +196,11 @@ def are_legal(plans: Plans, workload: Workload, num_devices: int) -> Flags:
     return np.broadcast_to(legal, plans.shape)
 
 
-def reasons(plans: Plans, workload: Workload, num_devices: int) -> list[str]:
+def reasons(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer = TORCH) -> list[str]:
     """Return why each plan cannot run on this many devices: "" where it can."""
     dp = np.broadcast_to(plans.data_parallel(num_devices), plans.shape)
     found = [""] * len(plans)
-    for rule in reversed(rules(plans, workload, num_devices)):  # the first rule of the list has the last word
+    for rule in reversed(rules(plans, workload, num_devices, trainer)):  # the first rule of the list has the last word
         for i in np.flatnonzero(np.broadcast_to(rule.broken, plans.shape)):
             found[i] = rule.told(plans[int(i)], int(dp.flat[i]))
     return found

@@ -77,6 +77,12 @@ class Habits(Record):
     """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
     frozen_weight_bytes: BytesEach | None = None
     """Bytes per parameter that is not trained, where they differ from `weight_bytes`."""
+    reduction_bytes: BytesEach = 0.0
+    """Bytes per parameter held for reducing its gradient, where there are replicas."""
+    fuses_activation: bool = False
+    """The activation function of a gated block is fused with its gate: its own output is not kept."""
+    balances_stages: bool = False
+    """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]
@@ -146,8 +152,20 @@ PARAMETERS = (
 )
 """What every stack has, in the order of its file."""
 
-FURTHER_PARAMETERS = ("issue_s_per_split_layer", "issue_s_per_staged_rank", "workspace_bytes", "base_bytes")
-"""What a stack has where its premises have a prior of it; else it is 0."""
+FURTHER_PARAMETERS = (
+    "issue_s_per_split_layer",
+    "issue_s_per_stalled_rank",
+    "attention_efficiency",
+    "fp8_efficiency",
+    "tensor_exposure",
+    "sharded_exposure",
+    "hop_s",
+    "workspace_bytes",
+    "gathered_bytes",
+    "flight_bytes",
+    "base_bytes",
+)
+"""What a stack has where its premises have a prior of it; else it has the value that changes nothing."""
 
 
 def are_parameters(names: tuple[str, ...]) -> bool:
@@ -173,10 +191,24 @@ class Efficiencies(NamedTuple):
     """Bytes that devices hold, over the bytes counted: allocator, runtime, and what the count misses."""
     issue_s_per_split_layer: Num = 0.0
     """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
-    issue_s_per_staged_rank: Num = 0.0
-    """Further host seconds per layer of a micro-batch in a pipeline, for each tensor-parallel rank."""
+    issue_s_per_stalled_rank: Num = 0.0
+    """Further host seconds per split layer of a micro-batch for each tensor-parallel rank, where collectives stall."""
+    attention_efficiency: Num = 1.0
+    """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
+    fp8_efficiency: Num = 1.0
+    """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts included."""
+    tensor_exposure: Num = 1.0
+    """Part of the seconds of tensor-parallel collectives that no computation hides."""
+    sharded_exposure: Num = 1.0
+    """Exposed part of data-parallel collectives where something is sharded, over that where nothing is."""
+    hop_s: Num = 0.0
+    """Further seconds of each hop of a tensor-parallel ring that leaves the node."""
     workspace_bytes: Num = 0.0
     """Bytes per token and unit of the hidden size that the layer in work holds on every tensor-parallel rank."""
+    gathered_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that a layer keeps of what it gathered from tensor-parallel ranks."""
+    flight_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that every tensor-parallel rank of a stage keeps of a micro-batch."""
     base_bytes: Num = 0.0
     """Bytes per device whatever it trains: context, libraries, communicators."""
     family_factor: Num = 1.0
@@ -191,18 +223,36 @@ class Family(Record):
     runs: Runs
 
 
-class Fit(Record):
-    """What the fit found: parameters and family factors, in logarithms, with their joint covariance."""
+class Discrepancy(Record):
+    """What the model leaves unexplained (`discrepancy`): where it was learned, and the weight of each place."""
 
-    accelerator: str
-    """The device all runs were measured on."""
+    places: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """`discrepancy.features` of the runs."""
+    weights: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if len({len(place) for place in self.places}) != 1 or len(self.weights) != len(self.places):
+            raise ValueError("places must be equally long, and as many as weights; write them as the fit found them")
+        return self
+
+
+class Fit(Record):
+    """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
+
+    accelerators: tuple[str, ...] = Field(min_length=1)
+    """The devices that runs were measured on."""
     names: tuple[str, ...]
-    """The stack's parameters, then the families in the order of `families`."""
+    """The stack's parameters, then the families and then the factors in their orders."""
     log_values: tuple[LogValue, ...]
     covariance: tuple[tuple[Covariance, ...], ...]
-    families: dict[str, Family]
+    families: dict[str, Family] = {}
     family_log_sd: LogSd
     """Spread of the factors between families."""
+    factors: dict[str, Family] = {}
+    """Factors on device seconds of accelerators, by their ids, and of sources of runs, by their names."""
+    source_log_sd: LogSd = 0.0
+    """Spread of the factors between sources."""
     step_log_sd: LogSd
     """Spread of a run's seconds per step around the model."""
     issue_log_sd: LogSd
@@ -212,14 +262,24 @@ class Fit(Record):
     device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
     degrees_of_freedom: Runs
-    """Runs less one: the spreads are known no better, so intervals are Student's t."""
+    """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
+
+    usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""
+    step_discrepancy: Discrepancy | None = None
+    """Of seconds per step; None where too few runs were fitted to learn one."""
+    memory_discrepancy: Discrepancy | None = None
+    """Of reserved bytes."""
+    sources: tuple[str, ...] = ()
+    """Whose measurements the fit took, where that is told apart."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        parameters = self.names[: len(self.names) - len(self.families)]
-        expected = parameters + tuple(self.families)
+        factors = (*self.families, *self.factors)
+        parameters = self.names[: len(self.names) - len(factors)]
+        expected = parameters + factors
         if self.names != expected or not are_parameters(parameters):
-            what = "the parameters in their order, then the families in theirs"
+            what = "the parameters in their order, then the families in theirs, then the factors"
             raise ValueError(f"names are {', '.join(self.names)}; they must be {what}")
         n = len(expected)
         square = len(self.covariance) == n and all(len(row) == n for row in self.covariance)
@@ -243,16 +303,38 @@ class MeasuredRun(Record):
     """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
 
 
+ANY_TRAINER = "any"
+
+
+class MeasuredTable(Record):
+    """A table of runs that the stack was fitted to."""
+
+    name: str
+    sha256: str
+    rows: Runs
+    """Rows of it that the fit took."""
+    digests: str = Field(pattern=r"^([0-9a-f]{10}( |$))*$")
+    """`Case.digest` of each: a run predicted by this stack is in sample where its own is among them."""
+
+
 class Premises(Record):
     """The half of a stack file that is written by hand."""
 
     schema_: Literal["stack/1"] = Field(alias="schema")
     name: str
     about: str
+    trainer: str = ""
+    """What tables of runs call the software; `ANY_TRAINER`: all without a stack; "": none has runs of it."""
+    unlike: tuple[str, ...] = ()
+    """Of `ANY_TRAINER`, those that work too differently to be fitted along."""
     not_modelled: tuple[str, ...]
     habits: Habits
     log: LogHabits
     priors: dict[str, Prior]
+
+    def is_of(self, trainer: str) -> bool:
+        """Whether the stack is fitted to runs of a trainer."""
+        return trainer not in self.unlike and self.trainer in (trainer, ANY_TRAINER)
 
     @model_validator(mode="after")
     def _has_every_prior(self) -> Self:
@@ -270,15 +352,27 @@ class Stack(Premises):
     startup: Startup
     window: Window
     fit: Fit
-    runs: tuple[MeasuredRun, ...]
+    runs: tuple[MeasuredRun, ...] = ()
+    tables: tuple[MeasuredTable, ...] = ()
+    versions: dict[str, str] = {}
+    """Of the packages that the fit was made with."""
 
-    def efficiencies(self, family: str) -> Efficiencies:
-        """Return the fitted parameters for a model family; the population's factor, 1, for an unseen one."""
+    @property
+    def usable_memory_fraction(self) -> float:
+        """Part of a device's memory that a plan may fill: as found, else as premised."""
+        return self.fit.usable_memory_fraction or self.habits.usable_memory_fraction
+
+    def efficiencies(self, family: str, *labels: str) -> Efficiencies:
+        """Return the fitted parameters for a model family, and the accelerator and source if given.
+
+        The factor of what was never measured is the population's, 1.
+        """
         values = dict(zip(self.fit.names, np.exp(self.fit.log_values).tolist(), strict=True))
-        return Efficiencies(**{name: values[name] for name in self.priors}, family_factor=values.get(family, 1.0))
+        factor = np.prod([values.get(label, 1.0) for label in (family, *labels)]).item()
+        return Efficiencies(**{name: values[name] for name in self.priors}, family_factor=factor)
 
-    def directions(self, family: str) -> Array:
-        """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the family factor.
+    def directions(self, family: str, *labels: str) -> Array:
+        """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the joint factor.
 
         The rows of a matrix square root of the covariance: a quantity's log variance is the sum over rows of its
         squared change. An unseen family's factor moves by the spread between families.
@@ -289,9 +383,10 @@ class Stack(Premises):
         root = (vectors * np.sqrt(np.clip(values, 0, None))).T
         moves = np.zeros((len(root) + 1, num_parameters + 1))
         moves[:-1, :num_parameters] = root[:, :num_parameters]
-        if family in self.fit.families:
-            moves[:-1, -1] = root[:, self.fit.names.index(family)]
-        else:
+        for label in (family, *labels):
+            if label in self.fit.names:
+                moves[:-1, -1] += root[:, self.fit.names.index(label)]
+        if family not in self.fit.families:
             moves[-1, -1] = self.fit.family_log_sd
         return moves
 

@@ -1,5 +1,6 @@
 """The file of a stack: premises written by hand, then what a fit found; read in halves, written whole or not at all."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,10 @@ def read_premises(text: str, name: str) -> Premises:
 def stack_text(text: str, stack: Stack) -> str:
     """Return a stack file: the premises of `text` to the letter, then what the fit found."""
     fit = stack.fit.model_dump()
-    families = fit.pop("families")
+    families, factors = fit.pop("families"), fit.pop("factors")
+    if fit["usable_memory_fraction"] is None:  # TOML has no null
+        del fit["usable_memory_fraction"]
+    unexplained = {name: fit.pop(name) for name in ("step_discrepancy", "memory_discrepancy")}
     lines = [
         text.partition(DIVIDER)[0].rstrip("\n"),
         "",
@@ -29,10 +33,18 @@ def stack_text(text: str, stack: Stack) -> str:
         *toml_table("[window]", stack.window.model_dump()),
         *toml_table("[fit]", fit),
     ]
-    for name, family in families.items():
-        lines += toml_table(f"[fit.families.{name}]", family)
+    for kind, found in (("families", families), ("factors", factors)):
+        for name, factor in found.items():
+            lines += toml_table(f"[fit.{kind}.{json.dumps(name)}]", factor)
+    for name, found in unexplained.items():
+        if found:
+            lines += toml_table(f"[fit.{name}]", found)
+    if stack.versions:
+        lines += toml_table("[versions]", stack.versions)
     for run in stack.runs:
         lines += toml_table("[[runs]]", run.model_dump())
+    for table in stack.tables:
+        lines += toml_table("[[tables]]", table.model_dump())
     return "\n".join(lines) + "\n"
 
 

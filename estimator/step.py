@@ -51,12 +51,13 @@ class Layer(NamedTuple):
 
 
 def layer_seconds(
-    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, exposed: Num
+    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, efficiencies: Efficiencies
 ) -> Layer:
-    """Return the seconds of one layer for one micro-batch; `exposed` is the part of communication that nothing hides.
+    """Return the seconds of one layer for one micro-batch.
 
-    A context-parallel ring hides behind attention, but for that part, and for what is longer than attention.
+    A context-parallel ring hides behind attention, but for the exposed part of it, and for what is longer.
     """
+    exposed = efficiencies.exposed_communication
     tokens, full, fused = plan.tokens(seq_len), plan.recomputes("full"), habits.fuses_attention(shape)
     base = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in layer_matmuls(shape)]
     adapters = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in adapter_matmuls(shape)]
@@ -65,7 +66,8 @@ def layer_seconds(
     unpacked = 2.0 * unpacking_seconds(shape, plan, habits, rates)
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
     norms, inner = norm_traffic(shape, habits.activation_bytes), inner_traffic(shape, habits.activation_bytes)
-    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
+    sent = tokens * shape.hidden_size * habits.activation_bytes
+    reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
     ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
     experts = expert_parallel_seconds(tokens, shape, plan, machine, habits) if shape.num_experts else np.zeros(())
     usual = {
@@ -108,14 +110,16 @@ class Ends(NamedTuple):
     """An all-reduce over the tensor-parallel ranks, one at either end."""
 
 
-def end_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates) -> Ends:
+def end_seconds(
+    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, hop_s: Num
+) -> Ends:
     """Return the seconds per micro-batch of the embedding, of the vocabulary projection, and of the loss."""
     tokens = plan.tokens(seq_len)
     embedding = 4.0 * habits.activation_bytes * shape.hidden_size * tokens / plan.tp / rates.bytes_per_s
     passes = matmul_passes(tokens, head_matmul(shape), plan.tp, 1, rates._replace(weights_flop_per_s=rates.flop_per_s))
     head = sum(passes.frozen() if shape.lora_rank else passes)
     loss = LOSS_TRAFFIC_BYTES * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
-    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine)
+    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine, hop_s)
     return Ends(embedding, np.asarray(head), loss, reduced)
 
 
@@ -174,8 +178,8 @@ def plan_step(
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
     exposed = efficiencies.exposed_communication
     micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)
-    layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, exposed)
-    ends = end_seconds(shape, seq_len, plan, machine, habits, rates)
+    layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies)
+    ends = end_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies.hop_s)
     trained = fullest_rank(shape, plan, trained=True)
     gradient_pass = 3.0 * habits.gradient_bytes * sum(trained) * (micro_batches > 1) / rates.bytes_per_s
 
@@ -195,10 +199,11 @@ def plan_step(
     busy["matmul"] = busy["matmul"] + per_device * ends.head
     busy["elementwise"] = busy["elementwise"] + per_device * (ends.embedding + ends.loss + plan.stages * gradient_pass)
     busy["tensor_parallel"] = busy["tensor_parallel"] + per_device * 2.0 * ends.reduced
+    sharded = np.where(np.asarray(plan.zero_stage) > 0, efficiencies.sharded_exposure, 1.0)
     device = busy | {
         "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
         "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
-        "data_parallel": exposed * data_parallel_seconds(shape, plan, machine, habits),
+        "data_parallel": exposed * sharded * data_parallel_seconds(shape, plan, machine, habits),
         **update_seconds(trained, plan, machine, habits, rates),
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}

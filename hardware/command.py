@@ -1,5 +1,6 @@
-"""How a command ends: its exit status, and one line on standard error where the input was bad."""
+"""What every command does around its work: it ends bad input in one line, and prints tables or one JSON object."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -58,3 +59,8 @@ def _told(error: BaseException, name: str) -> str:
 def _discard_output() -> None:
     """Let the interpreter's last flush go nowhere, since where it went takes no more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(document: object) -> None:
+    """Print one JSON object."""
+    print(json.dumps(document, indent=1, allow_nan=False))

@@ -16,7 +16,7 @@ WARM_UP = 2
 
 
 class Display:
-    """Lines to standard output; on a terminal a progress bar with tokens/s, and the time left as measured and predicted."""
+    """Lines to standard output; on a terminal a bar with tokens/s, and the time left as measured and as predicted."""
 
     def __init__(self, num_steps: int, done: int, forecast: PlanEstimate | None) -> None:
         """Begin after so many steps done."""

@@ -1,6 +1,6 @@
 """What a step takes: synchronized seconds by phase, peak memory of every rank, and the step log that holds them.
 
-The log follows the contract `steps/1` that `calibrate` reads; beside it goes a line per step, as the seed run prints it.
+The log follows the contract `steps/1` that `calibrate` reads; beside it go lines as the seed run prints them.
 """
 
 import json

@@ -109,7 +109,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     device = local[0].device if local else torch.device("cpu")
     square = torch.zeros((), dtype=torch.float32, device=device)
     if local:
-        norms = torch.stack(torch._foreach_norm(local, 2.0, torch.float32))
+        norms = torch.stack(torch._foreach_norm(local, 2.0, torch.float32))  # noqa: SLF001 - as clip_grad_norm_ does
         copies = torch.tensor([num_copies(g) for g in settled], dtype=torch.float32, device=device)
         square += (norms.square() / copies).sum()
     dist.all_reduce(square)

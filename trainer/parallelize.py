@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
@@ -62,7 +62,7 @@ class Copied(ParallelStyle):
     """A module whose parameters every tensor-parallel rank has whole, whatever the layout of its input over them."""
 
     def __init__(self, layout: Placement) -> None:
-        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for each its heads."""
+        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for their heads."""
         super().__init__()
         self.layout = layout
 
@@ -153,7 +153,7 @@ def compute_dtype(precision: str) -> torch.dtype:
 def shard(stage: Stage, plan: Plan, mesh: DeviceMesh, precision: str) -> None:
     """Shard or copy parameters over the data-parallel ranks, layer by layer (FSDP2), reducing gradients in 32 bits.
 
-    ZeRO-3 gathers a layer's weights for its forward pass and again for its backward pass; ZeRO-1 and 2 keep them between.
+    ZeRO-3 gathers a layer's weights for its forward and again for its backward pass; ZeRO-1 and 2 keep them between.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,

@@ -59,14 +59,14 @@ def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None
     lines = []
     if steps:
         first, last = steps[0], steps[-1]
-        seconds = steady([step["step_s"] for step in steps])
-        lines += [
-            f"{outcome.steps} of {outcome.num_steps} steps in {spoken(sum(step['step_s'] for step in steps))}: "
-            f"loss {first['loss']:.3f} to {last['loss']:.3f}",
-            f"step {seconds:.3g} s, {last['tokens'] / seconds:,.0f} tokens/s"
-            + _predicted(forecast.step_s if forecast else None, 1.0, "s"),
-            f"fullest device {last['peak_reserved_bytes'] / MIB:,.0f} MiB"
-            + _predicted(forecast.device_bytes if forecast else None, 1 / MIB, "MiB"),
+        each = [step["step_s"] for step in steps]
+        done = f"{outcome.steps} of {outcome.num_steps} steps in {spoken(sum(each))}"
+        pace = f"step {steady(each):.3g} s, {last['tokens'] / steady(each):,.0f} tokens/s"
+        held = f"fullest device {last['peak_reserved_bytes'] / MIB:,.0f} MiB"
+        lines = [
+            f"{done}: loss {first['loss']:.3f} to {last['loss']:.3f}",
+            pace + _predicted(forecast.step_s if forecast else None, 1.0, "s"),
+            held + _predicted(forecast.device_bytes if forecast else None, 1 / MIB, "MiB"),
         ]
     if outcome.steps < outcome.num_steps:
         lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")

@@ -12,8 +12,10 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimator.cli import calibrate_app, estimate_app, run_command
+from estimator.cli import estimate_app
+from estimator.cli_calibrate import calibrate_app
 from hardware.catalog import load_catalog
+from hardware.command import run_command
 from hardware.switching import switch_flavor
 
 GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "seed.toml").read_text(encoding="utf-8"))["seed"]
@@ -412,7 +414,7 @@ def test_a_users_catalog_adds_a_flavor(tmp_path: Path) -> None:
 def test_estimate_imports_neither_torch_nor_pandas() -> None:
     """A cold estimate loads neither torch, nor pandas, nor scipy."""
     script = (
-        "import sys; from estimator.cli import estimate_app, run_command; "
+        "import sys; from estimator.cli import estimate_app; from hardware.command import run_command; "
         "status = run_command(estimate_app, 'estimate', ['--flavor', '4xLarge.2048GB', '--json']); "
         "print(status, sorted({'torch', 'pandas', 'scipy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -1,0 +1,152 @@
+"""A stack from the runs of tables: the fit, and spreads of predictions that never saw the run."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.case import Case
+from estimator.case_fit import CaseProblem
+from estimator.counts import Array
+from estimator.robust import PRIOR_MEASUREMENTS
+from estimator.stack import MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
+
+NUM_FOLDS = 5
+
+FEWEST_HELD_OUT = 20
+"""Held-out errors from which on a spread is read off them; with fewer, they are pooled with what is assumed."""
+
+ASSUMED_SPREADS = {"step_log_sd": 0.1, "memory_log_sd": 0.2}
+"""Spreads of predictions of runs that were not seen, worth four runs.
+
+assumed: trainers with many runs spread by 0.05 to 0.1 in seconds; of bytes reserved, counts alone are off by 30 to 40 %
+"""
+
+COVERAGE = 0.9
+
+
+def folds(count: int, num_folds: int, seed: int = 0) -> Array:
+    """Return for each of so many runs the part that it is in: random, of sizes that differ by one at most."""
+    return np.random.default_rng(seed).permutation(np.arange(count) % num_folds)
+
+
+class HeldOut(NamedTuple):
+    """Runs predicted by fits that did not see them: predicted less measured, in logarithms, and what fits."""
+
+    step_errors: Array
+    memory_errors: Array
+    log_bytes: Array
+    """Of the runs that ran or ran out of memory."""
+    log_capacity: Array
+    fits: Array
+
+
+def held_out(problem: CaseProblem, part: Array, start: Array | None = None) -> HeldOut:
+    """Return each part of the runs as predicted by a fit to the others, begun at `start`."""
+    seconds, held = np.zeros((2, len(problem.cases)))
+    for one in np.unique(part):
+        out = np.flatnonzero(part == one)
+        own_seconds, own_held = problem.predict_whole(problem.fit(np.flatnonzero(part != one), start).fit, out)
+        seconds[out], held[out] = own_seconds[out], own_held[out]
+    wanted, known = problem.targets, [i for i, case in enumerate(problem.cases) if case.fits is not None]
+    errors = held[wanted.memory_rows] - wanted.log_bytes
+    return HeldOut(
+        seconds[wanted.step_rows] - wanted.log_steps,
+        errors[wanted.bound == 0],
+        held[known],
+        np.log(np.array([problem.cases[i].machine.accelerator.hbm_bytes for i in known])),
+        np.array([problem.cases[i].fits for i in known], dtype=bool),
+    )
+
+
+def usable_fraction(runs: HeldOut, log_sd: float, degrees_of_freedom: int) -> float | None:
+    """Return the part of the memory from which on runs are likelier than not to run out of it, None of too few.
+
+    Of a grid the one that makes the labels most probable, each run's memory Student's t around its prediction.
+    """
+    from scipy.special import stdtr  # noqa: PLC0415 - slow to import
+
+    if min(runs.fits.sum(), (~runs.fits).sum()) < FEWEST_HELD_OUT:
+        return None
+    grid = np.arange(0.7, 1.0, 0.005)
+    margin = (np.log(grid)[:, None] + runs.log_capacity - runs.log_bytes) / log_sd
+    right = stdtr(degrees_of_freedom, np.where(runs.fits, margin, -margin))
+    return float(grid[np.log(np.maximum(right, 1e-12)).sum(axis=1).argmax()].round(3))
+
+
+def conformal_log_sd(errors: Array, degrees_of_freedom: int) -> float:
+    """Return the spread whose 90 % interval holds 90 % of such errors.
+
+    Of n errors, the smallest size that ceil(0.9 (n + 1)) of them do not exceed, over the t quantile (split conformal
+    prediction: Vovk, Gammerman, Shafer 2005; Lei et al. 2018, arXiv:1604.04173, section 2).
+
+    >>> errors = np.linspace(-1, 1, 2001)
+    >>> round(conformal_log_sd(errors, 10**6), 2)  # 0.9 / 1.645
+    0.55
+    """
+    sizes = np.sort(np.abs(errors))
+    place = min(int(np.ceil(COVERAGE * (len(sizes) + 1))), len(sizes)) - 1
+    return float(sizes[place] / np.log(interval_ratio(1.0, degrees_of_freedom)))
+
+
+def held_out_log_sd(errors: Array, assumed: float, degrees_of_freedom: int) -> float:
+    """Return the spread of predictions of runs that were not seen, from errors of such, however few.
+
+    >>> held_out_log_sd(np.zeros(0), 0.1, 4)
+    0.1
+    """
+    if len(errors) >= FEWEST_HELD_OUT:
+        return conformal_log_sd(errors, degrees_of_freedom)
+    return float(np.sqrt(((errors**2).sum() + PRIOR_MEASUREMENTS * assumed**2) / (len(errors) + PRIOR_MEASUREMENTS)))
+
+
+def fit_stack_to_cases(
+    premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]], num_folds: int = NUM_FOLDS
+) -> Stack:
+    """Return the stack that runs of its trainer, and the premises, lead to.
+
+    Args:
+        premises: habits and priors.
+        cases: runs, of which those of other trainers are not looked at.
+        origin: of each table its name, its digest, and the digests of its runs.
+        num_folds: parts of the runs, each predicted by a fit to the others, from which the spreads are found.
+
+    Raises:
+        ValueError: there is no run of the trainer that was timed.
+    """
+    own = [case for case in cases if premises.is_of(case.trainer)]
+    if not any(case.step_s is not None and not case.why_unhealthy for case in own):
+        raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
+    problem = CaseProblem(own, premises.habits, premises.priors)
+    fit = problem.fit(np.arange(len(own))).fit
+    part = folds(len(own), min(num_folds, len(own)))
+    unseen = held_out(problem, part, np.array(fit.log_values)) if len(own) > 1 else None
+    spreads = {
+        name: held_out_log_sd(np.zeros(0) if errors is None else errors, ASSUMED_SPREADS[name], fit.degrees_of_freedom)
+        for name, errors in (
+            ("step_log_sd", unseen and unseen.step_errors),
+            ("memory_log_sd", unseen and unseen.memory_errors),
+        )
+    }
+    usable = usable_fraction(unseen, spreads["memory_log_sd"], fit.degrees_of_freedom) if unseen else None
+    known = Counter(case.digest for case in own)
+    log = premises.log
+    return Stack.model_validate(
+        premises.model_dump(by_alias=True)
+        | {
+            "startup": Startup(
+                load_s=log.load_s, request_s=0.0, search_s_per_candidate=0.0, first_step_s=0.0,
+                evidence="assumed: tables of runs say nothing of it",
+            ),
+            "window": Window(times=log.times, slow_fraction=0.0, slow_ratio=1.0, evidence=log.evidence["times"].text),
+            "fit": fit.model_copy(update=spreads | {"usable_memory_fraction": usable}),
+            "tables": tuple(
+                MeasuredTable(name=name, sha256=sha256, rows=len(taken), digests=" ".join(taken))
+                for name, (sha256, digests) in origin.items()
+                if (taken := [digest for digest in digests if digest in known])
+            ),
+            "versions": {name: version(name) for name in ("foretrain", "numpy", "scipy")},
+        }
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from estimator.cli_calibrate import calibrate_app
+from estimator.stack import load_stack
+from hardware.command import run_command
+
+TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
+FEW = 30
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """Run `calibrate`: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = run_command(calibrate_app, "calibrate", arguments)
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a table of the first of a node's runs."""
+    lines = (TABLES / "vtrain_a100_single_node.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    path = tmp_path_factory.mktemp("tables") / "few.csv"
+    path.write_text("".join(lines[: FEW + 1]), encoding="utf-8")
+    return path
+
+
+def test_check_predicts_without_fitting(table: Path) -> None:
+    """`--check` prints a line per run by its trainer's stack, and the summaries."""
+    status, out, err = call("--runs", str(table), "--check")
+    assert (status, err) == (0, "")
+    assert f"{FEW} runs predicted, 0 left" in out
+    assert "in sample" in out
+
+
+def test_json_is_one_object(table: Path) -> None:
+    """`--json` prints one object and nothing else, the stack as named."""
+    status, out, _ = call("--runs", str(table), "--check", "--stack", "megatron", "--json")
+    document = json.loads(out)
+    assert (status, document["schema"], len(document["rows"])) == (0, "calibration/1", FEW)
+    assert {row["stack"] for row in document["rows"]} == {"megatron"}
+    assert not any(row["in_sample"] for row in document["rows"])
+
+
+def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
+    """Fitted with --write to a file of one's own, the stack there has these runs, and checks them as in sample."""
+    mine = tmp_path / "mine.toml"
+    built_in = Path(__file__).parents[2] / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml"
+    mine.write_bytes(built_in.read_bytes())
+    status, out, _ = call("--runs", str(table), "--stack", str(mine), "--write")
+    assert status == 0
+    assert "matmul_efficiency" in out
+    (fitted,) = load_stack(str(mine)).tables
+    assert (fitted.name, fitted.rows) == ("few.csv", FEW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "runs: give either a table of runs with logs, or --runs with a table of published runs"),
+        (("logs.csv", "--check"), "check: --check is given without --runs; add --runs, or leave it out"),
+        (("logs.csv", "--json"), "json: --json is given without --runs; add --runs, or leave it out"),
+        (
+            ("--runs", "x.csv"),
+            "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict",
+        ),
+        (("--runs", "x.csv", "--check", "--write"), "check: --check and --write are given together; give one"),
+        (("--runs", "none.csv", "--check"), "runs table 'none.csv': cannot be read; check the path"),
+        (("--runs", "none.csv", "--check", "--stack", "mine"), "runs table 'none.csv': cannot be read; check the path"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    """What contradicts itself or cannot be read ends in one line and status 2, and nothing on standard output."""
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert err == message + "\n"
