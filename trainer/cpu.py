@@ -24,8 +24,11 @@ from hardware.models import Accelerator, Link, Measured, Network, Node, Source
 MULTIPLY_S = 0.3
 """Seconds of matrix products; the fastest counts, as the others were disturbed."""
 
-WIDTH = 1024
-"""Rows, columns and inner dimension of the products: large enough for a core's rate, small enough to repeat."""
+WIDTH = 512
+"""Columns, inner dimension, and rows for each thread, of the products.
+
+Large enough for a core's rate, and done in milliseconds, so that some are not interrupted on a busy machine.
+"""
 
 COPIED_BYTES = 2**27
 """Bytes that all processes copy together: more than the caches of a server hold."""
@@ -174,11 +177,12 @@ def measure(num_processes: int, threads: int) -> Rates:
 
 
 def _measure_one(rank: int, size: int, store: dist.Store, barrier: threading.Barrier) -> Rates:
-    left, right, product = (torch.ones(WIDTH, WIDTH) for _ in range(3))
+    rows = WIDTH * torch.get_num_threads()
+    left, right, product = torch.ones(rows, WIDTH), torch.ones(WIDTH, WIDTH), torch.empty(rows, WIDTH)
     multiply_s = _fastest(lambda: torch.mm(left, right, out=product), barrier, at_least_s=MULTIPLY_S)
     source, target = (torch.ones(COPIED_BYTES // 4 // size) for _ in range(2))
     copy_s = _fastest(lambda: target.copy_(source), barrier)
-    flop_per_s, bytes_per_s = 2.0 * WIDTH**3 / multiply_s, 8.0 * len(source) / copy_s
+    flop_per_s, bytes_per_s = 2.0 * rows * WIDTH**2 / multiply_s, 8.0 * len(source) / copy_s
     if size == 1:
         return Rates(flop_per_s, bytes_per_s, 0.0, 0.0)
     group = dist.ProcessGroupGloo(store, rank, size, GLOO_TIMEOUT)
