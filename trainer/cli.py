@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -147,9 +148,19 @@ def _train(asked: _Asked, nproc: int | None) -> int:
     count = nproc or max(num_accelerators(), 1)
     world = World.from_environment() if is_launched() else World(size=count, local_size=count)
     hardware, flavor = local_machine(world, asked.hardware, asked.flavor, local_device(world))
+    if is_launched() and asked.plan == "best" and machine_text(hardware, flavor):
+        raise ValueError(
+            "plan: ranks that each measured their processor may choose differently; give the --plan itself"
+        )
     work = find_work(asked.config)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, asked.stack, hardware)
-    config = replace(asked.config, plan=plan, flavor=flavor.id, accelerator=hardware.node(flavor.node).accelerator)
+    config = replace(
+        asked.config,
+        plan=plan,
+        num_steps=work.workload.num_steps,
+        flavor=flavor.id,
+        accelerator=hardware.node(flavor.node).accelerator,
+    )
     exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
     if world.rank == 0:
         check_output(config)
@@ -184,16 +195,26 @@ def _dry_run(asked: _Asked, rank: int | None) -> int:
     return EXIT_DONE
 
 
+def _without(words: Sequence[str], options: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command line without some options and their values.
+
+    >>> list(_without(["--emit", "slurm", "--lr=1", "--plan=best"], ("--emit", "--plan")))
+    ['--lr=1']
+    """
+    is_value = False
+    for word in words:
+        name = word.partition("=")[0]
+        if not is_value and name not in options:
+            yield word
+        is_value = not is_value and word in options
+
+
 def _print_job_file(asked: _Asked, kind: str) -> int:
     """Print the job file that runs the asked for plan on a flavor."""
     if kind not in KINDS:
         raise ValueError(unknown_name("kind of job file", kind, KINDS))
     found = _elsewhere(asked)
-    kept, skip = [], False
-    for argument in sys.argv[1:]:
-        if not skip and not argument.startswith("--emit="):
-            kept.append(argument)
-        skip = argument == "--emit"
-    exact = [argument for argument in kept if argument != "--emit"] + ["--plan", str(found.config.plan)]
-    print(emit(kind, found.flavor, asked.hardware, exact), end="")
+    exact = ["--model", asked.config.model or SEED_MODEL, "--plan", str(found.config.plan)]
+    words = [*_without(sys.argv[1:], ("--emit", "--model", "--plan")), *exact]
+    print(emit(kind, found.flavor, asked.hardware, words), end="")
     return EXIT_DONE

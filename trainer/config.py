@@ -34,7 +34,7 @@ class TrainConfig:
     """Rows of a step, over all ranks."""
     epochs: int = 2
     num_steps: int = 0
-    """Instead of the epochs' steps; 0 for theirs."""
+    """Instead of the epochs' steps; 0 for theirs, until the rows are counted."""
     precision: str = "bf16-mixed"
     attention: str = "sdpa"
     compiles: bool = False

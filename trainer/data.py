@@ -19,7 +19,7 @@ from trainer.stdlib_code import embedded_rows
 from trainer.token_rows import TokenRows, read_token_rows, write_token_rows
 from trainer.tokenizer import Tokenizer, embedded_tokenizer
 
-VERSION = 1
+VERSION = 2
 """Rises when other tokens come of the same rows and tokenizer."""
 CHUNK_ROWS = 1000
 """Rows that are text at a time, while they become tokens."""

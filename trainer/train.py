@@ -48,7 +48,7 @@ class Run:
             stage.materialize(device)
         self.optimizers = make_optimizers(self.stages, config.optimizer)
         self.loader = Loader(data.train, **self._batching(), seed=config.data.seed)
-        self.num_steps = config.num_steps or config.epochs * self.loader.steps_per_epoch
+        self.num_steps = config.num_steps
         self.step = 0
         self._fill()
         dtype, length = compute_dtype(config.precision), config.data.seq_len
@@ -165,9 +165,9 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     """
     world = World.from_environment()
     device, stop = local_device(world), Stop()
+    job = publish(_as_job(config, world, device, forecast))
     start_processes(world, device)
     run = Run(config, source, data, world, device)
-    job = publish(_as_job(run, forecast))
     reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
     gc.collect()
     gc.disable()
@@ -185,15 +185,15 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     return Outcome(run.step, run.num_steps, model)
 
 
-def _as_job(run: Run, forecast: PlanEstimate | None) -> Job:
+def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: PlanEstimate | None) -> Job:
     """Return what this rank says of itself to `smi`."""
     return Job(
         job_id=os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid())),
-        rank=run.world.rank,
-        local_device=run.device.index,
-        flavor=run.config.flavor,
+        rank=world.rank,
+        local_device=device.index,
+        flavor=config.flavor,
         process=" ".join(["train", *sys.argv[1:]])[:200],
-        total_steps=run.num_steps,
+        total_steps=config.num_steps,
         predicted_step_s=forecast.step_s.value if forecast else None,
         predicted_memory_bytes=forecast.device_bytes.value if forecast else None,
     )
