@@ -13,18 +13,19 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from estimator.counts import model_flop
+from estimator.pace import mean_and_log_se
 from estimator.plan import Plan, parse_plan
 from estimator.shape import load_shape
 from estimator.workload import MAX_COUNT, Workload
 from hardware.errors import first_error, shown
 
-_STEP = re.compile(
+STEP_LINE = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) \| INFO\b.*?\[Step (?P<step>\d+)/(?P<steps>\d+)\]"
     r"(?: \||) Loss: (?P<loss>[-+.\deE]+|nan|inf)"
     r"(?: \| Duration: (?P<timed>[.\d]+) \| Throughput: (?P<rate>[.\d]+) tokens/sec)?(?P<rest>.*)$"
 )
 _EVENT = re.compile(r"^\[(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+)\] \[info\] (?P<text>.*)$")
-_TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 _STARTUP_EVENTS = {
     "request": "Requesting resources",
     "ready": "Accelerator is ready",
@@ -69,14 +70,9 @@ class StepLog:
         return int(np.median(self.intervals()[0]))
 
     def mean_step_s(self) -> tuple[float, float]:
-        """Return the mean seconds per step, and the standard error of its logarithm.
-
-        Intervals weigh by their steps; the variance of one step is sum n (x - mean)^2 / (k - 1) over k intervals.
-        """
+        """Return the mean seconds per step, and the standard error of its logarithm."""
         number, seconds = self.intervals()
-        mean = float(np.average(seconds, weights=number))
-        variance = float((number * (seconds - mean) ** 2).sum() / max(len(number) - 1, 1))
-        return mean, (variance / number.sum()) ** 0.5 / mean
+        return mean_and_log_se(seconds, number)
 
     def timed_windows(self) -> np.ndarray:
         """Return the seconds of the timed windows, without the first line's."""
@@ -98,7 +94,7 @@ def read_step_log(lines: Iterable[str]) -> StepLog:
             if event := _EVENT.match(text):
                 named = [name for name, words in _STARTUP_EVENTS.items() if words in event["text"]]
                 startup |= dict.fromkeys(named, _seconds(event["time"]))
-            elif found := _STEP.match(text):
+            elif found := STEP_LINE.match(text):
                 _add_step(found, steps, refused)
         except ValueError:
             refused.append(f"a date or a number that no log has: {shown(text)}")
@@ -129,7 +125,7 @@ def _add_step(line: re.Match[str], steps: list[LoggedStep], refused: list[str]) 
 
 
 def _seconds(text: str) -> float:
-    return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC).timestamp()  # only differences are used
+    return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC).timestamp()  # only differences are used
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""A step log and its run record as a case: the run in the estimator's terms, and what of its log is evidence."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from estimator.case import Case, refuse_impossible
+from estimator.counts import model_flop
+from estimator.log_records import MOST_QUOTED, QUOTED_LENGTH, Record
+from estimator.pace import Pace, pace_of
+from estimator.run_record import RunRecord, read_run_record
+from estimator.step_log import FEWEST_INTERVALS, StepLog, read_step_log
+from estimator.workload import Workload
+from hardware.catalog import Catalog
+from hardware.errors import shown
+
+TOKENS_TOLERANCE = 0.05
+"""A log's tokens per second times its seconds are the run's tokens within this, or the log is another run's."""
+
+UNKNOWN_LOG_SE = 0.03
+"""Standard error of the logarithm of a mean whose steps were timed all together.
+
+assumed: a first step of ten in a run of several hundred, and a checkpoint or two
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRun:
+    """A run that a log measured."""
+
+    case: Case
+    log: StepLog
+    """Without the lines that contradict the run."""
+    pace: Pace
+
+    @property
+    def log_se(self) -> float:
+        """Standard error of the logarithm of the seconds per step."""
+        return UNKNOWN_LOG_SE if self.pace.log_se is None else self.pace.log_se
+
+
+def read_logged_run(path: Path, catalog: Catalog) -> LoggedRun:
+    """Read a step log of any known format, with its run record, as a run.
+
+    Raises:
+        ValueError: the log or its run record cannot be read, they contradict each other, or no such run can have been.
+    """
+    log = read_step_log(path)
+    run = log.run or read_run_record(path)
+    try:
+        return logged_run(log, run, catalog)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(log.name) else f"{log.name}: {text}") from error
+
+
+def logged_run(log: StepLog, run: RunRecord, catalog: Catalog) -> LoggedRun:
+    """Return the run that a log and a run record describe together.
+
+    Raises:
+        ValueError: they contradict each other, or no such run can have been.
+    """
+    workload, machine = run.workload(), run.machine(catalog)
+    case = Case(
+        name=str(log.path),
+        source="step logs",
+        trainer=run.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
+        model=workload.shape.name,
+        shape=workload.shape,
+        seq_len=workload.seq_len,
+        machine=machine,
+        plan=run.plan.plan(),
+        recipe=run.recipe(),
+        step_s=None,
+        reserved_bytes=log.reserved_bytes,
+        allocated_bytes=log.allocated_bytes,
+        fits=True,
+        why_unhealthy=_doubt(run),
+    )
+    if why := refuse_impossible(case):
+        raise ValueError(why)
+    flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
+    log, pace = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / case.peak_flop_per_s)
+    return LoggedRun(replace(case, step_s=pace.step_s), log, pace)
+
+
+def _doubt(run: RunRecord) -> str:
+    if run.attention == "eager":
+        return "attention: eager writes its scores, and the stack is of fused attention"
+    return ""
+
+
+def _of_run(log: StepLog, workload: Workload) -> StepLog:
+    """Return a log without the lines of steps that are not the run's."""
+    kept, told = [], []
+    for record in log.records:
+        if why := _contradiction(record, workload):
+            told.append(f"step {record.step}: {why}: {shown(record.line, QUOTED_LENGTH)}")
+        else:
+            kept.append(record)
+    if log.records and not kept:
+        raise ValueError(f"{told[0]}; no step of the log is the run record's, give the record of this run")
+    return _with_refused(replace(log, records=tuple(kept)), told)
+
+
+def _contradiction(record: Record, workload: Workload) -> str:
+    if record.tokens not in (None, workload.tokens_per_step):
+        return f"{record.tokens:.0f} tokens are not the run's {workload.tokens_per_step}"
+    if record.rows not in (None, workload.global_batch):
+        return f"{record.rows:.0f} rows are not the run's {workload.global_batch}"
+    return ""
+
+
+def _with_refused(log: StepLog, told: list[str]) -> StepLog:
+    room = max(MOST_QUOTED - len(log.refused), 0)
+    return replace(log, refused=(*log.refused, *told[:room]), num_refused=log.num_refused + len(told))
+
+
+def _evidence(log: StepLog, workload: Workload, num_devices: int, least_s: float) -> tuple[StepLog, Pace]:
+    """Return the log and its pace without intervals that are faster than the devices' peak.
+
+    Args:
+        log: of the run alone.
+        workload: one step of the run.
+        num_devices: that it ran on.
+        least_s: seconds that a step takes at the devices' peak FLOP/s.
+    """
+    if log.whole:
+        if log.whole[0] < least_s:
+            raise ValueError(f"{_too_fast(log.whole[0], least_s)}; the log, or its run record, is not of this run")
+        return log, log.pace()
+    found = log.intervals()
+    _refuse_other_tokens(log, found.seconds, workload.tokens_per_step / num_devices)
+    possible = found.seconds >= least_s
+    told = [
+        f"{_too_fast(seconds, least_s)}: {shown(line, QUOTED_LENGTH)}"
+        for seconds, line, fine in zip(found.seconds, found.lines, possible, strict=True)
+        if not fine
+    ]
+    if told and possible.sum() < FEWEST_INTERVALS:
+        raise ValueError(f"{told[0]}; the log, or its run record, is not of this run")
+    log = _with_refused(log, told)
+    return log, pace_of(found.seconds[possible], found.number[possible]) if told else log.pace()
+
+
+def _too_fast(seconds: float, least_s: float) -> str:
+    return f"{seconds:g} s per step imply {least_s / seconds:.0%} of the devices' peak FLOP/s"
+
+
+def _refuse_other_tokens(log: StepLog, seconds: np.ndarray, device_tokens: float) -> None:
+    """Refuse a log whose tokens per second and device, times its seconds per step, are not the run's tokens."""
+    rates = [r.device_tokens_per_s for r in log.records if r.device_tokens_per_s is not None]
+    if not rates or not len(seconds):
+        return
+    told = float(np.median(rates) * np.median(seconds))
+    if abs(told / device_tokens - 1) > TOKENS_TOLERANCE:
+        raise ValueError(
+            f"tokens per second and device, times seconds per step, make {told:,.0f} tokens a step on each device; "
+            f"the run record says {device_tokens:,.0f}: {shown(log.form)} counts the tokens of all its parallelism"
+        )
