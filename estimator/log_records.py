@@ -206,8 +206,8 @@ def timed(records: list[Record], resolution_s: float) -> Timed:
 
     The first line may cover more than steps, so it is never counted; nor is a line that covers one of the first
     `WARM_UP_STEPS` steps. Where lines say seconds themselves, one says the mean since the line before it, over as
-    many steps as lie between most lines, where some are missing. Where they say when they were written, an interval spans
-    at least `FEWEST_TICKS` of their clock's resolution.
+    many steps as lie between most lines, where some are missing. Where they say when they were written, an interval
+    spans at least `FEWEST_TICKS` of their clock's resolution.
     """
     if len(records) < 2:
         return Timed(np.zeros(0), np.zeros(0, dtype=np.int64), (), 0)

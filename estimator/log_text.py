@@ -44,17 +44,22 @@ class LogText:
             ValueError: the file cannot be read, or is packed or in UTF-16: which, and the mend.
         """
         decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+        is_first = True
+        for chunk in self._chunks():
+            if is_first:
+                self._refuse_other_than_text(chunk)
+            is_first = False
+            self._digest.update(chunk)
+            yield decoder.decode(chunk)
+        yield decoder.decode(b"", final=True)
+
+    def _chunks(self) -> Iterator[bytes]:
         try:
             with self._path.open("rb") as file:
-                chunk = file.read(CHUNK_BYTES)
-                self._refuse_other_than_text(chunk)
-                while chunk:
-                    self._digest.update(chunk)
-                    yield decoder.decode(chunk)
-                    chunk = file.read(CHUNK_BYTES)
-        except OSError as error:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+        except (OSError, ValueError) as error:  # a path may hold a null character
             raise ValueError(f"{self.name}: cannot be read; check the path") from error
-        yield decoder.decode(b"", final=True)
 
     def _refuse_other_than_text(self, start: bytes) -> None:
         for mark, kind in _PACKED.items():
