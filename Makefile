@@ -7,7 +7,7 @@ TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrai
             measured_runs.csv measured_runs_partial.csv)
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out bench clean
+.PHONY: demo test lint types fit hold-out bench fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -31,6 +31,9 @@ hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that nev
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py
+
+fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
+	$(BIN)/python -m tests.fuzz
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

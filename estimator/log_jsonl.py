@@ -9,9 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from estimator.log_readers import Coverage, Reader
 from estimator.log_records import Record
 from estimator.run_record import RunRecord, parse_run_record
-from hardware.errors import first_error
+from hardware.errors import first_error, shown
 
-_KIND = re.compile(r'"record"\s*:\s*"(\w{1,40})"')
+_KIND = re.compile(r'"record"\s*:\s*"(\w{1,40})"', re.ASCII)
 
 PARTS_TOLERANCE = 1.02
 """Phases of a step take no longer than the step, but for the clock's own reading."""
@@ -21,7 +21,10 @@ def _seconds(value: Any) -> Any:
     """Return seconds since the epoch of a time in ISO 8601 or in seconds; where no zone is told, it is UTC."""
     if not isinstance(value, str):
         return value
-    when = datetime.fromisoformat(value)
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no time in ISO 8601") from error
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
@@ -99,7 +102,8 @@ class JsonlReader(Reader):
         try:
             step = StepRecord.model_validate_json(line)
         except ValidationError as error:
-            self.refused.add(first_error(error), line)
+            is_json = error.errors()[0]["type"] != "json_invalid"
+            self.refused.add(first_error(error) if is_json else "no JSON", line)
             return
         except RecursionError:
             self.refused.add("nested too deep", line)

@@ -21,14 +21,16 @@ from hardware.units import MIB
 _NUMBER = r"\d{1,15}(?:\.\d{1,12})?"
 _ITERATION = re.compile(
     r"iteration\s+(?P<step>\d{1,12})/\s*\d{1,12} \|.*? elapsed time per iteration \(ms\):\s*"
-    rf"(?P<ms>{_NUMBER})(?:/{_NUMBER})? \|(?P<rest>.*)"
+    rf"(?P<ms>{_NUMBER})(?:/{_NUMBER})? \|(?P<rest>.*)",
+    re.ASCII,
 )
-_BATCH = re.compile(r" global batch size:\s*(\d{1,12}) \|")
-_LOSS = re.compile(r" lm loss:\s*([-+.\deE]{1,20}|nan|inf) \|")
-_SKIPPED = re.compile(r" number of (skipped|nan) iterations:\s*(\d{1,9})")
+_BATCH = re.compile(r" global batch size:\s*(\d{1,12}) \|", re.ASCII)
+_LOSS = re.compile(r" lm loss:\s*([-+.\deE]{1,20}|nan|inf) \|", re.ASCII)
+_SKIPPED = re.compile(r" number of (skipped|nan) iterations:\s*(\d{1,9})", re.ASCII)
 _MEMORY = re.compile(
     r"after (?P<step>\d{1,12}) iterations\)? memory \(MB\) \| allocated: .*?\| max allocated: "
-    rf"(?P<allocated>{_NUMBER}) \| reserved: .*?\| max reserved: (?P<reserved>{_NUMBER})(?: \||\s|$)"
+    rf"(?P<allocated>{_NUMBER}) \| reserved: .*?\| max reserved: (?P<reserved>{_NUMBER})(?: \||\s|$)",
+    re.ASCII,
 )
 
 

@@ -21,10 +21,11 @@ from hardware.units import GIB
 
 _STEP = re.compile(
     r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - \S+ - INFO - step:\s*(?P<step>\d{1,12})\s+"
-    r"loss:\s*(?P<loss>-?\d{1,12}\.\d{1,8}|nan|inf)\s(?P<rest>.*)"
+    r"loss:\s*(?P<loss>-?\d{1,12}\.\d{1,8}|nan|inf)\s(?P<rest>.*)",
+    re.ASCII,
 )
-_MEMORY = re.compile(r"\bmemory:\s*(\d{1,6}\.\d\d)GiB\(")
-_RATE = re.compile(r"\b(?:tps|wps): (\d{1,3}(?:,\d{3}){0,4})(?=\s|$)")
+_MEMORY = re.compile(r"\bmemory:\s*(\d{1,6}\.\d\d)GiB\(", re.ASCII)
+_RATE = re.compile(r"\b(?:tps|wps): (\d{1,3}(?:,\d{3}){0,4})(?=\s|$)", re.ASCII)
 
 
 class TorchtitanReader(Reader):

@@ -21,11 +21,11 @@ from estimator.log_readers import Coverage, Reader
 from estimator.log_records import Record, Records
 from estimator.log_text import LONGEST_LINE
 
-_DICT = re.compile(r"\{'[^{}]{1,4000}\}")
-_PAIR = re.compile(r"'([\w/ ().-]{1,80})': '?([-+.\deE]{1,30}|nan|inf)'?(?=[,}])")
-_BAR = re.compile(r"(\d{1,12})/(\d{1,12}) \[(?:(\d{1,5}):)?(\d\d):(\d\d)<[^\]]*(?:s/it|it/s)[,\]]")
-_MAX_STEPS = re.compile(r'"max_steps":\s*(\d{1,12})\b')
-_HISTORY = re.compile(r'"log_history":\s*\[')
+_DICT = re.compile(r"\{'[^{}]{1,4000}\}", re.ASCII)
+_PAIR = re.compile(r"'([\w/ ().-]{1,80})': '?([-+.\deE]{1,30}|nan|inf)'?(?=[,}])", re.ASCII)
+_BAR = re.compile(r"(\d{1,12})/(\d{1,12}) \[(?:(\d{1,5}):)?(\d\d):(\d\d)<[^\]]*(?:s/it|it/s)[,\]]", re.ASCII)
+_MAX_STEPS = re.compile(r'"max_steps":\s*(\d{1,12})\b', re.ASCII)
+_HISTORY = re.compile(r'"log_history":\s*\[', re.ASCII)
 
 STAMP_S = 1e-4
 """Resolution of `train_runtime` in a file."""

@@ -22,9 +22,10 @@ from hardware.errors import first_error, shown
 STEP_LINE = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) \| INFO\b.*?\[Step (?P<step>\d+)/(?P<steps>\d+)\]"
     r"(?: \||) Loss: (?P<loss>[-+.\deE]+|nan|inf)"
-    r"(?: \| Duration: (?P<timed>[.\d]+) \| Throughput: (?P<rate>[.\d]+) tokens/sec)?(?P<rest>.*)$"
+    r"(?: \| Duration: (?P<timed>[.\d]+) \| Throughput: (?P<rate>[.\d]+) tokens/sec)?(?P<rest>.*)$",
+    re.ASCII,
 )
-_EVENT = re.compile(r"^\[(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+)\] \[info\] (?P<text>.*)$")
+_EVENT = re.compile(r"^\[(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+)\] \[info\] (?P<text>.*)$", re.ASCII)
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 _STARTUP_EVENTS = {
     "request": "Requesting resources",

@@ -122,7 +122,7 @@ def test_a_run_begun_again_is_one_run(tmp_path: Path) -> None:
         ({"step_s": -1.0}, "step_s: -1.0 does not fit; input should be greater than 0: '{"),
         ({"step_s": "0.3"}, "step_s: '0.3' does not fit; input should be a valid number: '{"),
         ({"time": "2026-11-20T09:00:00+00:00"}, "step 30: time runs backward: '{"),
-        ({"time": "yesterday"}, "time: Invalid isoformat string: 'yesterday': '{"),
+        ({"time": "yesterday"}, "time: 'yesterday' is no time in ISO 8601: '{"),
         ({"peak_reserved_bytes": 0}, "peak_reserved_bytes: 0 does not fit; input should be greater than 0: '{"),
     ],
 )
