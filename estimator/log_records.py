@@ -213,7 +213,7 @@ def timed(records: list[Record], resolution_s: float) -> Timed:
         return Timed(np.zeros(0), np.zeros(0, dtype=np.int64), (), 0)
     steps = [record.step for record in records]
     gaps, times = np.unique(np.diff(steps), return_counts=True)
-    usual = int(gaps[np.argmax(times)])
+    usual = int(gaps[2 * times >= times.max()][0])  # the shortest of the usual ones: of a sample most are longer
     passed = min(steps[0], usual) if steps[0] > 1 and records[0].step_s is not None else 1
     start = records[0]
     warm_up, seconds, number, lines = passed, [], [], []

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from estimator.machine import Machine
 from estimator.plan import MAX_DEGREE, Plan
@@ -24,7 +24,7 @@ MOST_RECORD_BYTES = 2**20
 
 
 class PlanRecord(BaseModel):
-    """A plan under the keys of `estimate --json`; keys that are not fields are not read."""
+    """A plan under the keys of `estimate --json`, or of `Plan`; keys that are not fields are not read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -32,9 +32,9 @@ class PlanRecord(BaseModel):
     num_micro_batches: Degree
     batch_per_device: Degree
     data_parallel: Degree | None = None
-    tensor_parallel: Degree = 1
-    context_parallel: Degree = 1
-    expert_parallel: Degree = 1
+    tensor_parallel: Degree = Field(1, validation_alias=AliasChoices("tensor_parallel", "tp"))
+    context_parallel: Degree = Field(1, validation_alias=AliasChoices("context_parallel", "cp"))
+    expert_parallel: Degree = Field(1, validation_alias=AliasChoices("expert_parallel", "ep"))
     recomputation: Literal["none", "selective", "full"] = "none"
     recomputed_layers: Layers = 0
     distribute_param: Annotated[bool, Field(strict=True)] | None = None
@@ -93,6 +93,7 @@ class RunRecord(BaseModel):
     num_devices: Devices
     num_nodes: Devices
     tokens_per_step: Count
+    seq_len: Count | None = None
     precision: Label
     attention: Label = ""
     trainer: Label = ""
@@ -141,7 +142,10 @@ class RunRecord(BaseModel):
                 f"tokens_per_step: {self.tokens_per_step} is not a whole number of tokens in each of {rows} rows "
                 f"({dp} data parallel * {plan.num_micro_batches} micro-batches * {plan.batch_per_device})"
             )
-        return Workload(self.shape(), self.tokens_per_step // rows, rows, num_steps=1)
+        seq_len = self.tokens_per_step // rows
+        if self.seq_len not in (None, seq_len):
+            raise ValueError(f"seq_len: {self.seq_len} is stated, {seq_len} follows from tokens_per_step and the plan")
+        return Workload(self.shape(), seq_len, rows, num_steps=1)
 
     def is_same_run(self, other: "RunRecord") -> bool:
         """Whether another record is of this run, begun again."""

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_refused_records(changes: dict[str, Any], message: str) -> None:
         ({"precision": "bf17"}, "unknown precision 'bf17': did you mean"),
         ({"plan": plan(num_stages=3)}, "plan: num_stages * tp * cp = 3 does not divide num_devices = 2"),
         ({"plan": plan(data_parallel=1)}, "plan: data_parallel = 1 is stated, 2 follows from the rest"),
+        ({"seq_len": 128}, "seq_len: 128 is stated, 256 follows from tokens_per_step and the plan"),
         ({"tokens_per_step": 4097}, "tokens_per_step: 4097 is not a whole number of tokens in each of 16 rows (2 data"),
         ({"model": {"model_type": "bert"}}, "model 'bert': model_type 'bert' is not modelled; use one of"),
     ],
@@ -100,6 +102,13 @@ def test_a_record_beside_a_log(tmp_path: Path) -> None:
         read_run_record(log)
     (tmp_path / "megatron.log.run.json").write_text(json.dumps(DOCUMENT), encoding="utf-8")
     assert read_run_record(log) == record()
+
+
+def test_a_plan_under_its_own_keys_is_the_same() -> None:
+    """A plan written with the keys of `Plan` reads as under those of `estimate --json`."""
+    own = Plan(num_stages=2, num_micro_batches=4, tp=2, zero_stage=1, schedule="gpipe", sequence_parallel=False)
+    run = record(plan=asdict(own) | {"distribute_param": False, "data_parallel": 2}, num_devices=8)
+    assert run.plan.plan() == own
 
 
 def test_the_same_run_begun_again() -> None:
