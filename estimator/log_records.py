@@ -2,9 +2,9 @@
 
 A step told several times (a log pasted twice, every rank's line) counts once: as it was told last, and of lines of one
 time as the slowest told it, since a step takes as long as its slowest rank. Told at times over half a step apart (a run
-that went back to a checkpoint, a wrong number) it is in doubt, and does not count. Of a run of over `MOST_RECORDS` steps
-a sample is kept, the same for any order of the lines: those steps whose hash lies below a threshold, which halves
-whenever they are too many.
+that went back to a checkpoint, a wrong number) it is in doubt, and does not count. Of a run of over `MOST_RECORDS`
+steps a sample is kept, the same for any order of the lines: those steps whose hash lies below a threshold, which
+halves whenever they are too many.
 """
 
 from bisect import bisect_right
