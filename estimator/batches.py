@@ -60,7 +60,7 @@ def batched(cases: Sequence[Case], habits: Habits) -> list[Batch]:
     groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
     for i, case in enumerate(cases):
         machine = case.machine
-        kind = (machine.accelerator.id, machine.node.id, machine.num_devices, machine.num_nodes, machine.fabric is None)
+        kind = (machine.accelerator, machine.node, machine.num_devices, machine.num_nodes, machine.fabric is None)
         groups[(case.shape, case.recipe, case.source, case.seq_len, *kind)].append(i)
     return [_batch(rows, cases, habits) for rows in groups.values()]
 

@@ -2,24 +2,27 @@
 
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from estimator import report_calibration, report_cases
+from estimator import report_calibration, report_cases, report_logs
 from estimator.assessment import Assessment, assess
 from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.case_stack import fit_stack_to_cases
-from estimator.cases import Case, Left, read_cases
 from estimator.holdout import SPLITS, holdout_document
 from estimator.holdout import hold_out as held_out
+from estimator.log_case import logged_startup
+from estimator.measured_inputs import Inputs, is_run_table, read_inputs
 from estimator.measurement import read_runs, refuse_impossible_speed
+from estimator.report_study import write_report
 from estimator.stack import Stack, builtin_stacks, load_stack, read_stack_text, stack_path
 from estimator.stack_file import read_premises, stack_text, write_stack
-from hardware.catalog import load_catalog
+from estimator.study import study
+from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
+from hardware.errors import shown
 
 LOG_STACK = "moai-24.2"
 
@@ -33,61 +36,53 @@ def calibrate_main() -> None:
 
 @calibrate_app.command()
 def calibrate(
-    logs: Annotated[Path | None, typer.Argument(help="CSV table of runs whose logs lie beside it")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="step logs, tables of published runs, or one table of runs whose logs lie beside it"),
+    ] = None,
     runs: Annotated[list[Path] | None, typer.Option(help="CSV table of published runs; may be repeated")] = None,
     stack: Annotated[
         str | None, typer.Option(help="name of the stack to fit or to predict with, or its TOML file")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="with --runs: only predict, fit nothing")] = False,
-    hold_out: Annotated[
-        bool, typer.Option("--hold-out", help="with --runs: predict runs by fits to the others")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="only predict, fit nothing")] = False,
+    hold_out: Annotated[bool, typer.Option("--hold-out", help="predict runs by fits to the others")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="folder for a report of each stack that has runs here: Markdown and HTML")
+    ] = None,
     write: Annotated[bool, typer.Option(help="write what was found into the stack's file")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="with --runs: print one JSON object and nothing else")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
+    catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
 ) -> int:
     """Hold predictions against measured runs, and fit a stack to them.
 
-    With --runs and without --stack, each run is predicted by the stack of its own trainer.
+    What each file is, its content tells. Without --stack, each run is predicted by the stack of its own trainer. A log
+    that does not say what was trained (any but the reference trainer's) needs a run record beside it, LOG.run.json.
     """
-    if (logs is None) == (not runs):
-        raise ValueError("runs: give either a table of runs with logs, or --runs with a table of published runs")
-    if logs is not None:
-        for name, given in (("check", check), ("hold-out", hold_out), ("json", as_json)):
-            if given:
-                raise ValueError(f"{name}: --{name} is given without --runs; add --runs, or leave it out")
-        return _fit_logs(logs, LOG_STACK if stack is None else stack, write=write)
-    if check + hold_out + write > 1:
-        names = [name for name, on in (("check", check), ("hold-out", hold_out), ("write", write)) if on]
-        raise ValueError(f"{names[0]}: --{' and --'.join(names)} are given together; give one")
-    if not check and not hold_out and stack is None:
+    given, hardware = files or [], load_catalog(catalog or [])
+    if not given and not runs:
+        raise ValueError("files: nothing is given; give step logs, or tables of runs")
+    asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
+    together = [f"--{name}" for name, on in asked.items() if on]
+    if len(together) > 1:
+        raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
+    if report and as_json:
+        raise ValueError("report: --report is given beside --json; it writes files; leave one out")
+    if with_logs := [path for path in given if is_run_table(path)]:
+        others = [f"--{name}" for name, on in {**asked, "json": as_json}.items() if on and name != "write"]
+        if len(given) > 1 or runs or others:
+            what = others[0] if others else "another file"
+            raise ValueError(f"files: {shown(str(with_logs[0]))}, a table of runs with logs, is given beside {what}")
+        return _fit_logs(given[0], LOG_STACK if stack is None else stack, hardware, write=write)
+    if not any((check, hold_out, report)) and stack is None:
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
-    tables = _tables(runs or [])
+    inputs = read_inputs(given, runs or [], hardware)
     if hold_out:
-        return _hold_out(tables, [stack] if stack else _table_stacks(), as_json=as_json)
+        return _hold_out(inputs, [stack] if stack else _table_stacks(), as_json=as_json)
+    if report:
+        return _report(inputs, [stack] if stack else _table_stacks(), report)
     if check:
-        return _check(tables, [load_stack(name) for name in ([stack] if stack else _table_stacks())], as_json=as_json)
-    return _fit_tables(tables, stack or "", write=write, as_json=as_json)
-
-
-class _Tables:
-    """What tables of published runs hold, all together, and what they were."""
-
-    def __init__(self) -> None:
-        self.cases: list[Case] = []
-        self.left: list[Left] = []
-        self.origin: dict[str, tuple[str, Sequence[str]]] = {}
-
-
-def _tables(paths: Sequence[Path]) -> _Tables:
-    hardware, found = load_catalog(), _Tables()
-    for path in paths:
-        read = read_cases(path, hardware)
-        found.cases += read.cases
-        found.left += read.left
-        found.origin[path.name] = (sha256(path.read_bytes()).hexdigest(), [case.digest for case in read.cases])
-    return found
+        return _check(inputs, [load_stack(name) for name in ([stack] if stack else _table_stacks())], as_json=as_json)
+    return _fit(inputs, stack or "", write=write, as_json=as_json)
 
 
 def _table_stacks() -> list[str]:
@@ -95,18 +90,29 @@ def _table_stacks() -> list[str]:
     return [name for name in builtin_stacks() if read_premises(read_stack_text(name), name).trainer]
 
 
-def _check(tables: _Tables, stacks: Sequence[Stack], *, as_json: bool) -> int:
-    found = assess(tables.cases, stacks)
-    _show(Assessment(found.rows, (*tables.left, *found.left)), as_json=as_json)
+def _check(inputs: Inputs, stacks: Sequence[Stack], *, as_json: bool) -> int:
+    found = assess(inputs.cases, stacks)
+    _show(Assessment(found.rows, (*inputs.left, *found.left)), inputs, as_json=as_json)
     return EXIT_DONE
 
 
-def _hold_out(tables: _Tables, names: Sequence[str], *, as_json: bool) -> int:
+def _report(inputs: Inputs, names: Sequence[str], folder: Path) -> int:
+    stacks = [load_stack(name) for name in names]
+    stacks = [stack for stack in stacks if any(stack.is_of(case.trainer) for case in inputs.cases)]
+    if not stacks:
+        raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
+    for stack in stacks:
+        for path in write_report(study(stack, inputs.cases), folder):
+            print(path)
+    return EXIT_DONE
+
+
+def _hold_out(inputs: Inputs, names: Sequence[str], *, as_json: bool) -> int:
     premises = {name: read_premises(read_stack_text(name), name) for name in names}
     found = {
-        name: {split: held_out(one, tables.cases, split) for split in SPLITS}
+        name: {split: held_out(one, inputs.cases, split) for split in SPLITS}
         for name, one in premises.items()
-        if any(one.is_of(case.trainer) for case in tables.cases)
+        if any(one.is_of(case.trainer) for case in inputs.cases)
     }
     document = holdout_document(found)
     if as_json:
@@ -116,28 +122,32 @@ def _hold_out(tables: _Tables, names: Sequence[str], *, as_json: bool) -> int:
     return EXIT_DONE
 
 
-def _show(assessment: Assessment, *, as_json: bool) -> None:
+def _show(assessment: Assessment, inputs: Inputs, *, as_json: bool) -> None:
     if as_json:
-        print_json(report_cases.assessment_document(assessment))
-    else:
-        report_cases.print_assessment(report_cases.wide_console(), assessment)
+        logs = {"logs": [report_logs.log_document(run) for run in inputs.logged]} if inputs.logged else {}
+        print_json(report_cases.assessment_document(assessment) | logs)
+        return
+    console = report_cases.wide_console()
+    if inputs.logged:
+        report_logs.print_logs(console, inputs.logged)
+    report_cases.print_assessment(console, assessment)
 
 
-def _fit_tables(tables: _Tables, name: str, *, write: bool, as_json: bool) -> int:
+def _fit(inputs: Inputs, name: str, *, write: bool, as_json: bool) -> int:
     text = read_stack_text(name)
-    found = fit_stack_to_cases(read_premises(text, name), tables.cases, tables.origin)
-    own = [case for case in tables.cases if found.is_of(case.trainer)]
+    found = fit_stack_to_cases(read_premises(text, name), inputs.cases, inputs.origin)
+    found = found.model_copy(update={"startup": logged_startup(found.startup, inputs.logged)})
+    own = [case for case in inputs.cases if found.is_of(case.trainer)]
     if not as_json:
         report_cases.print_fit(open_console(), found)
-    _show(assess(own, [found]), as_json=as_json)
+    _show(assess(own, [found]), inputs, as_json=as_json)
     if write:
         write_stack(stack_path(name), stack_text(text, found))
     return EXIT_DONE
 
 
-def _fit_logs(logs: Path, stack: str, *, write: bool) -> int:
+def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool) -> int:
     """Fit a stack to runs with logs, and show how far off it is on each run when that run is left out."""
-    hardware = load_catalog()
     text = read_stack_text(stack)
     premises = read_premises(text, stack)
     measured = read_runs(logs)

@@ -74,7 +74,7 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
     ):
         rows.append((f"stack: spread of {name}", f"{log_sd:.1%}", "one sigma", "fitted", spread))
     if estimate.machine.accelerator.id not in fit.accelerators:
-        source = f"the stack was never measured on it, only on {', '.join(fit.accelerators)}"
+        source = f"the stack was never measured on it, only on {', '.join(fit.accelerators) or 'nothing'}"
         rows.append(
             ("stack: further spread on this device", f"{fit.device_log_sd:.0%}", "one sigma", "assumed", source)
         )

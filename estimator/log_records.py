@@ -1,9 +1,10 @@
 """What the step lines of a log say, whatever its format: gathered in bounded memory, whatever order they come in.
 
-A step told several times (a log pasted twice, every rank's line, a run that went back to a checkpoint) counts once: as
-it was told last, and of lines of one time as the slowest told it, since a step takes as long as its slowest rank. Of a
-run of over `MOST_RECORDS` steps a sample is kept, the same for any order of the lines: those steps whose hash lies
-below a threshold, which halves whenever they are too many.
+A step told several times (a log pasted twice, every rank's line) counts once: as it was told last, and of lines of one
+time as the slowest told it, since a step takes as long as its slowest rank. Told at times over half a step apart (a run
+that went back to a checkpoint, a wrong number) it is in doubt, and does not count. Of a run of over `MOST_RECORDS`
+steps a sample is kept, the same for any order of the lines: those steps whose hash lies below a threshold, which
+halves whenever they are too many.
 """
 
 from bisect import bisect_right
@@ -77,6 +78,7 @@ class Records:
     def __init__(self) -> None:
         """Start with none."""
         self._kept: dict[int, Record] = {}
+        self._earliest: dict[int, float] = {}
         self._threshold = _HASHES
         self.count = 0
         """Lines that told a step, repetitions included."""
@@ -104,12 +106,15 @@ class Records:
         self.latest_s = max(self.latest_s, record.clock_s or 0.0)
         if _hash(record.step) >= self._threshold:
             return
+        clock = record.clock_s or 0.0
+        self._earliest[record.step] = min(clock, self._earliest.get(record.step, clock))
         known = self._kept.get(record.step)
         if known is None or _order(record) > _order(known):
             self._kept[record.step] = record._replace(line=record.line[:QUOTED_LENGTH])
         while len(self._kept) > MOST_RECORDS:
             self._threshold //= 2
             self._kept = {step: r for step, r in self._kept.items() if _hash(step) < self._threshold}
+            self._earliest = {step: self._earliest[step] for step in self._kept}
 
     @property
     def is_sampled(self) -> bool:
@@ -125,12 +130,23 @@ class Records:
         ordered = [self._kept[step] for step in sorted(self._kept)]
         if any(record.clock_s is None for record in ordered):
             return ordered
+        ordered = self._undoubted(ordered, refused)
         clock = [record.clock_s or 0.0 for record in ordered]
         kept = _longest_stretch(clock) if is_elapsed else _longest_forward(clock)
         for i, record in enumerate(ordered):
             if i not in kept:
                 refused.add(f"step {record.step}: time runs backward", record.line)
         return [record for i, record in enumerate(ordered) if i in kept]
+
+    def _undoubted(self, ordered: list[Record], refused: Refused) -> list[Record]:
+        """Return the steps that were told at one time."""
+        clock = np.array([record.clock_s for record in ordered], dtype=np.float64)
+        apart = clock - np.array([self._earliest[record.step] for record in ordered])
+        usual = float(np.median(np.diff(clock))) if len(clock) > 1 else 0.0
+        doubted = apart > max(usual, 0.0) / 2
+        for i in np.flatnonzero(doubted):
+            refused.add(f"step {ordered[i].step}: told at times {apart[i]:g} s apart", ordered[i].line)
+        return [record for record, in_doubt in zip(ordered, doubted, strict=True) if not in_doubt]
 
 
 def _order(record: Record) -> tuple[float, float, str]:

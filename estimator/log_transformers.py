@@ -87,7 +87,9 @@ class TransformersReader(Reader):
         """Take what a dictionary says."""
         runtime, step = entry.get("train_runtime"), entry.get("step")
         if "eval_runtime" in entry:
-            if 0 < entry["eval_runtime"] < 1e9:
+            if "eval_samples_per_second" not in entry or not 0 < entry["eval_runtime"] < 1e9:
+                self.refused.add("an evaluation not whole, or of no time", line)
+            else:
                 self._evaluations[step or entry.get("epoch", 0.0), entry["eval_runtime"]] = entry["eval_runtime"]
             return
         if runtime is None and "loss" not in entry:

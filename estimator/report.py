@@ -104,13 +104,15 @@ def headline(estimate: Estimate) -> RenderableType:
     )
     if workload.recipe:
         table.add_row("recipe", f"{workload.recipe}; {trained_parameters(workload.shape):,} parameters trained")
-    trained = (
-        ""
-        if machine.accelerator.id in estimate.stack.fit.accelerators
-        else (f"; measured on {', '.join(estimate.stack.fit.accelerators)} only, so the interval is wider")
-    )
+    measured_on = estimate.stack.fit.accelerators
+    known = f"measured on {', '.join(measured_on)} only" if measured_on else "never measured"
+    trained = "" if machine.accelerator.id in measured_on else f"; {known}, so the interval is wider"
     seen = workload.shape.family in estimate.stack.fit.families
-    unseen = "" if seen else f"; no {workload.shape.family} model was measured on it, so the interval is wider"
+    unseen = (
+        ""
+        if seen or not measured_on
+        else f"; no {workload.shape.family} model was measured on it, so the interval is wider"
+    )
     table.add_row("stack", f"{estimate.stack.name}{trained}{unseen}")
     return table
 

@@ -240,8 +240,8 @@ class Discrepancy(Record):
 class Fit(Record):
     """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
 
-    accelerators: tuple[str, ...] = Field(min_length=1)
-    """The devices that runs were measured on."""
+    accelerators: tuple[str, ...]
+    """The devices that runs were measured on; none of a stack that was fitted to nothing."""
     names: tuple[str, ...]
     """The stack's parameters, then the families and then the factors in their orders."""
     log_values: tuple[LogValue, ...]

@@ -63,10 +63,21 @@ def test_a_run_begun_again_counts_as_its_longest_stretch() -> None:
 
 
 def test_of_lines_of_one_step_the_last_and_slowest_counts() -> None:
-    """A step that was done again counts as the second time; of two ranks' lines of one time the slower counts."""
+    """Of two ranks' lines of one time the slower counts, of times little apart the later."""
     ranks = [Record(1, "a", clock_s=5.0, step_s=1.0), Record(1, "b", clock_s=5.0, step_s=1.1)]
     assert gathered([*ranks, Record(2, "c", clock_s=6.0, step_s=1.0)])[0].line == "b"
-    assert gathered([Record(1, "first", clock_s=9.0), Record(1, "again", clock_s=90.0)])[0].line == "again"
+    late = [Record(i, "late", clock_s=i + 0.01) for i in range(1, 5)]
+    assert {r.line for r in gathered([*late, *(Record(i, "early", clock_s=float(i)) for i in range(1, 5))])} == {"late"}
+
+
+def test_a_step_told_at_two_times_is_in_doubt() -> None:
+    """A step that one line tells at another time than another line does not count, and is quoted."""
+    records, refused = Records(), Refused()
+    for step in range(1, 7):
+        records.add(Record(step, f"line {step}", clock_s=float(step)))
+    records.add(Record(3, "wrong", clock_s=4.0))
+    assert [r.step for r in records.forward(refused)] == [1, 2, 4, 5, 6]
+    assert refused.told == ["step 3: told at times 1 s apart: 'wrong'"]
 
 
 @given(order=RANDOM, count=st.integers(0, 3000))

@@ -53,6 +53,13 @@ def test_evaluations_are_no_training() -> None:
         read(evaluation.replace("50.0", "500.0"), END).whole()
 
 
+def test_a_broken_evaluation_is_refused() -> None:
+    """An evaluation that is not whole, or takes no time, is left out and quoted."""
+    reader = read("{'eval_runtime': 50.0}", "{'eval_runtime': -1.0, 'eval_samples_per_second': 2.0}", END)
+    assert reader.whole() == (0.4, 1000)
+    assert reader.refused.count == 2
+
+
 def test_a_progress_bar_times_steps() -> None:
     """The bar of the training, the longest-running one, tells seconds since it began, hours too."""
     bars = [f" 5%|#| {i}/378 [{i // 60}:{i % 60:02d}:08<2:31:47, 60.1s/it]" for i in range(1, 100)]
@@ -66,7 +73,7 @@ def test_stamped_entries_time_steps() -> None:
     """Entries that have their `train_runtime` tell seconds since training began, evaluations apart."""
     entries = [
         {"loss": 2.0, "step": 10, "train_runtime": 20.0},
-        {"eval_loss": 1.0, "eval_runtime": 7.0, "step": 10},
+        {"eval_loss": 1.0, "eval_runtime": 7.0, "eval_samples_per_second": 9.0, "step": 10},
         {"loss": 1.0, "step": 20, "train_runtime": 37.0},
     ]
     records = state(document(*entries)).records.forward(Refused(), is_elapsed=True)

@@ -1,0 +1,93 @@
+"""What `calibrate` is given: tables of published runs and step logs, told apart by their content, as cases."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+
+from estimator.case import Case
+from estimator.case_tables import FORMS
+from estimator.cases import Left, read_cases
+from estimator.log_case import LoggedRun, read_logged_run
+from estimator.log_text import LogText, split_lines
+from hardware.catalog import Catalog
+
+RUN_TABLE_COLUMNS = frozenset({"log", "flavor", "num_stages"})
+"""Of a table of runs whose logs lie beside it, as `measurement.read_runs` reads."""
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Runs of tables and of logs, and what they came from."""
+
+    cases: list[Case] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    """Rows and logs that are no case."""
+    logged: list[LoggedRun] = field(default_factory=list)
+    """Of the cases, those of logs."""
+    origin: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    """Of each file its digest, and the digests of its runs."""
+
+
+def _columns(path: Path) -> frozenset[str]:
+    """Return the names of a table's columns, whatever the file is."""
+    first = next(split_lines(LogText(path).texts()), "")
+    try:
+        return frozenset(next(csv.reader([first]), ()))
+    except csv.Error:
+        return frozenset()
+
+
+def is_run_table(path: Path) -> bool:
+    """Whether a file is a table of runs whose logs lie beside it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _columns(path) >= RUN_TABLE_COLUMNS
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of published runs.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return any(form.mark in _columns(path) for form in FORMS)
+
+
+def read_inputs(files: Sequence[Path], tables: Sequence[Path], catalog: Catalog) -> Inputs:
+    """Read files, each a table of published runs or a step log, and tables.
+
+    The order of logs does not matter; one that was given before, whatever its name, does not count again.
+
+    Raises:
+        ValueError: one cannot be read, or is of no known form.
+    """
+    inputs = Inputs()
+    logs = [path for path in files if not is_table(path)]
+    for path in (*tables, *(path for path in files if path not in logs)):
+        read = read_cases(path, catalog)
+        inputs.cases += read.cases
+        inputs.left += read.left
+        digest = sha256(path.read_bytes()).hexdigest()
+        inputs.origin[_label(path.name, inputs)] = (digest, [case.digest for case in read.cases])
+    known: set[str] = set()
+    for path in sorted(logs):
+        run = read_logged_run(path, catalog)
+        if run.log.sha256 in known:
+            inputs.left.append(Left(run.case.name, "log: the same as one before"))
+            continue
+        known.add(run.log.sha256)
+        inputs.cases.append(run.case)
+        inputs.logged.append(run)
+        inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (run.log.sha256, [run.case.digest])
+    return inputs
+
+
+def _label(name: str, inputs: Inputs) -> str:
+    """Return a name that no other file of the inputs has."""
+    names = (name if i == 1 else f"{name} ({i})" for i in count(1))
+    return next(name for name in names if name not in inputs.origin)

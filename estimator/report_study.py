@@ -1,0 +1,335 @@
+"""The calibration report of a stack: one text in Markdown with its pictures beside it, and one page that holds all."""
+
+import html
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator import figures
+from estimator.assessment import Assessed, fit_calls, plan_kind, summarize
+from estimator.case import Case
+from estimator.holdout import ranking
+from estimator.report import number
+from estimator.stack import Stack
+from estimator.study import LEVELS, Study, coverages, timed, trends, worst
+from hardware.errors import shown
+from hardware.units import GIB
+
+MOST_GROUPS = 24
+"""Rows of a picture of residuals; the groups with most runs are shown."""
+
+GROUPS: dict[str, Callable[[Case], str]] = {
+    "model": lambda case: case.model,
+    "devices": lambda case: f"{case.machine.num_devices} {case.machine.accelerator.id}",
+    "plan": plan_kind,
+    "sequence": lambda case: f"{case.seq_len} tokens",
+    "source": lambda case: case.source,
+}
+
+
+class Table(NamedTuple):
+    """Rows of words under a header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Figure(NamedTuple):
+    """A picture and its file's name."""
+
+    name: str
+    svg: str
+    caption: str
+
+
+class Heading(NamedTuple):
+    """A title of a section."""
+
+    words: str
+
+
+Piece = Heading | str | Table | Figure
+"""A part of a report; a text is a paragraph."""
+
+
+def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
+    """Write `<stack>.md` with its pictures, and `<stack>.html`, into a folder; return the two.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    name = re.sub(r"[^\w.-]", "-", study.stack.name, flags=re.ASCII)
+    title, pieces = f"Calibration of {study.stack.name}", list(report(study))
+    text, page = folder / f"{name}.md", folder / f"{name}.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for piece in pieces:
+            if isinstance(piece, Figure):
+                (folder / f"{name}-{piece.name}.svg").write_text(piece.svg + "\n", encoding="utf-8")
+        text.write_text(markdown(title, pieces, name), encoding="utf-8")
+        page.write_text(html_page(title, pieces), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"report {shown(str(folder), 200)}: cannot be written; check the folder") from error
+    return text, page
+
+
+def markdown(title: str, pieces: Sequence[Piece], name: str) -> str:
+    """Return a report as Markdown."""
+    parts = [f"# {title}"]
+    for piece in pieces:
+        match piece:
+            case Heading(words):
+                parts.append(f"## {words}")
+            case Table(header, rows):
+                lines = [header, tuple("---" for _ in header), *rows]
+                parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines))
+            case Figure(figure, _, caption):
+                parts.append(f"![{caption}]({name}-{figure}.svg)\n\n*{caption}*")
+            case str():
+                parts.append(piece)
+    return "\n\n".join(parts) + "\n"
+
+
+PAGE_STYLE = (
+    ":root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--soft:#656d76;--rule:#d8dee4}"
+    "@media(prefers-color-scheme:dark){:root{--paper:#0d1117;--ink:#e6edf3;--soft:#9198a1;--rule:#30363d}}"
+    "body{background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;"
+    "padding:1rem}h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--rule)}"
+    "figure{margin:1.5rem 0}figcaption{color:var(--soft);font-size:.9rem}svg{width:100%;height:auto;display:block}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}"
+    "th,td{border-bottom:1px solid var(--rule);padding:.25rem .6rem;text-align:left;vertical-align:top}"
+    "td+td{font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}.scroll svg{min-width:36rem}"
+)
+
+
+def html_page(title: str, pieces: Sequence[Piece]) -> str:
+    """Return a report as one page that needs no other file."""
+    parts = []
+    for piece in pieces:
+        match piece:
+            case Heading(words):
+                parts.append(f"<h2>{html.escape(words)}</h2>")
+            case Table(header, rows):
+                head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+                body = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in rows)
+                parts.append(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
+            case Figure(_, svg, caption):
+                caption = f"<figcaption>{html.escape(caption)}</figcaption>"
+                parts.append(f'<figure><div class="scroll">{svg}</div>{caption}</figure>')
+            case str():
+                parts.append(f"<p>{html.escape(piece)}</p>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{PAGE_STYLE}</style></head>'
+        f"<body><h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def report(study: Study) -> Iterator[Piece]:
+    """Yield the parts of a report, in their order."""
+    shown_rows, sample = _most_honest(study)
+    yield study.stack.about
+    yield (
+        f"{len(study.after)} runs of {study.stack.trainer!r}, {len(timed(study.after))} of them healthy and timed. "
+        f"Pictures show {sample}. Errors are predicted over measured, less 1."
+    )
+    yield from _accuracy(study)
+    yield from _comparisons(shown_rows, sample)
+    yield from _residuals(shown_rows)
+    yield from _coverage(study)
+    yield from _parameters(study.stack)
+    yield from _shares(shown_rows)
+    yield from _misses(shown_rows)
+    yield from _next_measurements(study)
+
+
+def _most_honest(study: Study) -> tuple[tuple[Assessed, ...], str]:
+    """Return the rows to be drawn: those of a fit that never saw the run, where there are any."""
+    for name, rows in study.held_out.items():
+        return rows, f"each run as predicted by a fit that never saw it (held out: {name})"
+    return study.after, "each run as predicted by the fit to all of them, which is no accuracy"
+
+
+def _accuracy(study: Study) -> Iterator[Piece]:
+    yield Heading("How wrong it is")
+    sets: dict[str, Sequence[Assessed]] = {
+        "before: the priors alone": study.before,
+        **{f"out of sample, held out: {name}": rows for name, rows in study.held_out.items()},
+        "in sample: fitted to all (no accuracy)": study.after,
+    }
+    rows = [
+        (name, measure, str(s.count), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
+        for name, members in sets.items()
+        for measure, s in summarize(members, "all").get("all", {}).items()
+    ]
+    header = ("fit", "of", "runs", "median", "90 % below", "mean", "bias", "inside their 90 %")
+    yield Table(header, tuple(rows))
+    for name, members in sets.items():
+        calls = fit_calls(members)
+        if any(row.case.fits is False for row in members):
+            yield (
+                f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.count} calls right; "
+                f"{calls.false_fits} called to fit ran out of memory, {calls.expected_false_fits:.1f} expected by the "
+                "stated probabilities."
+            )
+    for name, members in study.held_out.items():
+        order = ranking(members)
+        if order.num_pairs:
+            yield (
+                f"Of {order.num_pairs} pairs of runs that differ in plan alone and by over 5 % in time, the faster was "
+                f"predicted faster in {order.right:.1%} (held out: {name})."
+            )
+
+
+def _p(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _kind(row: Assessed) -> str:
+    return "not healthy" if row.case.why_unhealthy else row.case.machine.accelerator.id
+
+
+def _comparisons(rows: Sequence[Assessed], sample: str) -> Iterator[Piece]:
+    yield Heading("Predicted against measured")
+    steps = [figures.Compared(r.case.step_s, r.step_s, _kind(r)) for r in rows if r.case.step_s]
+    if steps:
+        picture = figures.predicted_against_measured("Seconds per step", "s per step", steps)
+        yield Figure("steps", picture, f"Seconds per step with 90 % intervals; bands of 5 and 10 %; {sample}")
+    held = [
+        figures.Compared(r.case.reserved_bytes / GIB, r.reserved_bytes.times(1 / GIB), _kind(r))
+        for r in rows
+        if r.case.reserved_bytes
+    ]
+    if held:
+        picture = figures.predicted_against_measured("Reserved memory", "GiB per device", held)
+        yield Figure("memory", picture, f"Peak reserved memory of a device; {sample}")
+
+
+def _residuals(rows: Sequence[Assessed]) -> Iterator[Piece]:
+    yield Heading("Residuals")
+    own = timed(rows)
+    for by, group_of in GROUPS.items():
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for row in own:
+            groups[group_of(row.case)].append(row.step_error or 0.0)
+        if len(groups) < 2:
+            continue
+        most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
+        picture = figures.residuals(f"Errors by {by}", {group: groups[group] for group in sorted(most, key=_natural)})
+        left = f"; {len(groups) - len(most)} smaller groups are left out" if len(groups) > len(most) else ""
+        yield Figure(
+            f"by-{by}", picture, f"By {by}: dots are runs, bars the middle 80 %, at the right their number{left}"
+        )
+    found = trends(rows)
+    yield Heading("What physics they point to")
+    if found:
+        header = ("errors trend with", "per doubling", "t", "which points to")
+        yield Table(header, tuple((t.feature, f"{np.expm1(t.slope):+.1%}", f"{t.t:+.1f}", t.physics) for t in found))
+    else:
+        yield "No feature of the runs explains the errors that are left: none has a slope of three standard errors."
+
+
+def _natural(words: str) -> tuple[object, ...]:
+    """Return a key that sorts numbers in words by their size."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", words))
+
+
+def _coverage(study: Study) -> Iterator[Piece]:
+    degrees = study.stack.fit.degrees_of_freedom
+    lines: Mapping[str, list[float]] = {name: coverages(rows, degrees) for name, rows in study.held_out.items()}
+    lines = {name: inside for name, inside in lines.items() if inside}
+    if lines:
+        yield Heading("What the intervals are worth")
+        picture = figures.coverage("Coverage", LEVELS, lines)
+        yield Figure(
+            "coverage",
+            picture,
+            "Measurements inside intervals of each stated level, out of sample; on the line is right",
+        )
+
+
+def _parameters(stack: Stack) -> Iterator[Piece]:
+    yield Heading("What was fitted")
+    values = dict(zip(stack.fit.names, stack.fit.log_values, strict=True))
+    sds = dict(zip(stack.fit.names, np.sqrt(np.diag(np.array(stack.fit.covariance))), strict=True))
+    believed = [
+        figures.Believed(name, prior.median, prior.log_sd, float(np.exp(values[name])), float(sds[name]))
+        for name, prior in stack.priors.items()
+    ]
+    yield Figure(
+        "parameters",
+        figures.beliefs("Parameters", believed),
+        "Parameters with 90 % intervals, over their priors' medians",
+    )
+    rows = [
+        (
+            b.name,
+            f"{b.prior:.3g} +- {b.prior_log_sd:.0%}",
+            f"{b.fitted:.4g} +- {b.fitted_log_sd:.1%}",
+            stack.priors[b.name].unit,
+        )
+        for b in believed
+    ]
+    others = [name for name in stack.fit.names if name not in stack.priors]
+    rows += [(f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "of device seconds") for n in others]
+    yield Table(("parameter", "before", "after", "unit"), tuple(rows))
+
+
+def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:
+    groups: defaultdict[str, list[Assessed]] = defaultdict(list)
+    for row in timed(rows):
+        groups[plan_kind(row.case)].append(row)
+    most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
+    bars = {group: _mean_shares(groups[group]) for group in sorted(most, key=_natural)}
+    if bars:
+        yield Heading("Where the time goes")
+        yield Figure("shares", figures.shares("Where the time goes", bars), "Mean parts of a predicted step, by plan")
+
+
+def _mean_shares(rows: Sequence[Assessed]) -> dict[str, float]:
+    total: defaultdict[str, float] = defaultdict(float)
+    for row in rows:
+        whole = sum(max(part, 0.0) for part in row.step_breakdown.values())
+        for name, part in row.step_breakdown.items():
+            total[name] += max(part, 0.0) / whole / len(rows)
+    return {name: share for name, share in total.items() if share >= 0.002}
+
+
+def _misses(rows: Sequence[Assessed]) -> Iterator[Piece]:
+    found = worst(rows)
+    if found:
+        yield Heading("The worst cases")
+        yield Table(
+            ("run", "what", "predicted s", "measured s", "error", "inside", "what would explain it"),
+            tuple(
+                (
+                    m.row.case.name,
+                    _what(m.row.case),
+                    f"{number(m.row.step_s.value)} ({number(m.row.step_s.low)} to {number(m.row.step_s.high)})",
+                    number(m.row.case.step_s or 0.0),
+                    f"{m.error:+.1%}",
+                    "yes" if m.inside else "no",
+                    m.explained_by,
+                )
+                for m in found
+            ),
+        )
+
+
+def _what(case: Case) -> str:
+    return f"{case.model}, {case.machine.num_devices} {case.machine.accelerator.id}, {plan_kind(case)}"
+
+
+def _next_measurements(study: Study) -> Iterator[Piece]:
+    if study.gains:
+        yield Heading("What to measure next")
+        yield (
+            "By how much a further measurement would narrow the part of the intervals that the parameters give, in the "
+            f"mean over all runs; they are now {study.gains[0].before:.1%} either side. The rest of the intervals, "
+            f"{study.stack.fit.step_log_sd:.1%} a standard deviation, is what the model leaves unexplained."
+        )
+        yield Table(("measurement", "then"), tuple((gain.what, f"{gain.after:.1%}") for gain in study.gains))
