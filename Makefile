@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types fit bench clean
+.PHONY: demo test lint types fit bench dry-runs clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -24,6 +24,9 @@ fit: $(VENV)/base.stamp  ## refit the stack moai-24.2 from its logs and rewrite 
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py
+
+dry-runs: $(VENV)/dev.stamp  ## Mistral-7B under plans of each kind on fake tensors: reports/measured/dry_run/runs.csv
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dry_runs.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

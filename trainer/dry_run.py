@@ -29,7 +29,7 @@ from transformers import PreTrainedConfig
 from estimator.plan import Plan
 from trainer.build import build_stages
 from trainer.config import TrainConfig
-from trainer.mesh import make_place
+from trainer.mesh import Place, make_place
 from trainer.meter import Meter
 from trainer.model import Stage
 from trainer.optimizer import clip_gradients, make_optimizers
@@ -127,12 +127,10 @@ def dry_run(config: TrainConfig, model: PreTrainedConfig, *, world_size: int, lo
         with FakeTensorMode(allow_non_fake_inputs=True), meter, _static_shapes(), _gradients_marked(meter):
             for stage in stages:
                 stage.materialize(DEVICE)
-            dtype, length = compute_dtype(config.precision), config.data.seq_len
-            passes = Passes(stages, config.plan, place, seq_len=length, dtype=dtype, device=DEVICE)
-            step = _Step(config, stages, passes, meter)
-            step.take()  # DTensor finds out shapes on whole tensors the first time, and the optimizer has no state yet
+            step = _Step(config, stages, place, meter)
+            step.take(_shortest(config.plan))  # DTensor finds shapes on whole tensors once; optimizers get their state
             meter.reset_peak()
-            step.take()
+            step.take(config.plan)
     finally:
         dist.destroy_process_group()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -143,15 +141,17 @@ def dry_run(config: TrainConfig, model: PreTrainedConfig, *, world_size: int, lo
 class _Step:
     """A step as the loop takes it, with what its tensors are for."""
 
-    def __init__(self, config: TrainConfig, stages: Sequence[Stage], passes: Passes, meter: Meter) -> None:
-        self.config, self.stages, self.passes, self.meter = config, stages, passes, meter
+    def __init__(self, config: TrainConfig, stages: Sequence[Stage], place: Place, meter: Meter) -> None:
+        self.config, self.stages, self.place, self.meter = config, stages, place, meter
         self.parameters = [parameter for stage in stages for parameter in stage.parameters()]
         self.optimizers = make_optimizers(stages, config.optimizer)
         meter.mark("parameters", [*self.parameters, *(buffer for stage in stages for buffer in stage.buffers())])
 
-    def take(self) -> None:
-        meter = self.meter
-        self.passes.train(self._rows(), num_targets=1)
+    def take(self, plan: Plan) -> None:
+        meter, length = self.meter, self.config.data.seq_len
+        dtype = compute_dtype(self.config.precision)
+        passes = Passes(self.stages, plan, self.place, seq_len=length, dtype=dtype, device=DEVICE)
+        passes.train(_rows(plan, length), num_targets=1)
         meter.mark("gathered_parameters", _gathered(self.stages))
         meter.mark("gradients", [parameter.grad for parameter in self.parameters])
         clip_gradients(self.parameters, self.config.optimizer.clip_norm)
@@ -162,11 +162,16 @@ class _Step:
             meter.mark("optimizer", [value for state in optimizer.state.values() for value in state.values()])
             optimizer.zero_grad(set_to_none=True)
 
-    def _rows(self) -> Rows:
-        plan, length = self.config.plan, self.config.data.seq_len
-        count = plan.num_micro_batches * plan.batch_per_device
-        ids = torch.zeros(count, length, dtype=torch.long, device=DEVICE)
-        return Rows(ids, torch.zeros_like(ids), torch.arange(length, device=DEVICE).repeat(count, 1))
+
+def _rows(plan: Plan, seq_len: int) -> Rows:
+    count = plan.num_micro_batches * plan.batch_per_device
+    ids = torch.zeros(count, seq_len, dtype=torch.long, device=DEVICE)
+    return Rows(ids, torch.zeros_like(ids), torch.arange(seq_len, device=DEVICE).repeat(count, 1))
+
+
+def _shortest(plan: Plan) -> Plan:
+    """Return a plan of as few micro-batches as every schedule takes."""
+    return replace(plan, num_micro_batches=min(plan.num_micro_batches, plan.num_stages))
 
 
 # --- what FSDP2 and the pipeline keep to themselves -------------------------------------------------------------------
