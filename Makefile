@@ -7,7 +7,7 @@ TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrai
             measured_runs.csv measured_runs_partial.csv)
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out bench fuzz clean
+.PHONY: demo test lint types fit hold-out bench dry-runs fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -34,6 +34,8 @@ bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing 
 
 fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
 	$(BIN)/python -m tests.fuzz
+dry-runs: $(VENV)/dev.stamp  ## Mistral-7B under plans of each kind on fake tensors: reports/measured/dry_run/runs.csv
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dry_runs.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
