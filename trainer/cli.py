@@ -13,12 +13,14 @@ from estimator.evaluate import PlanEstimate
 from estimator.stack import Stack, load_stack
 from estimator.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
-from hardware.command import EXIT_DONE, run_command
+from hardware.command import EXIT_DONE, open_console, run_command
 from hardware.errors import unknown_name
 from hardware.models import Flavor
 from hardware.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data import DataConfig
+from trainer.dry_run import check_dry_run, dry_runs, stage_ranks
+from trainer.dry_run_report import print_dry_run
 from trainer.emit import KINDS, emit
 from trainer.launch import launch
 from trainer.local import local_machine, machine_text, num_accelerators
@@ -191,7 +193,19 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
 
 
 def _dry_run(asked: _Asked, rank: int | None) -> int:
-    """Print what a rank of each stage holds at its peak, beside what the estimator says."""
+    """Print what a rank of each kind of stage holds at its peak, beside what the estimator says."""
+    found = _elsewhere(asked)
+    world = found.flavor.num_devices
+    check_dry_run(found.config, world, rank)
+    ranks = stage_ranks(found.config.plan, world) if rank is None else [rank]
+    runs = dry_runs(
+        found.config,
+        found.source.config,
+        world_size=world,
+        local_size=asked.hardware.node(found.flavor.node).num_devices,
+        ranks=ranks,
+    )
+    print_dry_run(open_console(), runs, found.forecast)
     return EXIT_DONE
 
 

@@ -200,7 +200,9 @@ def _gradients_marked(meter: Meter) -> Iterator[None]:
         def mark() -> None:
             for parameter in group.fsdp_params:
                 whole = getattr(parameter, "_unsharded_param", None)
-                meter.mark("gradients", [parameter.unsharded_accumulated_grad, whole.grad if whole is not None else None])
+                meter.mark(
+                    "gradients", [parameter.unsharded_accumulated_grad, whole.grad if whole is not None else None]
+                )
 
         mark()
         plain(group, *unused)
