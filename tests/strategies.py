@@ -200,4 +200,5 @@ def laid(draw: st.DrawFn, num_devices: int, *model_types: str, devices_per_node:
 def one_layout(plan: Plan, num_devices: int, devices_per_node: int = 8) -> Layout:
     """Return the numbers of one plan, without the axis of plans."""
     many = layout(Plans.of([plan]), num_devices, devices_per_node)
-    return Layout(*(field[0] for field in many[:-1]), many.devices_per_node)
+    of_plans = (field[0] for field in many[:-2])
+    return Layout(*of_plans, many.devices_per_node, many.stalls)
