@@ -58,7 +58,7 @@ def calibrate(
     What each file is, its content tells. Without --stack, each run is predicted by the stack of its own trainer. A log
     that does not say what was trained (any but the reference trainer's) needs a run record beside it, LOG.run.json.
     """
-    given, hardware = files or [], load_catalog(catalog or [])
+    given, hardware = files or [], catalog or []
     if not given and not runs:
         raise ValueError("files: nothing is given; give step logs, or tables of runs")
     asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
@@ -72,7 +72,7 @@ def calibrate(
         if len(given) > 1 or runs or others:
             what = others[0] if others else "another file"
             raise ValueError(f"files: {shown(str(with_logs[0]))}, a table of runs with logs, is given beside {what}")
-        return _fit_logs(given[0], LOG_STACK if stack is None else stack, hardware, write=write)
+        return _fit_logs(given[0], LOG_STACK if stack is None else stack, load_catalog(hardware), write=write)
     if not any((check, hold_out, report)) and stack is None:
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
     inputs = read_inputs(given, runs or [], hardware)

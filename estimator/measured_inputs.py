@@ -12,7 +12,7 @@ from estimator.case_tables import FORMS
 from estimator.cases import Left, read_cases
 from estimator.log_case import LoggedRun, read_logged_run
 from estimator.log_text import LogText, split_lines
-from hardware.catalog import Catalog
+from hardware.catalog import Catalog, load_catalog
 
 RUN_TABLE_COLUMNS = frozenset({"log", "flavor", "num_stages"})
 """Of a table of runs whose logs lie beside it, as `measurement.read_runs` reads."""
@@ -58,15 +58,29 @@ def is_table(path: Path) -> bool:
     return any(form.mark in _columns(path) for form in FORMS)
 
 
-def read_inputs(files: Sequence[Path], tables: Sequence[Path], catalog: Catalog) -> Inputs:
+MACHINE = "machine.toml"
+"""Catalog file beside a log, of hardware that was measured where the log was written."""
+
+
+def _catalog_of(log: Path, hardware: Sequence[Path]) -> Catalog:
+    beside = log.with_name(MACHINE)
+    return load_catalog([*hardware, beside] if beside.is_file() else hardware)
+
+
+def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequence[Path] = ()) -> Inputs:
     """Read files, each a table of published runs or a step log, and tables.
 
     The order of logs does not matter; one that was given before, whatever its name, does not count again.
 
+    Args:
+        files: each a table or a log, which its content tells.
+        tables: further tables.
+        hardware: catalog files beside the packaged ones.
+
     Raises:
         ValueError: one cannot be read, or is of no known form.
     """
-    inputs = Inputs()
+    inputs, catalog = Inputs(), load_catalog(hardware)
     logs = [path for path in files if not is_table(path)]
     for path in (*tables, *(path for path in files if path not in logs)):
         read = read_cases(path, catalog)
@@ -76,7 +90,7 @@ def read_inputs(files: Sequence[Path], tables: Sequence[Path], catalog: Catalog)
         inputs.origin[_label(path.name, inputs)] = (digest, [case.digest for case in read.cases])
     known: set[str] = set()
     for path in sorted(logs):
-        run = read_logged_run(path, catalog)
+        run = read_logged_run(path, _catalog_of(path, hardware))
         if run.log.sha256 in known:
             inputs.left.append(Left(run.case.name, "log: the same as one before"))
             continue

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from estimator.stack import load_stack
 from hardware.command import run_command
 
 TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
+MOAI = os.path.relpath(TABLES.parent / "moai" / "runs.csv")
+STEPS = os.path.relpath(Path(__file__).parents[1] / "golden" / "logs" / "steps.jsonl")
 FEW = 30
 
 
@@ -59,12 +62,49 @@ def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
     assert (fitted.name, fitted.rows) == ("few.csv", FEW)
 
 
+def test_a_log_is_checked_as_a_run() -> None:
+    """A step log is predicted by its trainer's stack; what it says of its steps stands above."""
+    status, out, err = call(STEPS, "--check", "--stack", "reference")
+    assert (status, err) == (0, "")
+    assert "32% by 34%" in out
+    assert "steps.jsonl: seconds from the end of a step to the end of the next" in out
+    assert "1 runs predicted, 0 left" in out
+
+
+def test_a_log_in_json() -> None:
+    """`--json` has a log's pace, its two paces, what its times include, and its refused lines."""
+    status, out, _ = call(STEPS, STEPS, "--check", "--stack", "reference", "--json")
+    document = json.loads(out)
+    (log,) = document["logs"]
+    assert (status, log["format"], log["num_steps"], log["num_outliers"]) == (0, "steps.jsonl", 37, 1)
+    assert log["modes"]["slow_ratio"] == pytest.approx(1.35, rel=0.02)
+    assert log["times_include"]["synchronized"]
+    assert document["left"] == [{"name": STEPS, "why": "log: the same as one before"}]
+
+
+def test_a_table_needs_no_option(table: Path) -> None:
+    """A table of published runs is known by its columns."""
+    assert (
+        call(str(table), "--check", "--stack", "megatron", "--json")[1]
+        == call("--runs", str(table), "--check", "--stack", "megatron", "--json")[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "runs: give either a table of runs with logs, or --runs with a table of published runs"),
-        (("logs.csv", "--check"), "check: --check is given without --runs; add --runs, or leave it out"),
-        (("logs.csv", "--json"), "json: --json is given without --runs; add --runs, or leave it out"),
+        ((), "files: nothing is given; give step logs, or tables of runs"),
+        ((MOAI, "--check"), f"files: {MOAI!r}, a table of runs with logs, is given beside --check"),
+        ((MOAI, "--json"), f"files: {MOAI!r}, a table of runs with logs, is given beside --json"),
+        ((MOAI, STEPS, "--write"), f"files: {MOAI!r}, a table of runs with logs, is given beside another file"),
+        (("none.log", "--check"), "log 'none.log': cannot be read; check the path"),
+        ((STEPS,), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
+        ((STEPS, "--report", "x", "--json"), "report: --report is given beside --json; it writes files; leave one out"),
+        ((STEPS, "--report", "x", "--check"), "check: --check and --report are given together; give one"),
+        (
+            (STEPS, "--report", "x", "--stack", "torchtune"),
+            "report: no run of a trainer of torchtune; give the runs that a stack was fitted to",
+        ),
         (
             ("--runs", "x.csv"),
             "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict",

@@ -1,0 +1,174 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from estimator.batches import batched
+from estimator.case_stack import fit_stack_to_cases
+from estimator.cases import Case
+from estimator.log_case import LoggedRun, logged_startup, read_logged_run
+from estimator.measured_inputs import Inputs, is_run_table, is_table, read_inputs
+from estimator.stack import Stack, load_stack
+from hardware.catalog import load_catalog
+from tests.estimator.test_cases import TABLES
+
+ROOT = Path(__file__).parents[2]
+STEPS = ROOT / "tests" / "golden" / "logs" / "steps.jsonl"
+RUN: dict[str, Any] = json.loads(STEPS.read_text(encoding="utf-8").partition("\n")[0])
+CATALOG = load_catalog()
+REFERENCE = load_stack("reference")
+TRUTH = {"matmul_efficiency": 0.6, "issue_s_per_layer": 0.005}
+NOISE = 0.004
+
+
+def truth() -> Stack:
+    """Return the reference stack with other parameters."""
+    fit = REFERENCE.fit
+    values = [np.log(TRUTH.get(name, np.exp(value))) for name, value in zip(fit.names, fit.log_values, strict=True)]
+    return REFERENCE.model_copy(update={"fit": fit.model_copy(update={"log_values": tuple(map(float, values))})})
+
+
+def record(hidden: int, rows: int, micro_batches: int, devices: int) -> dict[str, Any]:
+    """Return the run record of a data-parallel run on H100."""
+    model = RUN["model"] | {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": 8}
+    plan = {"num_stages": 1, "num_micro_batches": micro_batches, "batch_per_device": rows, "zero_stage": 3}
+    return RUN | {
+        "model": model
+        | {"num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64, "vocab_size": 32000},
+        "plan": plan,
+        "accelerator": "h100-sxm-80gb",
+        "num_devices": devices,
+        "tokens_per_step": 2048 * rows * micro_batches * devices,
+        "precision": "bf16-mixed",
+    }
+
+
+def predicted(case: Case, stack: Stack) -> float:
+    """Return the seconds of a step by a stack."""
+    (batch,) = batched([case], stack.habits)
+    return float(batch.step(stack.efficiencies(*batch.labels)).seconds.item())
+
+
+def write_log(path: Path, run: dict[str, Any], step_s: float, draw: np.random.Generator) -> None:
+    """Write the log of 40 steps with noise, a slow start and two pauses."""
+    seconds = step_s * np.exp(NOISE * draw.standard_normal(40))
+    seconds[[0, 1, 20, 30]] *= (30, 2, 4, 7)
+    lines = [{"record": "step", "step": i, "step_s": float(s)} for i, s in enumerate(seconds, start=1)]
+    path.parent.mkdir()
+    path.write_text("\n".join(json.dumps(line) for line in [run, *lines]), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return logs of runs that take as long as a stack of known parameters says."""
+    folder, draw, stack = tmp_path_factory.mktemp("logs"), np.random.default_rng(0), truth()
+    found = []
+    for i, (hidden, rows, micro_batches) in enumerate(
+        (h, r, m) for h in (512, 1024, 4096) for r in (1, 8) for m in (1, 4)
+    ):
+        path, run = folder / str(i) / "steps.jsonl", record(hidden, rows, micro_batches, devices=1 + 7 * (i % 2))
+        write_log(path, run, 10.0, draw)  # slower than any peak
+        case = read_logged_run(path, CATALOG).case
+        path.unlink()
+        path.parent.rmdir()
+        write_log(path, run, predicted(case, stack), draw)
+        found.append(path)
+    return found
+
+
+def fitted(inputs: Inputs) -> Stack:
+    """Return the stack that inputs lead to."""
+    return fit_stack_to_cases(REFERENCE, inputs.cases, inputs.origin)
+
+
+def test_logs_are_fitted_back(logs: list[Path]) -> None:
+    """Logs made with known parameters, with noise and pauses, lead back to these within three standard errors."""
+    inputs = read_inputs(logs, ())
+    stack = fitted(inputs)
+    for i, name in enumerate(stack.priors):
+        if name in TRUTH:
+            se = stack.fit.covariance[i][i] ** 0.5
+            assert se < stack.priors[name].log_sd / 2, name
+            assert abs(stack.fit.log_values[i] - np.log(TRUTH[name])) < 3 * se + 0.01, name
+    assert all(run.pace.num_outliers == 2 for run in inputs.logged)
+
+
+def test_order_and_repetition_of_logs_change_nothing(logs: list[Path], tmp_path: Path) -> None:
+    """Logs in another order, and one given twice, lead to the same cases and origins; the copy is told."""
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(logs[0].read_bytes())
+    plain, other = read_inputs(logs, ()), read_inputs([*reversed(logs), logs[3]], ())
+    assert (other.cases, other.origin) == (plain.cases, plain.origin)
+    assert [left.why for left in other.left] == ["log: the same as one before"]
+    again = read_inputs([*logs, copy], ())
+    assert len(again.cases) == len(plain.cases)
+    assert [left.why for left in again.left] == ["log: the same as one before"]
+
+
+def test_files_are_told_apart_by_content(tmp_path: Path) -> None:
+    """A table of any form, a log and a table of runs with logs are known whatever their names."""
+    for number, text in enumerate(TABLES.values()):
+        path = tmp_path / f"{number}.log"
+        path.write_text(text, encoding="utf-8")
+        assert is_table(path)
+        assert not is_run_table(path)
+    assert not is_table(STEPS)
+    assert is_run_table(ROOT / "reports" / "measured" / "moai" / "runs.csv")
+    inputs = read_inputs([*tmp_path.iterdir(), STEPS], ())
+    assert len(inputs.logged) == 1
+    assert len(inputs.origin) == len(TABLES) + 1
+
+
+def test_hardware_beside_a_log(tmp_path: Path) -> None:
+    """A log's accelerator may be of a machine.toml beside it, measured where it ran; its peak is no hard bound."""
+    text = "\n".join(
+        f"[[{table}]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in row.items())
+        for table, row in (
+            ("accelerator", _measured_accelerator()),
+            ("node", {"id": "own-x2", "accelerator": "own", "num_devices": 1, **_network()}),
+        )
+    ).replace('": ', '" = ')
+    (tmp_path / "machine.toml").write_text(text, encoding="utf-8")
+    lines = STEPS.read_text(encoding="utf-8").splitlines()
+    run = json.dumps(
+        RUN
+        | {"accelerator": "own", "num_devices": 1, "plan": RUN["plan"] | {"data_parallel": 1}, "tokens_per_step": 4096}
+    )
+    (tmp_path / "steps.jsonl").write_text("\n".join([run, *lines[1:]]), encoding="utf-8")
+    (case,) = read_inputs([tmp_path / "steps.jsonl"], ()).cases
+    assert case.machine.accelerator.id == "own"
+    assert case.step_s is not None
+
+
+def _source() -> dict[str, Any]:
+    return {"url": "https://example.org/", "checked": "DAY"}
+
+
+def _measured_accelerator() -> dict[str, Any]:
+    sure = {"value": 1.0, "evidence": "measured", "note": "here", "source": _source()}
+    like = CATALOG.accelerator("epyc-7763")
+    return {
+        "id": "own", "name": "own", "vendor": "own", "architecture": "x86", "hbm_bytes": like.hbm_bytes,
+        "hbm_bytes_per_s": 1e10, "bf16_flop_per_s": 1e9, "fp32_flop_per_s": 1e9, "num_compute_units": 1,
+        "tdp_w": 10.0, "matmul_efficiency": sure, "hbm_efficiency": sure, "sources": [_source()],
+    }  # fmt: skip
+
+
+def _network() -> dict[str, Any]:
+    sure = {"value": 1.0, "evidence": "assumed", "note": "none", "source": _source()}
+    return {
+        "network": {"bytes_per_s": 1e9, "evidence": "assumed", "latency_s": 1e-4, "efficiency": sure},
+        "sources": [_source()],
+    }
+
+
+def test_the_first_step_of_logs_is_the_startup(logs: list[Path]) -> None:
+    """The median of what first steps took beyond a usual one is the stack's first step; without logs it stays."""
+    runs: list[LoggedRun] = read_inputs(logs, ()).logged
+    expected = np.median([29 * run.pace.step_s for run in runs])
+    assert logged_startup(REFERENCE.startup, runs).first_step_s == pytest.approx(expected, rel=0.05)
+    assert logged_startup(REFERENCE.startup, []) == REFERENCE.startup
+    assert asdict(runs[0].case)["trainer"] == "reference"
