@@ -1,4 +1,4 @@
-"""Dry runs of Mistral-7B under plans of each kind; `make dry-runs` writes reports/measured/dry_run/runs.csv from them."""
+"""Dry runs of Mistral-7B under plans of each kind: `make dry-runs` writes reports/measured/dry_run/runs.csv."""
 
 import csv
 from concurrent.futures import ThreadPoolExecutor

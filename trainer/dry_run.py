@@ -1,8 +1,8 @@
 """One step of any rank of a plan at full size, without its devices and without memory: what the rank would hold.
 
-The trainer's own code runs, on tensors that have a shape and no values (`FakeTensorMode`), in a process group that answers
-at once. Tensors are counted as the program holds them; what the allocator rounds and fragments, the libraries' own
-workspaces and the context of the device come on top.
+The trainer's own code runs, on tensors that have a shape and no values (`FakeTensorMode`), in a process group that
+answers at once. Tensors are counted as the program holds them; what the allocator rounds and fragments, the libraries'
+own workspaces and the context of the device come on top.
 """
 
 import resource

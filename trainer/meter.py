@@ -22,8 +22,8 @@ PURPOSES = (
     "communication_buffers",
     "temporary",
 )
-"""Parameters: what this rank keeps of them between steps. Gathered: whole ones made of shards, in the type of the products.
-Activations: what forward passes made, repeated ones included. Temporary: what backward passes and the optimizer made."""
+"""Parameters: what this rank keeps of them between steps; gathered ones are whole, in the type of the products.
+Activations: what forward passes made, repeated ones included; temporary: backward passes and the optimizer."""
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class Meter(TorchDispatchMode):
             self._peak, self._changes_to_peak = self._now, len(self._changes)
 
     def _purpose(self) -> str:
-        """Return what a new tensor is for unless more is said: a backward pass repeats a forward pass with gradients on."""
+        """Return what a new tensor is for until more is said; repeated forward passes have gradients on."""
         in_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()  # noqa: SLF001
         return "temporary" if in_backward or self._in_optimizer else "activations"
 

@@ -82,7 +82,7 @@ def test_zero_shards_weights_and_moments(zero_stage: int, shards: int) -> None:
 
 
 def test_zero_stages_differ_in_what_they_gather_and_reduce() -> None:
-    """ZeRO-1 sums whole 32-bit gradients over micro-batches, ZeRO-2 their shards, and ZeRO-3 gathers a layer at a time."""
+    """ZeRO-1 sums whole 32-bit gradients over micro-batches, ZeRO-2 their shards; ZeRO-3 gathers a layer at a time."""
     one, two, three = (found(f"num_micro_batches=2,zero_stage={stage}") for stage in (1, 2, 3))
     assert one.num_bytes["gradients"] >= 4 * WHOLE
     assert two.num_bytes["gradients"] < 4 * WHOLE / 2
@@ -100,7 +100,7 @@ def test_a_pipeline_keeps_weights_gathered_and_gradients_whole() -> None:
 
 
 def test_1f1b_holds_fewer_micro_batches_the_later_the_stage() -> None:
-    """Stages 0, 1 and 3 of 4 hold 4, 3 and 1 micro-batches: more of them in all changes nothing but what is received."""
+    """Stages 0, 1 and 3 of 4 hold 4, 3 and 1 micro-batches, however many there are in all."""
     plan = "num_stages=4,num_micro_batches=8"
     first, second, last = (found(plan, rank).num_bytes["activations"] for rank in stage_ranks(parse_plan(plan), 8))
     assert first > second > last
@@ -117,7 +117,10 @@ def test_gpipe_holds_all_micro_batches() -> None:
 @pytest.mark.parametrize("schedule", ["interleaved,virtual_stages=2", "zero_bubble"])
 def test_other_schedules_hold_the_same_weights(schedule: str) -> None:
     """Whatever the order of passes, a rank keeps, gathers and updates its layers."""
-    run, usual = found(f"num_stages=2,num_micro_batches=4,schedule={schedule}"), found("num_stages=2,num_micro_batches=4")
+    run, usual = (
+        found(f"num_stages=2,num_micro_batches=4,schedule={schedule}"),
+        found("num_stages=2,num_micro_batches=4"),
+    )
     for purpose in ("parameters", "gathered_parameters", "optimizer"):
         assert run.num_bytes[purpose] == pytest.approx(usual.num_bytes[purpose], abs=256), purpose
     assert run.num_bytes["activations"] > 0
@@ -141,9 +144,7 @@ def test_pure_bf16_keeps_half() -> None:
 def test_tensor_parallel_ranks_share_each_layer() -> None:
     """In processes of their own, in the order of the ranks asked for; sequence parallelism splits what lies between."""
     plans = [f"num_stages=2,num_micro_batches=2,tp=2,sequence_parallel={flag}" for flag in ("true", "false")]
-    split, whole = (
-        dry_runs(config_of(plan), MODEL, world_size=4, local_size=4, ranks=[0, 2]) for plan in plans
-    )
+    split, whole = (dry_runs(config_of(plan), MODEL, world_size=4, local_size=4, ranks=[0, 2]) for plan in plans)
     assert [(run.rank, run.stage, run.num_stages) for run in split] == [(0, 0, 2), (2, 1, 2)]
     assert split[0].num_bytes["parameters"] == pytest.approx(4 * (2 * LAYER + EMBEDDING) / 2, rel=0.02)
     assert split[0].num_bytes["activations"] < whole[0].num_bytes["activations"]
@@ -181,5 +182,5 @@ def test_a_rank_that_is_none_of_the_run_is_refused(rank: int) -> None:
 def test_attention_that_needs_a_device_is_refused() -> None:
     """The message says which kernel stands for it."""
     config = config_of("num_micro_batches=1", attention="flash_attention_2")
-    with pytest.raises(ValueError, match="attention: flash_attention_2 cannot be run dry.*give --attention sdpa"):
+    with pytest.raises(ValueError, match=r"attention: flash_attention_2 cannot be run dry.*give --attention sdpa"):
         dry_run(config, MODEL, world_size=8, local_size=4, rank=0)
