@@ -155,9 +155,9 @@ def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: 
     only where it is not kept.
     """
     params, trained = fullest_rank(shape, plan), fullest_rank(shape, plan, trained=True)
-    regathers = not habits.keeps_weights_gathered
+    regathers = ~habits.gathers_once(plan.stages)
     micro_batches, zero = np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
-    num_reductions = np.where((zero >= 2) & habits.reduces_every_micro_batch, micro_batches, 1)
+    num_reductions = np.where((zero >= 2) & habits.reduces_often(plan.stages), micro_batches, 1)
     num_gathers = np.where((zero == 3) & regathers, 2 * micro_batches, 1)
     messages = MESSAGES_PER_LAYER * plan.most_of_stages(plan.stage_layers(shape.num_layers))
     seconds = np.zeros(())
@@ -174,8 +174,8 @@ def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: 
         if not np.any(held):
             continue
         gradients, weights = count * habits.gradient_bytes, count * habits.weight_bytes
-        if shape.lora_rank and regathers:
-            weights = weights + np.where(zero == 3, (held - count) * habits.bytes_of_frozen, 0.0)
+        if shape.lora_rank:
+            weights = weights + np.where((zero == 3) & regathers, (held - count) * habits.bytes_of_frozen, 0.0)
         everyone, sharers = placed(replicas, stride, machine), placed(shards, stride, machine)
         reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride, messages)
         gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride, messages)

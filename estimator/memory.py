@@ -147,8 +147,8 @@ def stage_bytes(
         gathered: bytes per token and unit of the hidden size of gathered inputs that each layer keeps.
     """
     zero, tokens = np.asarray(plan.zero_stage), plan.tokens(seq_len)
-    shards_weights = (zero == 3) & (not habits.keeps_weights_gathered)
-    shards_gradients = (zero >= 2) & (habits.reduces_every_micro_batch | (np.asarray(plan.micro_batches) == 1))
+    shards_weights = (zero == 3) & ~habits.gathers_once(plan.stages)
+    shards_gradients = (zero >= 2) & (habits.reduces_often(plan.stages) | (np.asarray(plan.micro_batches) == 1))
     params = rank_parameters(shape, plan, layers=layers, first=first, last=last)
     trained = rank_parameters(shape, plan, layers=layers, first=first, last=last, trained=True)
     layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False))

@@ -81,6 +81,8 @@ class Habits(Record):
     """Bytes per parameter held for reducing its gradient, where there are replicas."""
     fuses_activation: bool = False
     """The activation function of a gated block is fused with its gate: its own output is not kept."""
+    pipeline_keeps_whole: bool = False
+    """A pipeline keeps weights gathered, and gradients whole, over all its micro-batches, whatever is sharded."""
     balances_stages: bool = False
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
@@ -91,6 +93,15 @@ class Habits(Record):
     def bytes_of_frozen(self) -> float:
         """Bytes per parameter that is not trained."""
         return self.weight_bytes if self.frozen_weight_bytes is None else self.frozen_weight_bytes
+
+    def gathers_once(self, num_stages: Num) -> Array:
+        """Whether sharded weights are gathered once per step and kept until its end."""
+        return np.asarray(self.keeps_weights_gathered | (self.pipeline_keeps_whole & (np.asarray(num_stages) > 1)))
+
+    def reduces_often(self, num_stages: Num) -> Array:
+        """Whether gradients are reduced after each micro-batch."""
+        once = self.pipeline_keeps_whole & (np.asarray(num_stages) > 1)
+        return np.asarray(self.reduces_every_micro_batch & ~once)
 
     def fuses_attention(self, shape: Shape) -> bool:
         """Whether the model's attention runs fused on this stack."""
