@@ -116,7 +116,6 @@ def train_command(
         num_steps=0 if steps is None and epochs is not None else value["steps"],
         precision=precision or ("bf16-mixed" if device == "cuda" else "fp32"),
         attention=attention,
-        compiles=device == "cuda" if compiles is None else compiles,
         seed=seed,
         output=output or Path("runs") / time.strftime("%Y-%m-%d-%H%M%S"),
         resume=resume,
@@ -125,7 +124,7 @@ def train_command(
         eval_every=eval_every,
         exports=export,
     )
-    asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []))
+    asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []), compiles)
     if dry_run:
         return _dry_run(asked, rank)
     if job_file is not None:
@@ -141,6 +140,8 @@ class _Asked(NamedTuple):
     flavor: str | None
     stack: Stack
     hardware: Catalog
+    compiles: bool | None
+    """None compiles where it can: on accelerators, but for a schedule that splits backward passes."""
 
 
 def _train(asked: _Asked, nproc: int | None) -> int:
@@ -159,6 +160,9 @@ def _train(asked: _Asked, nproc: int | None) -> int:
     config = replace(
         asked.config,
         plan=plan,
+        compiles=num_accelerators() > 0 and plan.schedule != "zero_bubble"
+        if asked.compiles is None
+        else asked.compiles,
         num_steps=work.workload.num_steps,
         flavor=flavor.id,
         accelerator=hardware.node(flavor.node).accelerator,
