@@ -23,7 +23,7 @@ from platformdirs import user_runtime_path
 from pydantic import Field
 
 from hardware.files import check_private_directory, make_private_directory, told, write_atomically
-from hardware.models import Count, FlavorName, Name, Record
+from hardware.models import FlavorName, Name, Record
 from hardware.processes import owner_of, process_start
 from hardware.selection import DeviceId, load_selection, selection_lock
 
@@ -55,7 +55,7 @@ class Job(Record):
     process: Name
     """What runs, as the table of processes shows it, such as `train --plan best`."""
 
-    total_steps: Count
+    total_steps: Annotated[int, Field(strict=True, ge=1, lt=2**40)]
     predicted_step_s: Finite | None = None
     """Seconds per step as estimated; None where there is no estimate."""
 

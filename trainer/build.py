@@ -34,11 +34,13 @@ def build_stages(model: PreTrainedConfig, config: TrainConfig, place: Place) -> 
     """
     kernel = attention_kernel(config.attention, config.plan.recomputation)
     whole = meta_model(model, kernel, weight_dtype(config.precision))
-    chunks = chunk_layers(config.plan, model.num_hidden_layers)
+    plan, chunks = config.plan, chunk_layers(config.plan, model.num_hidden_layers)
+    recomputed = (plan.recomputed_layers or model.num_hidden_layers) if plan.recomputation == "full" else 0
     stages = []
-    for number in range(place.stage, len(chunks), config.plan.num_stages):
-        first, last = number == 0, number == len(chunks) - 1
-        stage = Stage(whole, chunks[number], first=first, last=last, packed=config.data.packing)
-        parallelize(stage, config.plan, place, config.precision, compiles=config.compiles)
+    for number in range(place.stage, len(chunks), plan.num_stages):
+        layers, first, last = chunks[number], number == 0, number == len(chunks) - 1
+        stage = Stage(whole, layers, first=first, last=last, packed=config.data.packing)
+        parallelize(stage, plan, place, config.precision, num_recomputed=recomputed, compiles=config.compiles)
         stages.append(stage)
+        recomputed = max(recomputed - len(layers), 0)  # a plan counts over all chunks of its stage
     return stages

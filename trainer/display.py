@@ -31,6 +31,7 @@ class Display:
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),  # above the bar; to a file they go as they are
         )
         self._task = self._bar.add_task("waiting for the first step", total=num_steps, completed=done)
         self._bar.start()

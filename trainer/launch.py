@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 FAILED = 1
 
 
-def launch(num_processes: int, arguments: Sequence[str]) -> int:
+def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer") -> int:
     """Run `python -m trainer` with these arguments as so many ranks, and return the exit status of them all.
 
     SIGTERM and Ctrl-C are handed to the ranks, which save and end in their own time; the agent does not kill them. When
@@ -38,7 +38,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     )
     before = {number: signal.signal(number, _hand_over) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         print(f"rank {rank} {_cause(failure)}; all ranks were ended", file=sys.stderr)
@@ -58,5 +58,5 @@ def _cause(failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"was killed by {signal.Signals(-failure.exitcode).name}"
     if isinstance(failure.message, dict):
-        return f"failed: {failure.message.get('message', '')}".strip()
-    return f"failed: {str(failure.message).splitlines()[0]}"
+        return f"failed: {failure.message.get('message', '')}".partition("\n")[0]
+    return f"ended with exit status {failure.exitcode}"  # and said why on its own

@@ -114,7 +114,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
         square += (norms.square() / copies).sum()
     dist.all_reduce(square)
     norm = square.sqrt()
-    if most:
+    if most and local:
         scale = torch.clamp(most / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
         torch._foreach_mul_(local, scale)
     return norm

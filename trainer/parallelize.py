@@ -34,7 +34,7 @@ RECOMPUTED = "recomputed_"
 """Before the name of an attention kernel: the same, repeated in the backward pass instead of kept."""
 
 
-def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, compiles: bool) -> None:
+def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_recomputed: int, compiles: bool) -> None:
     """Lay a stage over its ranks; its parameters are still on the meta device.
 
     Args:
@@ -42,12 +42,12 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, compi
         plan: one that the trainer can run.
         place: the mesh.
         precision: one of `config.PRECISIONS`.
+        num_recomputed: its first layers that full recomputation repeats.
         compiles: whether each layer is compiled.
     """
     if plan.tp > 1:
         split_tensors(stage, place.mesh["tp"], sequence_parallel=plan.sequence_parallel)
-    if plan.recomputation == "full":
-        recompute_layers(stage, plan.recomputed_layers)
+    recompute_layers(stage, num_recomputed)
     if compiles:
         for _, layer in stage.layers:
             layer.compile()
@@ -113,13 +113,13 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
 
 
 def recompute_layers(stage: Stage, count: int) -> None:
-    """Keep only the input of the first so many layers, of all if 0, and repeat them in the backward pass.
+    """Keep only the input of the first so many layers, and repeat them in the backward pass.
 
     The repetition ends with the last tensor that the backward pass asks for, so that a layer's last product is not
     repeated (`torch.utils.checkpoint`, early stop).
     """
     for number, (_, layer) in enumerate(stage.layers):
-        if count == 0 or number < count:
+        if number < count:
             layer.forward = _recomputed(layer.forward)
 
 

@@ -143,10 +143,14 @@ class Passes:
         """Return this rank's part of the loss of rows, as `train` does, without gradients."""
         with self._vocabulary_split():
             if self._schedule is not None:
-                return self._part(self._run_schedule(rows, num_targets, backward=False), rows)
-            (stage,) = self.stages
-            parts = rows.micro_batches(self.plan.num_micro_batches)
-            losses = [_scaled_loss(stage(p.input_ids, p.position_ids), p.labels, num_targets) for p in parts]
+                losses = self._run_schedule(rows, num_targets, backward=False)
+            else:
+                (stage,) = self.stages
+                parts = rows.micro_batches(self.plan.num_micro_batches)
+                losses = [_scaled_loss(stage(p.input_ids, p.position_ids), p.labels, num_targets) for p in parts]
+            for module in (module for stage in self.stages for module in stage.modules()):
+                if isinstance(module, FSDPModule):  # no backward pass follows that would
+                    module.reshard()
             return self._part(losses, rows)
 
     def _part(self, losses: Sequence[Tensor], rows: Rows) -> Tensor:

@@ -43,6 +43,9 @@ def find_work(config: TrainConfig) -> Work:
     shape = trainable_shape(source)
     packed = config.data.packing
     rows = len(Packing(data.train.lengths, config.data.seq_len if packed else None))
+    if rows < config.global_batch:
+        kind = "packed rows" if packed else "rows"
+        raise ValueError(f"batch: {config.global_batch} rows are more than the {rows} {kind} there are; lower it")
     steps = config.num_steps or num_steps(rows, config.epochs, config.global_batch)
     return Work(source, data, Workload(shape, config.data.seq_len, config.global_batch, steps))
 

@@ -30,7 +30,11 @@ CONSEQUENCE_WAIT_S = 3.0
 def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
     """Train as one rank, and return its exit status; among several, a failure is told to their launcher."""
     if not is_launched():
-        return _run(config, work, forecast)
+        try:
+            return _run(config, work, forecast)
+        except FloatingPointError as error:
+            print(error, file=sys.stderr)
+            return FAILED
     try:
         return _run(config, work, forecast)
     except Exception as error:  # noqa: BLE001 - whatever it is, all ranks end for it, and its cause is told

@@ -191,7 +191,7 @@ def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: P
         job_id=os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid())),
         rank=world.rank,
         local_device=device.index,
-        flavor=config.flavor,
+        flavor=config.flavor or device.type,
         process=" ".join(["train", *sys.argv[1:]])[:200],
         total_steps=config.num_steps,
         predicted_step_s=forecast.step_s.value if forecast else None,
@@ -230,8 +230,11 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     )
     reporter.step(step)
     job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
-    if not math.isfinite(found.loss):
-        raise FloatingPointError(f"step {run.step}: the loss is {found.loss}; lower --lr, or clip with --clip-norm")
+    if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+        raise FloatingPointError(
+            f"step {step.step}: the loss is {step.loss:g}, the gradient's norm {step.grad_norm:g}; lower --lr, or clip "
+            "with --clip-norm"
+        )
     return found.stop
 
 

@@ -1,0 +1,205 @@
+"""The command `train`: what it refuses, in one line with status 2, before any process or process group starts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer.cli
+from hardware.command import run_command
+from tests.tiny import write_checkpoint, write_work
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a checkpoint and rows, and others that are no good."""
+    folder = tmp_path_factory.mktemp("work")
+    write_work(folder)
+    write_checkpoint("llama", folder / "bare")
+    (folder / "bare" / "model.safetensors").unlink()
+    (folder / "empty.jsonl").touch()
+    (folder / "run").mkdir()
+    (folder / "run" / "steps.jsonl").write_text("a run\n")
+    return folder
+
+
+@pytest.fixture
+def began(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
+    """Keep runs from beginning, and return what would have begun; the machine is not measured."""
+    began: list[Any] = []
+
+    def machine(world: Any, catalog: Any, flavor: str | None, _: Any) -> Any:
+        return catalog, catalog.flavor(flavor) if flavor else catalog.flavor_of("mi250", world.size)
+
+    def run(config: Any, *_: Any) -> int:
+        began.append(config)
+        return 0
+
+    def launch(count: int, arguments: list[str]) -> int:
+        began.append((count, arguments))
+        return 0
+
+    monkeypatch.setattr(trainer.cli, "local_machine", machine)
+    monkeypatch.setattr(trainer.cli, "run_rank", run)
+    monkeypatch.setattr(trainer.cli, "launch", launch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    return began
+
+
+def command(folder: Path, **changes: Any) -> list[str]:
+    """Return a command line that trains, with changes; None leaves an option out."""
+    options: dict[str, Any] = {
+        "model": folder / "checkpoint",
+        "tokenizer": folder / "tokenizer",
+        "dataset": folder / "rows.jsonl",
+        "seq_len": 72,
+        "batch": 8,
+        "steps": 2,
+        "plan": "num_micro_batches=1,batch_per_device=8",
+        "stack": "moai-24.2",
+        "nproc": 1,
+        **changes,
+    }
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
+    return [part for option, value in given.items() for part in ([option] if value is True else [option, str(value)])]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command."""
+    return run_command(trainer.cli.train_app, "train", arguments)
+
+
+def test_a_run_begins(folder: Path, tmp_path: Path, began: list[Any]) -> None:
+    """The command line that the bad ones differ from begins a run, with the folder made."""
+    assert run(command(folder, output=tmp_path / "run")) == 0
+    (config,) = began
+    assert (config.num_steps, config.global_batch, config.data.seq_len) == (2, 8, 72)
+    assert (tmp_path / "run").is_dir()
+
+
+def test_several_ranks_are_launched_with_the_plan_that_was_chosen(
+    folder: Path, tmp_path: Path, began: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks get the chosen plan and folder after the options as given, so that all train the same."""
+    arguments = command(folder, output=tmp_path / "run", nproc=2, plan="best")
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    assert run(arguments) == 0
+    ((count, given),) = began
+    assert count == 2
+    assert given[: len(arguments)] == arguments
+    more = dict(zip(given[len(arguments) :: 2], given[len(arguments) + 1 :: 2], strict=True))
+    assert more["--output"] == str(tmp_path / "run")
+    assert more["--plan"].startswith("num_stages=")
+
+
+BAD = {
+    "nproc": ({"nproc": 0}, "nproc: 0 is no number of processes; give 1 or more"),
+    "missing checkpoint": ({"model": "{}/none.json"}, "model: '{}/none.json' cannot be read as JSON; check the path"),
+    "config without weights": (
+        {"model": "{}/bare"},
+        (
+            r"model: '{}/bare' holds no \*.safetensors; convert the checkpoint to safetensors, or give the config.json "
+            "itself to start from random weights"
+        ),
+    ),
+    "missing dataset": ({"dataset": "{}/none.jsonl"}, "dataset '{}/none.jsonl': no such file; check the path"),
+    "empty dataset": ({"dataset": "{}/empty.jsonl"}, "dataset '{}/empty.jsonl': has no rows; give at least one"),
+    "row too long": (
+        {"seq_len": 24},
+        (
+            r"dataset '{}/rows.jsonl': line \d+ has (\d+) tokens, more than seq-len 24, the longest of \d+ that do; "
+            r"give --seq-len \1, or --truncate"
+        ),
+    ),
+    "plan of another world": (
+        {"plan": "num_stages=2,num_micro_batches=8"},
+        r"plan: num_stages \* tp \* cp = 2 \* 1 \* 1 does not divide 1 devices; use divisors of it",
+    ),
+    "plan of another batch": (
+        {"plan": "num_micro_batches=3"},
+        (
+            r"plan: data_parallel \* num_micro_batches \* batch_per_device = 1 \* 3 \* 1 = 3 "
+            "is not the global batch 8; change one of them"
+        ),
+    ),
+    "schedule": (
+        {"plan": "num_micro_batches=8,schedule=dual"},
+        "plan: schedule='dual' is not one of gpipe, 1f1b, interleaved, zero_bubble",
+    ),
+    "more stages than layers": (
+        {"plan": "num_stages=8,num_micro_batches=8", "nproc": 8},
+        "plan: num_stages=8 does not divide num_layers=4 of 'checkpoint'; use one of .*",
+    ),
+    "tensor parallel degree": (
+        {"plan": "num_micro_batches=8,tp=4", "nproc": 4},
+        "plan: tp=4 does not divide num_kv_heads=2 of 'checkpoint'; use one of .*",
+    ),
+    "context parallel": (
+        {"plan": "num_micro_batches=8,cp=2", "nproc": 2},
+        "plan: cp=2: the trainer splits no sequences over devices; use cp=1",
+    ),
+    "batch": ({"batch": 0}, r"batch: 0 is not from 1 to 2\*\*40 - 1; give a count in that range"),
+    "rate": ({"lr": -1}, "lr: -1.0 is not from 0 to below 1000; give a value in that range"),
+    "rate that is no number": (
+        {"lr": "fast"},
+        "Invalid value for '--lr': .*; see train --help",
+    ),
+    "precision": ({"precision": "fp8"}, "precision: 'fp8' is not one of bf16-mixed, bf16, fp32"),
+    "evaluation": ({"eval_every": 2}, "eval-every: 2 steps, but no rows are held out; give --eval-rows too"),
+    "held-out rows": (
+        {"eval_rows": 64},
+        "eval-rows: 64 of 64 rows leave none to train on; hold out fewer",
+    ),
+    "output that is a file": (
+        {"output": "{}/rows.jsonl"},
+        r"output: '{}/rows.jsonl' cannot be made \(File exists\); .*",
+    ),
+    "output under a file": (
+        {"output": "{}/rows.jsonl/run"},
+        r"output: '{}/rows.jsonl/run' cannot be made \(Not a directory\); give another",
+    ),
+    "output that holds a run": (
+        {"output": "{}/run"},
+        "output: '{}/run' holds a run; continue it with --resume auto, or give another --output",
+    ),
+    "checkpoint to continue": (
+        {"resume": "{}/bare"},
+        "resume: '{}/bare' is no whole checkpoint; give a folder step-..., or auto",
+    ),
+    "stack": ({"stack": "moai-1"}, "unknown stack 'moai-1': .*"),
+    "flavor": ({"flavor": "5xLarge.2048GB"}, "unknown flavor '5xLarge.2048GB': .*"),
+    "job file": ({"emit": "bash"}, "unknown kind of job file 'bash': use one of torchrun, slurm, kubernetes"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(
+    folder: Path,
+    tmp_path: Path,
+    began: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    """Bad input ends with status 2 and one line on standard error; nothing began, nothing was written."""
+    changes = {
+        name: value.replace("{}", str(folder)) if isinstance(value, str) else value for name, value in changes.items()
+    }
+    output = tmp_path / "run"
+    assert run(command(folder, **({"output": output} | changes))) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert re.fullmatch(said.replace("{}", re.escape(str(folder))) + "\n", written.err), written.err
+    assert began == []
+    assert not output.exists()
+
+
+def test_fewer_rows_than_a_batch_is_bad_input(
+    folder: Path, tmp_path: Path, began: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch of more rows than there are is refused before any process starts."""
+    plan = "num_micro_batches=1,batch_per_device=1000"
+    assert run(command(folder, output=tmp_path / "run", batch=1000, plan=plan)) == 2
+    assert capsys.readouterr().err == "batch: 1000 rows are more than the 64 rows there are; lower it\n"
+    assert began == []

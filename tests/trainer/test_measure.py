@@ -1,0 +1,142 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_ranks
+from trainer.measure import Gathered, Peak, Step, StepLog, Stopwatch, gather, peak_memory, read_records
+from trainer.mesh import World, start_processes
+
+STEP = Step(
+    step=1,
+    loss=0.83594,
+    grad_norm=1.5,
+    lr=1e-3,
+    tokens=100,
+    useful_tokens=60,
+    step_s=0.5,
+    data_s=0.1,
+    compute_s=0.2,
+    optimizer_s=0.1,
+    log_s=0.05,
+    peak_allocated_bytes=10,
+    peak_reserved_bytes=20,
+    peak_allocated_bytes_by_rank=(10, 9),
+    peak_reserved_bytes_by_rank=(20, 19),
+)
+
+
+def log_of(folder: Path, steps: range, done: int = 0, num_steps: int = 9) -> None:
+    """Write the log of some steps, with an evaluation after each second one."""
+    log = StepLog(folder, {"plan": done}, num_steps, done)
+    for step in steps:
+        log.write(replace(STEP, step=step, loss=float(step + 100 * done)))
+        if step % 2 == 0:
+            log.record("evaluation", {"step": step, "loss": 0.0})
+    log.close()
+
+
+def test_a_line_is_the_seeds(tmp_path: Path) -> None:
+    """The human line has the seed's form, its throughput that of the whole step."""
+    log = StepLog(tmp_path, {}, 144, 0)
+    line = log.write(STEP)
+    log.close()
+    assert line == "[Step 1/144] | Loss: 0.8359 | Duration: 0.50 | Throughput: 200.00 tokens/sec"
+    assert (tmp_path / "train.log").read_text() == f"{line}\n"
+
+
+def test_a_continued_log_has_each_step_once(tmp_path: Path) -> None:
+    """What is done again replaces what was logged after the checkpoint: steps, lines and evaluations."""
+    log_of(tmp_path, range(1, 6))
+    log_of(tmp_path, range(4, 8), done=3)
+    steps = read_records(tmp_path, "step")
+    assert [(step["step"], step["loss"]) for step in steps] == [
+        *((n, float(n)) for n in (1, 2, 3)),
+        *((n, n + 300.0) for n in (4, 5, 6, 7)),
+    ]
+    assert [record["step"] for record in read_records(tmp_path, "evaluation")] == [2, 4, 6]
+    assert [run["plan"] for run in read_records(tmp_path, "run")] == [0]
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"[Step {n}" for n in range(1, 8)]
+
+
+def test_a_line_broken_off_is_dropped(tmp_path: Path) -> None:
+    """A log whose last line was not written whole is continued without it."""
+    log_of(tmp_path, range(1, 4))
+    for name in ("steps.jsonl", "train.log"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text[:-9])
+    log_of(tmp_path, range(3, 5), done=2)
+    assert [step["step"] for step in read_records(tmp_path, "step")] == [1, 2, 3, 4]
+    assert len((tmp_path / "train.log").read_text().splitlines()) == 4
+
+
+def test_a_log_begins_anew_without_steps_done(tmp_path: Path) -> None:
+    """A run that was ended before its first checkpoint leaves nothing in the log of the next."""
+    log_of(tmp_path, range(1, 4))
+    log_of(tmp_path, range(1, 3))
+    assert [step["step"] for step in read_records(tmp_path, "step")] == [1, 2]
+
+
+def test_the_first_record_is_the_run(tmp_path: Path) -> None:
+    """The log's first line says schema and run, also where the run was begun in another folder."""
+    log_of(tmp_path, range(4, 6), done=3)
+    first = json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[0])
+    assert (first["record"], first["schema"], first["plan"]) == ("run", "steps/1", 3)
+
+
+def test_phases_sum_within_a_step() -> None:
+    """Phases of one name add up, all of them fit into the step, and each step begins at 0."""
+    watch = Stopwatch(torch.device("cpu"))
+    for name in ("data", "compute", "data"):
+        with watch.phase(name):
+            sum(range(10_000))
+    total, phases = watch.end_step()
+    assert set(phases) == {"data", "compute"}
+    assert 0 < sum(phases.values()) <= total
+    assert watch.end_step()[1] == {}
+
+
+def test_peak_is_the_process_at_least() -> None:
+    """On a processor the peak is the resident memory, and holds what was allocated."""
+    before = peak_memory(torch.device("cpu"))
+    block = torch.ones(before.allocated_bytes // 4 + 2**22)  # of 4 bytes each
+    after = peak_memory(torch.device("cpu"))
+    assert after.allocated_bytes >= before.allocated_bytes + 2**22
+    assert after.allocated_bytes == after.reserved_bytes
+    assert block.numel()
+
+
+def gathered() -> Gathered:
+    """Gather what two ranks have."""
+    start_processes(World.from_environment(), torch.device("cpu"))
+    rank = dist.get_rank()
+    return gather(torch.tensor(0.25 + rank), stop=rank == 1, peak=Peak(2**53 - rank, 2**40 + rank))
+
+
+def test_ranks_agree_on_what_they_gather() -> None:
+    """Losses are summed, one rank's wish to stop is everybody's, and bytes arrive exactly."""
+    expected = Gathered(1.5, stop=True, allocated_bytes=(2**53, 2**53 - 1), reserved_bytes=(2**40, 2**40 + 1))
+    assert run_ranks(2, gathered) == [expected] * 2
+
+
+def not_a_number() -> float:
+    """Gather a loss that is no number."""
+    start_processes(World.from_environment(), torch.device("cpu"))
+    return gather(torch.tensor(math.nan if dist.get_rank() else 1.0), stop=False, peak=Peak(0, 0)).loss
+
+
+def test_one_ranks_nan_is_everybodys() -> None:
+    """A part of the loss that is no number makes the whole one none, on all ranks."""
+    assert all(math.isnan(loss) for loss in run_ranks(2, not_a_number))
+
+
+@pytest.mark.parametrize("kind", ["step", "run", "evaluation"])
+def test_records_are_read_by_kind(tmp_path: Path, kind: str) -> None:
+    """Only records of the kind asked for are returned."""
+    log_of(tmp_path, range(1, 3))
+    assert {record["record"] for record in read_records(tmp_path, kind)} == {kind}

@@ -1,0 +1,66 @@
+"""What a rank says at its end, and how it fails alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import trainer.rank
+from tests.tiny import tiny_config
+from tests.trainer.test_measure import STEP
+from trainer.measure import StepLog
+from trainer.rank import FAILED, run_rank, summary
+from trainer.train import Outcome
+
+
+def logged(folder: Path, losses: list[float]) -> None:
+    """Write a log of steps of half a second."""
+    log = StepLog(folder, {}, len(losses), 0)
+    for number, loss in enumerate(losses, start=1):
+        log.write(replace(STEP, step=number, loss=loss, peak_reserved_bytes=3 * 2**20))
+    log.close()
+
+
+def test_a_run_is_summed_up(tmp_path: Path) -> None:
+    """The end tells steps, loss, pace and memory as measured, and what was written."""
+    logged(tmp_path, [5.0, 4.0, 3.5])
+    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, tmp_path / "model"), None)
+    assert lines == [
+        "3 of 3 steps in 2 s: loss 5.000 to 3.500",
+        "step 0.5 s, 200 tokens/s",
+        "fullest device 3 MiB",
+        f"written to {tmp_path}: steps.jsonl, train.log, loss.png, model",
+    ]
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+    """A run that was stopped names the options that continue it, and exports nothing."""
+    logged(tmp_path, [5.0])
+    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(1, 3, None), None)
+    assert lines[-2:] == [
+        f"stopped after step 1; go on with --resume auto --output {tmp_path}",
+        f"written to {tmp_path}: steps.jsonl, train.log, loss.png",
+    ]
+
+
+def test_a_run_without_steps_has_a_summary(tmp_path: Path) -> None:
+    """A run that was complete before it was continued in another folder has no step to tell of."""
+    logged(tmp_path, [])
+    assert len(summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, None), None)) == 1
+
+
+def test_no_number_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process alone whose loss is no number says so in one line, and fails."""
+
+    def fail(*_: object) -> Outcome:
+        raise FloatingPointError("step 3: the loss is nan")
+
+    monkeypatch.setattr(trainer.rank, "train", fail)
+    config = tiny_config(tmp_path, tmp_path / "run")
+    work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
+    assert run_rank(config, work, None) == FAILED
+    assert capsys.readouterr().err == "step 3: the loss is nan\n"

@@ -1,0 +1,274 @@
+"""Runs of the loop: stopped, killed, broken off in a checkpoint, and continued."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainer.train
+from estimator.plan import parse_plan
+from tests.ranks import Ended, Ranks, run_ranks
+from tests.tiny import tiny_config, train_tiny, write_work
+from trainer.checkpoint import find_checkpoint, step_of
+from trainer.config import TrainConfig
+from trainer.measure import read_records
+from trainer.mesh import World
+from trainer.optimizer import OptimizerConfig
+
+STEPS = 8
+TOLERANCE = 1e-5
+"""Of the losses of another plan, as in the parity of plans."""
+
+PIPELINE = "num_stages=2,num_micro_batches=4,batch_per_device=2"
+SHARDED = "num_micro_batches=2,batch_per_device=2,zero_stage=3"
+TENSOR = "num_micro_batches=1,batch_per_device=8,tp=2"
+ALONE = "num_micro_batches=1,batch_per_device=8"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a checkpoint and rows."""
+    folder = tmp_path_factory.mktemp("work")
+    write_work(folder)
+    return folder
+
+
+def configured(folder: Path, output: Path, plan: str, **changes: Any) -> TrainConfig:
+    """Return a run whose rate rises and falls, and that evaluates."""
+    rate = OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_norm=1.0, warmup_steps=2, decay="cosine")
+    usual = {"optimizer": rate, "eval_rows": 6, "eval_every": 2}
+    return tiny_config(folder, output, plan=parse_plan(plan), **(usual | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[float]]:
+    """Return what gives the losses of the uninterrupted run of a plan on so many ranks."""
+    known: dict[str, list[float]] = {}
+
+    def losses(plan: str, world: int) -> list[float]:
+        if plan not in known:
+            output = tmp_path_factory.mktemp("whole")
+            run_ranks(world, train_tiny, configured(folder, output, plan))
+            known[plan] = logged(output)
+        return known[plan]
+
+    return losses
+
+
+def logged(output: Path) -> list[float]:
+    """Return the losses of a log, after checking that each step, line and evaluation is there once."""
+    steps, evaluations = read_records(output, "step"), read_records(output, "evaluation")
+    numbers = [step["step"] for step in steps]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert [record["step"] for record in evaluations] == [number for number in numbers if number % 2 == 0]
+    assert len((output / "train.log").read_text().splitlines()) == len(numbers)
+    return [step["loss"] for step in steps]
+
+
+def after(step: int, action: Callable[[], None], config: TrainConfig) -> None:
+    """Train, and do something in the middle, when a step is done and logged."""
+    take_step = trainer.train.take_step
+
+    def take(run: Any, *rest: Any) -> bool:
+        asked = take_step(run, *rest)
+        if run.step == step:
+            action()
+        return asked
+
+    trainer.train.take_step = take
+    train_tiny(config)
+
+
+def terminate_last_rank() -> None:
+    """Ask the last rank alone to stop."""
+    if os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill() -> None:
+    """End this process at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped_after_3(config: TrainConfig) -> None:
+    """Train until the last rank is asked to stop in the middle."""
+    after(3, terminate_last_rank, config)
+
+
+def killed_after_5(config: TrainConfig) -> None:
+    """Train until all ranks are killed."""
+    after(5, kill, config)
+
+
+def killed_in_a_checkpoint(config: TrainConfig) -> None:
+    """Train until all ranks are killed when the files of the second checkpoint are written, but not its state."""
+    write_text = Path.write_text
+
+    def fatal(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name == "run.json" and "00000004" in path.parent.name:
+            kill()
+        return write_text(path, *arguments, **options)
+
+    Path.write_text = fatal  # type: ignore[method-assign]
+    train_tiny(config)
+
+
+def ended(world: int, work: Callable[[TrainConfig], None], config: TrainConfig) -> list[Ended]:
+    """Return how the ranks of a work ended, of which some may be killed."""
+    ranks = Ranks(world, work, config)
+    ranks.processes[0].join(timeout=120)
+    for process in ranks.processes[1:]:
+        process.join(timeout=30)
+    return ranks.end(timeout_s=5)
+
+
+@pytest.mark.parametrize(("plan", "world"), [(ALONE, 1), (PIPELINE, 2), (SHARDED, 2)])
+def test_a_stopped_run_continues_bit_for_bit(
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]], plan: str, world: int
+) -> None:
+    """SIGTERM to one rank saves the step under way on all; the continued losses are the uninterrupted ones."""
+    run_ranks(world, stopped_after_3, configured(folder, tmp_path, plan))
+    done = len(read_records(tmp_path, "step"))
+    assert done == 4  # the step in which it was asked ends before all ranks agree
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert not (tmp_path / "model").exists()
+    run_ranks(world, train_tiny, configured(folder, tmp_path, plan, resume="auto"))
+    assert logged(tmp_path) == whole(plan, world)
+    assert list((tmp_path / "model").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("plan", "world"), [(ALONE, 1), (SHARDED, 2)])
+def test_a_killed_run_continues_bit_for_bit(
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]], plan: str, world: int
+) -> None:
+    """SIGKILL loses the steps since the checkpoint; they are taken again, and logged once."""
+    killed = ended(world, killed_after_5, configured(folder, tmp_path, plan, checkpoint_every=2))
+    assert -signal.SIGKILL in {rank.status for rank in killed}
+    assert len(read_records(tmp_path, "step")) == 5
+    run_ranks(world, train_tiny, configured(folder, tmp_path, plan, resume="auto"))
+    assert logged(tmp_path) == whole(plan, world)
+
+
+def test_a_checkpoint_broken_off_is_invisible(
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]]
+) -> None:
+    """A run killed while it writes a checkpoint continues from the one before, and then clears what was left."""
+    changes = {"checkpoint_every": 2}
+    ended(1, killed_in_a_checkpoint, configured(folder, tmp_path, ALONE, **changes))
+    folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"step-00000002", ".partial-step-00000004"}
+    found = find_checkpoint("auto", tmp_path / "checkpoints")
+    assert found is not None
+    assert step_of(found) == 2
+    run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume="auto", **changes))
+    assert logged(tmp_path) == whole(ALONE, 1)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-00000006", "step-00000008"}
+
+
+@pytest.mark.parametrize(
+    ("first", "ranks", "second", "other_ranks"),
+    [(PIPELINE, 2, SHARDED, 2), (SHARDED, 2, TENSOR, 2), (TENSOR, 2, ALONE, 1), (ALONE, 1, PIPELINE, 2)],
+)
+def test_a_run_continues_under_another_plan(
+    folder: Path,
+    tmp_path: Path,
+    whole: Callable[[str, int], list[float]],
+    first: str,
+    ranks: int,
+    second: str,
+    other_ranks: int,
+) -> None:
+    """A checkpoint of one plan is continued by another, also on another number of ranks, within parity's tolerance."""
+    run_ranks(ranks, stopped_after_3, configured(folder, tmp_path, first))
+    run_ranks(other_ranks, train_tiny, configured(folder, tmp_path, second, resume="auto"))
+    assert logged(tmp_path) == pytest.approx(whole(ALONE, 1), abs=TOLERANCE)
+
+
+def test_a_run_continues_from_a_given_checkpoint(
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]]
+) -> None:
+    """A checkpoint's folder continues it in another output folder, whose log begins after it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_ranks(1, train_tiny, configured(folder, first, ALONE, num_steps=8, checkpoint_every=4, exports=False))
+    checkpoint = first / "checkpoints" / "step-00000004"
+    run_ranks(1, train_tiny, configured(folder, second, ALONE, resume=str(checkpoint)))
+    assert [step["loss"] for step in read_records(second, "step")] == whole(ALONE, 1)[4:]
+
+
+def test_a_finished_run_is_not_trained_on(folder: Path, tmp_path: Path) -> None:
+    """Continuing a run that is done takes no step, and exports the model as it was."""
+    config = configured(folder, tmp_path, ALONE, checkpoint_every=STEPS)
+    run_ranks(1, train_tiny, config)
+    before = (tmp_path / "steps.jsonl").read_text()
+    (outcome,) = run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume="auto"))
+    assert (outcome.steps, outcome.num_steps, outcome.model) == (STEPS, STEPS, tmp_path / "model")
+    assert (tmp_path / "steps.jsonl").read_text() == before
+
+
+def test_other_rows_do_not_continue(folder: Path, tmp_path: Path) -> None:
+    """A checkpoint is not continued with another order of the rows."""
+    run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, num_steps=2, checkpoint_every=2))
+    config = configured(folder, tmp_path, ALONE, resume="auto", seed=1)
+    (rank,) = Ranks(1, train_tiny, config).end()
+    assert "loader state: seed was 0, and is 1; give the same, or start anew" in rank.output
+
+
+def breaking(target: str, config: TrainConfig) -> None:
+    """Train, and turn losses or the norms of gradients into no numbers."""
+    if target == "loss":
+        passes = trainer.train.Passes.train
+        trainer.train.Passes.train = lambda self, rows, n: passes(self, rows, n) * float("nan")  # type: ignore[method-assign]
+    else:
+        clip = trainer.train.clip_gradients
+        trainer.train.clip_gradients = lambda parameters, most: clip(parameters, most) * torch.inf
+    train_tiny(config)
+
+
+def broken_loss(config: TrainConfig) -> None:
+    """Train with a loss that is no number."""
+    breaking("loss", config)
+
+
+def broken_gradient(config: TrainConfig) -> None:
+    """Train with a gradient whose norm is no number, while the loss still is one."""
+    breaking("gradient", config)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (broken_loss, "step 1: the loss is nan, the gradient's norm [0-9.]+; lower --lr, or clip with --clip-norm"),
+        (broken_gradient, "step 1: the loss is [0-9.]+, the gradient's norm inf; lower --lr, or clip with --clip-norm"),
+    ],
+)
+def test_no_number_ends_the_run_before_a_checkpoint(
+    folder: Path, tmp_path: Path, work: Callable[[TrainConfig], None], said: str
+) -> None:
+    """A loss or a gradient that is no number ends the run, and no checkpoint is made of such weights."""
+    (rank,) = Ranks(1, work, configured(folder, tmp_path, ALONE, checkpoint_every=1)).end()
+    with pytest.raises(FloatingPointError, match=said):
+        raise FloatingPointError(rank.output)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_ranks_take_their_own_rows(folder: Path, tmp_path: Path) -> None:
+    """The log counts the tokens and the targets of the global batch, whatever the plan."""
+    run_ranks(2, train_tiny, configured(folder, tmp_path, SHARDED, num_steps=2))
+    steps = read_records(tmp_path, "step")
+    assert [step["tokens"] for step in steps] == [8 * 72] * 2
+    assert all(0 < step["useful_tokens"] < step["tokens"] for step in steps)
+    assert all(len(step["peak_allocated_bytes_by_rank"]) == 2 for step in steps)
+    header = json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[0])
+    assert (header["record"], header["schema"], header["num_devices"]) == ("run", "steps/1", 2)
+
+
+def test_a_run_of_any_length_is_shown() -> None:
+    """What a rank says of itself to `smi` has room for as many steps as a run may have."""
+    config = TrainConfig(num_steps=2**40 - 1)
+    job = trainer.train._as_job(config, World(), torch.device("cpu"), None)  # noqa: SLF001 - a run would not end
+    assert (job.total_steps, job.flavor) == (2**40 - 1, "cpu")
