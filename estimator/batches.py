@@ -9,12 +9,13 @@ import numpy as np
 from estimator.case import Case
 from estimator.counts import Array
 from estimator.discrepancy import features
+from estimator.efficiencies import Efficiencies
 from estimator.layout import Layout, on_machine
 from estimator.machine import Fabric, Machine
 from estimator.memory import Memory, plan_memory
 from estimator.plan import Plans
 from estimator.shape import Shape
-from estimator.stack import Efficiencies, Habits
+from estimator.stack import Habits
 from estimator.step import Step, plan_step
 
 

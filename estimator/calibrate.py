@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array
+from estimator.efficiencies import Efficiencies
 from estimator.evaluate import Range
 from estimator.host import logged_tokens_per_s
 from estimator.layout import on_machine
@@ -29,18 +30,7 @@ from estimator.memory import total_bytes
 from estimator.plan import Plans
 from estimator.planner import search
 from estimator.rules import reasons
-from estimator.stack import (
-    Efficiencies,
-    Family,
-    Fit,
-    Habits,
-    MeasuredRun,
-    Premises,
-    Prior,
-    Stack,
-    Startup,
-    Window,
-)
+from estimator.stack import Family, Fit, Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
 from estimator.step import plan_step
 from hardware.catalog import Catalog
 from hardware.units import MIB

@@ -20,8 +20,9 @@ from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
 from estimator.discrepancy import correction, learn
+from estimator.efficiencies import Efficiencies
 from estimator.robust import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
-from estimator.stack import Discrepancy, Efficiencies, Family, Fit, Habits, Prior
+from estimator.stack import Discrepancy, Family, Fit, Habits, Prior
 
 PRIOR_SPREADS = np.array([0.05, 0.05])
 """Of seconds and of bytes.  # assumed: equal plans on equal machines spread by 1 to 6 %"""

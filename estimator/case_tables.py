@@ -7,7 +7,6 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from estimator import case_words as words
 from estimator.case import Case
-from estimator.machine import Fabric, Machine
 from estimator.plan import Plan
 from estimator.recipe import Recipe
 from estimator.shape import Shape
@@ -207,16 +206,6 @@ class MeasuredRow(Row):
         return told[0] if told else None
 
 
-GATHERED_BYTES = 2**27
-"""Of the all-gather that was measured.  # assumed: with it hops of a ring take 5 us on the faster of the machines"""
-
-SHORTEST_STALL_S = 1e-4
-"""Of a hop between nodes from which on small collectives wait for one another.
-
-measured: hops take some 40 or some 250 us a node, with few between; with the latter, a layer split over t ranks takes
-some 2 ms t longer at small micro-batches
-"""
-
 SLOWEST_HEALTHY_GB_PER_S = 300
 """All-reduce within a node of 8 H100 below which the node was degraded: such are near 45, the others near 425 GB/s."""
 
@@ -277,6 +266,7 @@ class UltrascaleRow(Row):
         if succeeded and self.tokens_per_s_per_gpu is None:
             raise ValueError("tokens_per_s_per_gpu: not stated of a run that succeeded")
         shape = self._shape()
+        machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
         rate = (self.tokens_per_s_per_gpu or 0) * devices
         return Case(
             name=self.job_id,
@@ -285,7 +275,7 @@ class UltrascaleRow(Row):
             model=shape.name,
             shape=shape,
             seq_len=self.seq_len,
-            machine=self._machine(devices, catalog),
+            machine=words.with_fabric(machine, self.all_gather_gb_per_s, self.all_gather_intra_gb_per_s),
             plan=Plan(
                 num_stages=self.pp,
                 num_micro_batches=self.num_micro_batches,
@@ -302,19 +292,6 @@ class UltrascaleRow(Row):
             why_unhealthy=self._why_unhealthy(),
             reads_first_stage=True,
         )
-
-    def _machine(self, devices: int, catalog: Catalog) -> Machine:
-        """Return the nodes, with what the run measured of their all-gather before it trained.
-
-        Over n nodes a gather of S bytes takes S / B = S / B_1 + n a, B_1 its rate in one of them: the hops between
-        nodes take a, at least the catalog's latency.
-        """
-        machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
-        whole, inside = self.all_gather_gb_per_s, self.all_gather_intra_gb_per_s
-        if whole is None or inside is None:
-            return machine
-        hop_s = GATHERED_BYTES * (1 / whole - 1 / inside) / 1e9 / self.nodes
-        return machine._replace(fabric=Fabric(max(hop_s, machine.node.network.latency_s), hop_s > SHORTEST_STALL_S))
 
     def _shape(self) -> Shape:
         kv_heads = self.num_kv_heads or self.num_heads

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from estimator.counts import num_parameters
-from estimator.machine import Machine
+from estimator.machine import Fabric, Machine
 from estimator.recipe import Recipe
 from estimator.shape import Shape
 from hardware.catalog import Catalog
@@ -123,6 +123,30 @@ def machine_of(accelerator: Accelerator, num_devices: int, devices_per_node: int
     node = catalog.node_of(accelerator.id)
     stated = devices_per_node if devices_per_node and node.num_devices <= MOST_PER_SERVER else node.num_devices
     return Machine(accelerator, node, num_devices, -(-num_devices // min(stated, node.num_devices)))
+
+
+GATHERED_BYTES = 2**27
+"""Of the all-gather that was measured.  # assumed: with it hops of a ring take 5 us on the faster of the machines"""
+
+SHORTEST_STALL_S = 1e-4
+"""Of a hop between nodes from which on small collectives wait for one another.
+
+measured: hops take some 40 or some 250 us a node, with few between; with the latter, a layer split over t ranks takes
+some 2 ms t longer at small micro-batches
+"""
+
+
+def with_fabric(machine: Machine, whole: float | None, inside: float | None) -> Machine:
+    """Return the nodes with what was measured of their all-gather before a run, in GB/s; None where it was not.
+
+    Over n nodes a gather of S bytes takes S / B = S / B_1 + n a, B_1 its rate in one of them: the hops between nodes
+    take a, at least the catalog's latency.
+    """
+    if whole is None or inside is None:
+        return machine
+    hop_s = GATHERED_BYTES * (1 / whole - 1 / inside) / 1e9 / machine.num_nodes
+    fabric = Fabric(max(hop_s, machine.node.network.latency_s), hop_s > SHORTEST_STALL_S)
+    return machine._replace(fabric=fabric)
 
 
 def shape_of(sizes: dict[str, int | None], n_params: float | None, model: str, notes: str, seq_len: int) -> Shape:

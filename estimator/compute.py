@@ -12,8 +12,8 @@ from estimator.counts import (
     attention_backward_flop,
     attention_flop,
 )
+from estimator.efficiencies import Efficiencies
 from estimator.shape import Shape
-from estimator.stack import Efficiencies
 from hardware.models import Accelerator
 
 FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}

@@ -8,6 +8,7 @@ import numpy as np
 
 from estimator.counts import Array, Num, model_flop
 from estimator.discrepancy import corrected, features
+from estimator.efficiencies import Efficiencies
 from estimator.failures import Endurance
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
@@ -16,7 +17,7 @@ from estimator.memory import Memory, host_bytes, plan_memory, total_bytes
 from estimator.plan import Plan, Plans
 from estimator.rules import Trainer, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
-from estimator.stack import Efficiencies, Stack, interval_ratio
+from estimator.stack import Stack, interval_ratio
 from estimator.step import Step, plan_step
 from estimator.workload import Workload
 from hardware.units import MIB

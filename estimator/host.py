@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num
+from estimator.efficiencies import Efficiencies
 from estimator.layout import Layout, StageLayers
 from estimator.shape import Shape
-from estimator.stack import Efficiencies, Habits, Window
+from estimator.stack import Habits, Window
 
 FULL_ISSUE = 1 / 3
 """Issue work of repeating a layer's forward pass, over its forward and backward pass.  # assumed: as the FLOP"""

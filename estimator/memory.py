@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, dense_parameters, end_parameters, expert_parameters, head_matmul
+from estimator.efficiencies import Efficiencies
 from estimator.layout import Layout, StageLayers
 from estimator.shape import Shape
-from estimator.stack import Efficiencies, Habits
+from estimator.stack import Habits
 
 SCORE_WORKSPACE_BYTES = 16
 """Bytes per score that the backward pass of one layer's materialized attention holds at once.

@@ -22,12 +22,13 @@ from estimator.counts import (
     layer_matmuls,
     norm_traffic,
 )
+from estimator.efficiencies import Efficiencies
 from estimator.host import issue_seconds, num_repeated, stage_issue_seconds
 from estimator.layout import Layout, StageLayers
 from estimator.machine import Machine
 from estimator.memory import RankParameters, fullest_rank, rank_parameters
 from estimator.shape import Shape
-from estimator.stack import Efficiencies, Habits
+from estimator.stack import Habits
 
 HOST_MEMORY_EFFICIENCY = 0.5
 """Part of its memory's bandwidth that a host's Adam reaches.  # assumed: a streaming kernel over four arrays"""
@@ -190,15 +191,7 @@ def plan_step(
     stage = StageLayers(first + opening + alone * closing, middle, last + closing)
     weight_gradient = layer.weight_gradient / (usual + again)
     work = pipeline_seconds(stage, plan, weight_gradient)
-    per_device = micro_batches / plan.stages
-    repeated = num_repeated(shape, plan)
-    busy = {
-        name: per_device * (shape.num_layers * seconds + repeated * layer.repeated[name])
-        for name, seconds in layer.usual.items()
-    }
-    busy["matmul"] = busy["matmul"] + per_device * ends.head
-    busy["elementwise"] = busy["elementwise"] + per_device * (ends.embedding + ends.loss + plan.stages * gradient_pass)
-    busy["tensor_parallel"] = busy["tensor_parallel"] + per_device * 2.0 * ends.reduced
+    busy = busy_seconds(shape, plan, layer, ends, gradient_pass)
     sharded = np.where(np.asarray(plan.zero_stage) > 0, efficiencies.sharded_exposure, 1.0)
     device = busy | {
         "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
@@ -216,6 +209,19 @@ def plan_step(
     slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in stage), issued))
     waits = pipeline_seconds(slower, plan, weight_gradient) - factor * work
     return Step({**device, "host": np.maximum(waits, 0.0) + efficiencies.issue_s_per_step}, issue)
+
+
+def busy_seconds(shape: Shape, plan: Layout, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:
+    """Mean seconds of a device in a step's micro-batches, by purpose, waits for other stages not among them."""
+    per_device, repeated = np.asarray(plan.micro_batches) / plan.stages, num_repeated(shape, plan)
+    busy = {
+        name: per_device * (shape.num_layers * seconds + repeated * layer.repeated[name])
+        for name, seconds in layer.usual.items()
+    }
+    busy["matmul"] = busy["matmul"] + per_device * ends.head
+    busy["elementwise"] = busy["elementwise"] + per_device * (ends.embedding + ends.loss + plan.stages * gradient_pass)
+    busy["tensor_parallel"] = busy["tensor_parallel"] + per_device * 2.0 * ends.reduced
+    return busy
 
 
 def update_seconds(

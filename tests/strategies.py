@@ -5,10 +5,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from estimator.efficiencies import Efficiencies
 from estimator.layout import Layout, layout
 from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.shape import Shape, shape_from_config
-from estimator.stack import Efficiencies, Evidence, Habits
+from estimator.stack import Evidence, Habits
 
 DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MODEL_TYPES = (*DENSE_TYPES, "mixtral")

@@ -17,9 +17,10 @@ from estimator.calibrate import (
     try_run,
     with_runs,
 )
+from estimator.efficiencies import Efficiencies
 from estimator.measurement import read_runs
 from estimator.plan import Plan
-from estimator.stack import Efficiencies, load_stack, read_stack_text
+from estimator.stack import load_stack, read_stack_text
 from estimator.stack_file import DIVIDER, read_premises, stack_text
 from hardware.catalog import load_catalog
 

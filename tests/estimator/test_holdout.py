@@ -15,7 +15,7 @@ from hardware.catalog import load_catalog
 TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
 NAME = "megatron-deepspeed"
 PREMISES = read_premises(read_stack_text(NAME), NAME)
-CASES = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[::28]
+CASES = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[::40]
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.counts import num_parameters
+from estimator.efficiencies import Efficiencies
 from estimator.layout import Layout, layout
 from estimator.memory import (
     fullest_rank,
@@ -18,7 +19,7 @@ from estimator.memory import (
 )
 from estimator.plan import RECOMPUTATIONS, Plan, Plans
 from estimator.shape import Shape, load_shape
-from estimator.stack import Efficiencies, Habits, load_stack
+from estimator.stack import Habits, load_stack
 from tests.strategies import EFFICIENCIES, habits, laid, listed, one_layout
 
 DEVICES = 48

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
+from estimator.efficiencies import PARAMETERS
 from estimator.shape import load_shape
 from estimator.stack import (
-    PARAMETERS,
     Fit,
     Premises,
     Stack,

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.efficiencies import Efficiencies
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import Layout, StageLayers, layout
 from estimator.machine import Machine
 from estimator.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.shape import Shape, load_shape
-from estimator.stack import Efficiencies, Habits, Window, load_stack
+from estimator.stack import Habits, Window, load_stack
 from estimator.step import Step, pipeline_seconds, plan_step
 from hardware.catalog import load_catalog
 from tests.schedules import makespan, orders
