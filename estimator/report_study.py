@@ -162,7 +162,7 @@ def _accuracy(study: Study) -> Iterator[Piece]:
         "in sample: fitted to all (no accuracy)": study.after,
     }
     rows = [
-        (name, measure, str(s.count), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
+        (name, measure, str(s.num_runs), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
         for name, members in sets.items()
         for measure, s in summarize(members, "all").get("all", {}).items()
     ]
@@ -172,7 +172,7 @@ def _accuracy(study: Study) -> Iterator[Piece]:
         calls = fit_calls(members)
         if any(row.case.fits is False for row in members):
             yield (
-                f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.count} calls right; "
+                f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.num_runs} calls right; "
                 f"{calls.false_fits} called to fit ran out of memory, {calls.expected_false_fits:.1f} expected by the "
                 "stated probabilities."
             )
