@@ -7,7 +7,7 @@ TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrai
             measured_runs.csv measured_runs_partial.csv)
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out bench dry-runs fuzz clean
+.PHONY: demo test lint types fit hold-out report bench dry-runs fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -28,6 +28,9 @@ fit: $(VENV)/base.stamp  ## refit every stack from reports/measured, and rewrite
 
 hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that never saw them, about 20 minutes
 	$(BIN)/calibrate $(TABLES) --hold-out --json > reports/calibration/holdout.json
+
+report: $(VENV)/base.stamp  ## the report of each stack, from the tables and reports/calibration/holdout.json
+	$(BIN)/calibrate $(TABLES) --report reports/calibration
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py

@@ -14,6 +14,7 @@ from estimator.assessment import Assessed, fit_calls, plan_kind, summarize
 from estimator.case import Case
 from estimator.holdout import ranking
 from estimator.report import number
+from estimator.report_cases import CONSTRAINED
 from estimator.stack import Stack
 from estimator.study import LEVELS, Study, coverages, timed, trends, worst
 from hardware.errors import shown
@@ -270,13 +271,16 @@ def _parameters(stack: Stack) -> Iterator[Piece]:
             b.name,
             f"{b.prior:.3g} +- {b.prior_log_sd:.0%}",
             f"{b.fitted:.4g} +- {b.fitted_log_sd:.1%}",
+            "no: the prior stands" if b.fitted_log_sd > CONSTRAINED * b.prior_log_sd else "yes",
             stack.priors[b.name].unit,
         )
         for b in believed
     ]
     others = [name for name in stack.fit.names if name not in stack.priors]
-    rows += [(f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "of device seconds") for n in others]
-    yield Table(("parameter", "before", "after", "unit"), tuple(rows))
+    rows += [
+        (f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "yes", "of device seconds") for n in others
+    ]
+    yield Table(("parameter", "before", "after", "told by the data", "unit"), tuple(rows))
 
 
 def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:

@@ -8,6 +8,7 @@ from estimator import study as studies
 from estimator.assessment import Assessed, assess
 from estimator.cases import read_cases
 from estimator.evaluate import Range
+from estimator.holdout import holdout_document
 from estimator.report_study import write_report
 from estimator.stack import load_stack
 from estimator.study import LEVELS, Study, coverages, gains, prior_fit, study, trends, worst
@@ -119,6 +120,19 @@ def test_a_report_is_the_same_bytes_and_whole(found: Study, tmp_path: Path) -> N
     assert page.count("<svg") == len(pictures)
     assert "src=" not in page
     assert text.isascii()
+
+
+def test_hold_outs_made_before_are_taken(found: Study) -> None:
+    """From what `--hold-out --json` printed, the study has its predictions; those of other runs are refused."""
+    document = holdout_document({STACK.name: {"source": list(rows(noise=0.1))}})["stacks"][STACK.name]
+    again = study(STACK, CASES, document)
+    assert list(again.held_out) == ["source"]
+    assert [row.step_s.value for row in again.held_out["source"]] == [
+        row["predicted_step_s"][0] for row in document["source"]["rows"]
+    ]
+    assert again.after == found.after
+    with pytest.raises(ValueError, match=r"^report: the hold-outs have a run '.*' that is not given; make them anew$"):
+        study(STACK, CASES[1:], document)
 
 
 def test_a_report_of_no_runs_is_refused() -> None:
