@@ -7,7 +7,7 @@ TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrai
             measured_runs.csv measured_runs_partial.csv)
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out parity bench dry-runs fuzz clean
+.PHONY: demo test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -29,8 +29,17 @@ fit: $(VENV)/base.stamp  ## refit every stack from reports/measured, and rewrite
 hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that never saw them, about 20 minutes
 	$(BIN)/calibrate $(TABLES) --hold-out --json > reports/calibration/holdout.json
 
+report: $(VENV)/base.stamp  ## the report of each stack, from the tables and reports/calibration/holdout.json
+	$(BIN)/calibrate $(TABLES) --report reports/calibration
+
 parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 20 steps each; rewrites its report
 	$(BIN)/python -m tests.parity.report
+
+overhead: $(VENV)/dev.stamp  ## the trainer's step beside a plain loop's and transformers.Trainer's
+	$(BIN)/python benchmarks/overhead.py
+
+cpu-runs: $(VENV)/dev.stamp  ## runs of the trainer on this machine's processors: reports/measured/cpu, about 40 minutes
+	$(BIN)/python benchmarks/cpu_runs.py
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py

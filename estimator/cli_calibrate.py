@@ -1,9 +1,10 @@
 """The command `calibrate`: parse, call, print."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,9 @@ from estimator.study import study
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
+
+HOLD_OUTS = "holdout.json"
+"""In a report's folder: what `calibrate ... --hold-out --json` printed, so that the report need not fit anew."""
 
 LOG_STACK = "moai-24.2"
 
@@ -101,10 +105,27 @@ def _report(inputs: Inputs, names: Sequence[str], folder: Path) -> int:
     stacks = [stack for stack in stacks if any(stack.is_of(case.trainer) for case in inputs.cases)]
     if not stacks:
         raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
+    held_out = _held_out_in(folder)
     for stack in stacks:
-        for path in write_report(study(stack, inputs.cases), folder):
+        for path in write_report(study(stack, inputs.cases, held_out.get(stack.name)), folder):
             print(path)
     return EXIT_DONE
+
+
+def _held_out_in(folder: Path) -> dict[str, Any]:
+    """Return the hold-outs of stacks that a report's folder has; none where it has no such file."""
+    path = folder / HOLD_OUTS
+    if not path.is_file():
+        return {}
+    where = f"report: {shown(str(path), 200)}"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != "holdout/1":
+            raise ValueError(f"{where}: its schema is {shown(document['schema'])}, not 'holdout/1'; make it anew")
+        stacks: dict[str, Any] = document["stacks"]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: is not what --hold-out --json prints; make it anew, or remove it") from error
+    return stacks
 
 
 def _hold_out(inputs: Inputs, names: Sequence[str], *, as_json: bool) -> int:

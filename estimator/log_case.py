@@ -12,7 +12,7 @@ from estimator.log_records import MOST_QUOTED, QUOTED_LENGTH, Record
 from estimator.pace import Pace, pace_of
 from estimator.run_record import RunRecord, read_run_record
 from estimator.stack import Startup
-from estimator.step_log import FEWEST_INTERVALS, StepLog, read_step_log
+from estimator.step_log import FEWEST_INTERVALS, Log, read_log
 from estimator.workload import Workload
 from hardware.catalog import Catalog
 from hardware.errors import shown
@@ -38,7 +38,7 @@ class LoggedRun:
     """A run that a log measured."""
 
     case: Case
-    log: StepLog
+    log: Log
     """Without the lines that contradict the run."""
     pace: Pace
 
@@ -73,7 +73,7 @@ def read_logged_run(path: Path, catalog: Catalog) -> LoggedRun:
     Raises:
         ValueError: the log or its run record cannot be read, they contradict each other, or no such run can have been.
     """
-    log = read_step_log(path)
+    log = read_log(path)
     run = log.run or read_run_record(path)
     try:
         return logged_run(log, run, catalog)
@@ -82,7 +82,7 @@ def read_logged_run(path: Path, catalog: Catalog) -> LoggedRun:
         raise ValueError(text if text.startswith(log.name) else f"{log.name}: {text}") from error
 
 
-def logged_run(log: StepLog, run: RunRecord, catalog: Catalog) -> LoggedRun:
+def logged_run(log: Log, run: RunRecord, catalog: Catalog) -> LoggedRun:
     """Return the run that a log and a run record describe together.
 
     Raises:
@@ -120,7 +120,7 @@ def _doubt(run: RunRecord) -> str:
     return ""
 
 
-def _of_run(log: StepLog, workload: Workload) -> StepLog:
+def _of_run(log: Log, workload: Workload) -> Log:
     """Return a log without the lines of steps that are not the run's."""
     kept, told = [], []
     for record in log.records:
@@ -141,12 +141,12 @@ def _contradiction(record: Record, workload: Workload) -> str:
     return ""
 
 
-def _with_refused(log: StepLog, told: list[str]) -> StepLog:
+def _with_refused(log: Log, told: list[str]) -> Log:
     room = max(MOST_QUOTED - len(log.refused), 0)
     return replace(log, refused=(*log.refused, *told[:room]), num_refused=log.num_refused + len(told))
 
 
-def _evidence(log: StepLog, workload: Workload, num_devices: int, least_s: float) -> tuple[StepLog, Pace]:
+def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) -> tuple[Log, Pace]:
     """Return the log and its pace without intervals that are faster than the devices' peak.
 
     Args:
@@ -177,7 +177,7 @@ def _too_fast(seconds: float, least_s: float) -> str:
     return f"{seconds:g} s per step imply {least_s / seconds:.0%} of the devices' peak FLOP/s"
 
 
-def _refuse_other_tokens(log: StepLog, seconds: np.ndarray, device_tokens: float) -> None:
+def _refuse_other_tokens(log: Log, seconds: np.ndarray, device_tokens: float) -> None:
     """Refuse a log whose tokens per second and device, times its seconds per step, are not the run's tokens."""
     rates = [r.device_tokens_per_s for r in log.records if r.device_tokens_per_s is not None]
     if not rates or not len(seconds):

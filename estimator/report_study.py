@@ -14,6 +14,7 @@ from estimator.assessment import Assessed, fit_calls, plan_kind, summarize
 from estimator.case import Case
 from estimator.holdout import ranking
 from estimator.report import number
+from estimator.report_cases import CONSTRAINED
 from estimator.stack import Stack
 from estimator.study import LEVELS, Study, coverages, timed, trends, worst
 from hardware.errors import shown
@@ -162,7 +163,7 @@ def _accuracy(study: Study) -> Iterator[Piece]:
         "in sample: fitted to all (no accuracy)": study.after,
     }
     rows = [
-        (name, measure, str(s.count), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
+        (name, measure, str(s.num_runs), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
         for name, members in sets.items()
         for measure, s in summarize(members, "all").get("all", {}).items()
     ]
@@ -172,7 +173,7 @@ def _accuracy(study: Study) -> Iterator[Piece]:
         calls = fit_calls(members)
         if any(row.case.fits is False for row in members):
             yield (
-                f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.count} calls right; "
+                f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.num_runs} calls right; "
                 f"{calls.false_fits} called to fit ran out of memory, {calls.expected_false_fits:.1f} expected by the "
                 "stated probabilities."
             )
@@ -270,13 +271,16 @@ def _parameters(stack: Stack) -> Iterator[Piece]:
             b.name,
             f"{b.prior:.3g} +- {b.prior_log_sd:.0%}",
             f"{b.fitted:.4g} +- {b.fitted_log_sd:.1%}",
+            "no: the prior stands" if b.fitted_log_sd > CONSTRAINED * b.prior_log_sd else "yes",
             stack.priors[b.name].unit,
         )
         for b in believed
     ]
     others = [name for name in stack.fit.names if name not in stack.priors]
-    rows += [(f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "of device seconds") for n in others]
-    yield Table(("parameter", "before", "after", "unit"), tuple(rows))
+    rows += [
+        (f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "yes", "of device seconds") for n in others
+    ]
+    yield Table(("parameter", "before", "after", "told by the data", "unit"), tuple(rows))
 
 
 def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:

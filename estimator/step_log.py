@@ -23,7 +23,7 @@ FEWEST_INTERVALS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class StepLog:
+class Log:
     """What a log says of a run."""
 
     name: str
@@ -76,7 +76,7 @@ class StepLog:
         return pace_of(found.seconds, found.number)
 
 
-def read_step_log(path: Path) -> StepLog:
+def read_log(path: Path) -> Log:
     """Read a step log of any known format.
 
     Raises:
@@ -106,7 +106,7 @@ def read_step_log(path: Path) -> StepLog:
     return _log(path, text, found, jsonl.run)
 
 
-def _log(path: Path, text: LogText, reader: Reader, run: RunRecord | None) -> StepLog:
+def _log(path: Path, text: LogText, reader: Reader, run: RunRecord | None) -> Log:
     gathered = reader.records
     records = gathered.forward(reader.refused, is_elapsed=reader.is_elapsed)
     whole = None
@@ -115,7 +115,7 @@ def _log(path: Path, text: LogText, reader: Reader, run: RunRecord | None) -> St
             whole = reader.whole()
         except ValueError as error:
             raise ValueError(f"{text.name}: {error}") from error
-    return StepLog(
+    return Log(
         name=text.name,
         path=path,
         form=reader.form,

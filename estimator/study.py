@@ -6,8 +6,8 @@ to explain a miss, how often intervals hold, and which further measurement would
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from estimator.assessment import Assessed, assess, plan_kind
 from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
-from estimator.evaluate import moved
+from estimator.evaluate import Range, moved
 from estimator.holdout import SPLITS, hold_out
 from estimator.stack import Fit, Stack, interval_ratio
+from hardware.errors import shown
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of intervals, whose coverage is shown."""
@@ -29,6 +30,9 @@ STRONGEST_T = 3.0
 """A trend is told where its slope is as many standard errors."""
 
 NUM_WORST = 8
+FAR_OFF = 0.03
+"""Of the logarithm of predicted over measured, from which on a run is a miss."""
+
 MICROBENCHMARK_LOG_SD = 0.02
 """How well a measurement of one parameter alone would know it.  # assumed: benchmarks repeat within 2 %"""
 
@@ -46,23 +50,53 @@ class Study:
     """Measurements that would narrow the intervals most, best first."""
 
 
-def study(stack: Stack, cases: Sequence[Case]) -> Study:
+def study(stack: Stack, cases: Sequence[Case], known: Mapping[str, Any] | None = None) -> Study:
     """Return the study of a stack that was fitted to these runs.
 
+    Args:
+        stack: the stack.
+        cases: the runs, those of other trainers among them.
+        known: what `calibrate --hold-out --json` printed of the stack before, by its ways of holding out; without it,
+            the fits to parts of the runs are made here.
+
     Raises:
-        ValueError: none of the runs is of the stack's trainer.
+        ValueError: none of the runs is of the stack's trainer, or the known hold-outs are of other runs.
     """
     own = [case for case in cases if stack.is_of(case.trainer)]
     if not own:
         raise ValueError(f"report: no run of trainer {stack.trainer!r}; give the tables or logs that it was fitted to")
-    splits = {name: hold_out(stack, own, name) for name in SPLITS}
+    after = assess(own, [stack]).rows
+    if known is None:
+        splits = {name: hold_out(stack, own, name) for name in SPLITS}
+    else:
+        splits = {name: _held_out_before(split["rows"], after) for name, split in known.items()}
     return Study(
         stack=stack,
         before=assess(own, [stack.model_copy(update={"fit": prior_fit(stack)})]).rows,
-        after=assess(own, [stack]).rows,
+        after=after,
         held_out={name: tuple(rows) for name, rows in splits.items() if rows},
         gains=tuple(gains(stack, own)),
     )
+
+
+def _held_out_before(document: Sequence[Mapping[str, Any]], rows: Sequence[Assessed]) -> list[Assessed]:
+    """Return runs as a document of hold-outs has them predicted; the parts of a step in proportion to the fit's."""
+    own: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
+    for row in rows:
+        own[row.case.name, row.case.source, row.case.step_s, row.case.reserved_bytes].append(row)
+    found = []
+    for known in document:
+        same = own[known["name"], known["source"], known["step_s"], known["reserved_bytes"]]
+        if not same:
+            raise ValueError(
+                f"report: the hold-outs have a run {shown(known['name'])} that is not given; make them anew"
+            )
+        row = same.pop(0)
+        step_s, held = Range(*known["predicted_step_s"]), Range(*known["predicted_reserved_bytes"])
+        parts = {name: part * step_s.value / row.step_s.value for name, part in row.step_breakdown.items()}
+        fits = known["fits_probability"]
+        found.append(replace(row, step_s=step_s, reserved_bytes=held, fits_probability=fits, step_breakdown=parts))
+    return found
 
 
 def prior_fit(stack: Stack) -> Fit:
@@ -173,8 +207,9 @@ class Miss(NamedTuple):
 
 
 def worst(rows: Sequence[Assessed]) -> list[Miss]:
-    """Return the runs whose seconds are furthest off, worst first."""
-    own = sorted(timed(rows), key=lambda row: -abs(log_error(row)))[:NUM_WORST]
+    """Return the runs whose seconds are furthest off, worst first; none that is off by less than 3 %."""
+    far = [row for row in timed(rows) if abs(log_error(row)) >= FAR_OFF]
+    own = sorted(far, key=lambda row: -abs(log_error(row)))[:NUM_WORST]
     return [_miss(row, rows) for row in own]
 
 

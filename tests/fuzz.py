@@ -31,7 +31,7 @@ from estimator.cases import read_cases
 from estimator.log_case import read_logged_run
 from estimator.measurement import read_runs
 from estimator.run_record import parse_run_record
-from estimator.step_log import read_step_log
+from estimator.step_log import read_log
 from hardware.catalog import load_catalog
 from tests.estimator.test_cases import TABLES
 
@@ -87,7 +87,7 @@ class Target(NamedTuple):
 
 def log_told(path: Path) -> Told:
     """Read a log alone."""
-    log = read_step_log(path)
+    log = read_log(path)
     pace = log.pace()
     assert all(line.isprintable() and line.isascii() for line in log.refused)
     return Told(pace.step_s, log.reserved_bytes, pace.num_steps if log.whole else len(log.intervals().seconds))

@@ -82,6 +82,23 @@ def test_a_log_in_json() -> None:
     assert document["left"] == [{"name": STEPS, "why": "log: the same as one before"}]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not what --hold-out --json prints; make it anew, or remove it"),
+        ("[]", "is not what --hold-out --json prints; make it anew, or remove it"),
+        ('{"schema": "holdout/2"}', "its schema is 'holdout/2', not 'holdout/1'; make it anew"),
+    ],
+)
+def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str, message: str) -> None:
+    """A file of hold-outs in the report's folder that is none ends in one line, and nothing is written."""
+    (tmp_path / "holdout.json").write_text(text, encoding="utf-8")
+    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--report", str(tmp_path))
+    assert (status, out) == (2, "")
+    assert err == f"report: {str(tmp_path / 'holdout.json')!r}: {message}\n"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_table_needs_no_option(table: Path) -> None:
     """A table of published runs is known by its columns."""
     assert (

@@ -13,6 +13,7 @@ from estimator.log_case import LoggedRun, logged_startup, read_logged_run
 from estimator.measured_inputs import Inputs, is_run_table, is_table, read_inputs
 from estimator.stack import Stack, load_stack
 from hardware.catalog import load_catalog
+from hardware.toml_text import catalog_text
 from tests.estimator.test_cases import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -124,45 +125,22 @@ def test_files_are_told_apart_by_content(tmp_path: Path) -> None:
 
 def test_hardware_beside_a_log(tmp_path: Path) -> None:
     """A log's accelerator may be of a machine.toml beside it, measured where it ran; its peak is no hard bound."""
-    text = "\n".join(
-        f"[[{table}]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in row.items())
-        for table, row in (
-            ("accelerator", _measured_accelerator()),
-            ("node", {"id": "own-x2", "accelerator": "own", "num_devices": 1, **_network()}),
-        )
-    ).replace('": ', '" = ')
-    (tmp_path / "machine.toml").write_text(text, encoding="utf-8")
+    like, node = CATALOG.accelerator("epyc-7763"), CATALOG.node("epyc-7763-x1")
     lines = STEPS.read_text(encoding="utf-8").splitlines()
-    run = json.dumps(
-        RUN
-        | {"accelerator": "own", "num_devices": 1, "plan": RUN["plan"] | {"data_parallel": 1}, "tokens_per_step": 4096}
-    )
-    (tmp_path / "steps.jsonl").write_text("\n".join([run, *lines[1:]]), encoding="utf-8")
-    (case,) = read_inputs([tmp_path / "steps.jsonl"], ()).cases
-    assert case.machine.accelerator.id == "own"
-    assert case.step_s is not None
-
-
-def _source() -> dict[str, Any]:
-    return {"url": "https://example.org/", "checked": "DAY"}
-
-
-def _measured_accelerator() -> dict[str, Any]:
-    sure = {"value": 1.0, "evidence": "measured", "note": "here", "source": _source()}
-    like = CATALOG.accelerator("epyc-7763")
-    return {
-        "id": "own", "name": "own", "vendor": "own", "architecture": "x86", "hbm_bytes": like.hbm_bytes,
-        "hbm_bytes_per_s": 1e10, "bf16_flop_per_s": 1e9, "fp32_flop_per_s": 1e9, "num_compute_units": 1,
-        "tdp_w": 10.0, "matmul_efficiency": sure, "hbm_efficiency": sure, "sources": [_source()],
-    }  # fmt: skip
-
-
-def _network() -> dict[str, Any]:
-    sure = {"value": 1.0, "evidence": "assumed", "note": "none", "source": _source()}
-    return {
-        "network": {"bytes_per_s": 1e9, "evidence": "assumed", "latency_s": 1e-4, "efficiency": sure},
-        "sources": [_source()],
-    }
+    run = RUN | {"accelerator": "own", "num_devices": 1, "plan": RUN["plan"] | {"data_parallel": None}}
+    path = tmp_path / "steps.jsonl"
+    path.write_text("\n".join([json.dumps(run | {"tokens_per_step": 4096}), *lines[1:]]), encoding="utf-8")
+    for efficiency, is_read in ((1.0, True), (0.8, False)):
+        sure = like.matmul_efficiency.model_copy(update={"value": efficiency})
+        slow = {"id": "own", "fp32_flop_per_s": 2e10, "matmul_efficiency": sure}
+        machine = [like.model_copy(update=slow), node.model_copy(update={"id": "own-x1", "accelerator": "own"})]
+        (tmp_path / "machine.toml").write_text(catalog_text(machine), encoding="utf-8")
+        if is_read:
+            (case,) = read_inputs([path], ()).cases
+            assert case.machine.accelerator.fp32_flop_per_s == 2e10
+        else:
+            with pytest.raises(ValueError, match="of the devices' peak FLOP/s"):
+                read_inputs([path], ())
 
 
 def test_the_first_step_of_logs_is_the_startup(logs: list[Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.step_log import StepLog, read_step_log
+from estimator.step_log import Log, read_log
 
 LOGS = Path(__file__).parents[1] / "golden" / "logs"
 MOAI = Path(__file__).parents[2] / "reports" / "measured" / "moai"
@@ -34,10 +34,10 @@ LINE = {
 TEXTS = [(path, form) for path, form, *_ in GOLDEN if form in LINE]
 
 
-def read(path: Path, text: str) -> StepLog:
+def read(path: Path, text: str) -> Log:
     """Return what a log of this text says."""
     path.write_bytes(text.encode("utf-8", errors="surrogatepass"))
-    return read_step_log(path)
+    return read_log(path)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def text_of(path: Path) -> str:
 @pytest.mark.parametrize(("path", "form", "step_s", "tolerance"), GOLDEN, ids=[path.name for path, *_ in GOLDEN])
 def test_golden_logs(path: Path, form: str, step_s: float, tolerance: float) -> None:
     """Each format is told by its content, and its steps take what the log was made with, or the run took."""
-    log = read_step_log(path)
+    log = read_log(path)
     assert log.form == form
     assert log.pace().step_s == pytest.approx(step_s, rel=tolerance)
 
@@ -76,7 +76,7 @@ def test_shuffled_and_repeated_lines_change_nothing(file: Path, path: Path, form
 @pytest.mark.parametrize(("path", "form"), TEXTS, ids=[path.name for path, _ in TEXTS])
 def test_line_ends_colours_and_marks_change_nothing(file: Path, path: Path, form: str) -> None:
     """CRLF, colours, a byte-order mark and foreign lines between leave what a log says as it is."""
-    log = read_step_log(path)
+    log = read_log(path)
     plain = re.sub(r"\x1b\[\d*m", "", text_of(path)).replace("\r\n", "\n")
     changes = [
         plain,
@@ -117,13 +117,13 @@ def test_two_formats_in_one_file(file: Path) -> None:
     both = text_of(LOGS / "megatron.log") + text_of(LOGS / "torchtitan_2024.log")
     log = read(file, both)
     assert log.form == "megatron"
-    assert log.pace() == read_step_log(LOGS / "megatron.log").pace()
+    assert log.pace() == read_log(LOGS / "megatron.log").pace()
     assert log.refused[-1] == "11 lines of another format, torchtitan"
 
 
 def test_losses_are_the_first_and_the_last() -> None:
     """The loss of the first step and of the last are told."""
-    assert read_step_log(MOAI / "mistral_7b_4xlarge.log").losses == (1.2421875, 0.5625)
+    assert read_log(MOAI / "mistral_7b_4xlarge.log").losses == (1.2421875, 0.5625)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "hello", "step: 1", "{", "{}", '{"log_history": []}', "[Step 1/2]"])
