@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parents[1] / "reports" / "measured" / "cpu"
-STEPS = 12
+STEPS = 10
 
 
 class Model(NamedTuple):
@@ -93,22 +93,26 @@ def cases() -> list[Case]:
     """Return every run."""
     found = [
         Case(model, *rest)
-        for model in ("5m", "13m", "29m")
+        for model, most in (("5m", 8), ("13m", 8), ("29m", 4))
         for rest in (
-            (256, 1, "num_micro_batches=1,batch_per_device=8"),
-            (512, 1, "num_micro_batches=2,batch_per_device=2"),
-            (256, 1, "num_micro_batches=2,batch_per_device=4,recomputation=full"),
-            (256, 2, "num_micro_batches=1,batch_per_device=4,distribute_param=true"),
-            (512, 2, "num_micro_batches=2,batch_per_device=1,distribute_param=false"),
-            (256, 2, "num_stages=2,num_micro_batches=4,batch_per_device=2"),
-            (256, 2, "num_micro_batches=1,batch_per_device=8,tp=2"),
-            (256, 2, "num_stages=2,num_micro_batches=4,batch_per_device=2,recomputation=full,schedule=gpipe"),
+            (256, 1, f"num_micro_batches=1,batch_per_device={most}"),
+            (512, 1, f"num_micro_batches=2,batch_per_device={most // 4}"),
+            (256, 1, f"num_micro_batches=2,batch_per_device={most // 2},recomputation=full"),
+            (256, 2, f"num_micro_batches=1,batch_per_device={most // 2},distribute_param=true"),
+            (512, 2, f"num_micro_batches={most // 4},batch_per_device=1,distribute_param=false"),
+            (256, 2, f"num_stages=2,num_micro_batches=4,batch_per_device={most // 4}"),
+            (256, 2, f"num_micro_batches=1,batch_per_device={most},tp=2"),
+            (
+                256,
+                2,
+                f"num_stages=2,num_micro_batches=4,batch_per_device={most // 4},recomputation=full,schedule=gpipe",
+            ),
         )
     ]
     found += [
         Case("5m", 1024, 1, "num_micro_batches=1,batch_per_device=2"),
         Case("13m", 128, 2, "num_micro_batches=1,batch_per_device=8,zero_stage=2"),
-        Case("29m", 128, 1, "num_micro_batches=4,batch_per_device=4"),
+        Case("29m", 128, 1, "num_micro_batches=2,batch_per_device=4"),
         Case("100m", 256, 1, "num_micro_batches=1,batch_per_device=4", steps=30),
     ]
     return found
