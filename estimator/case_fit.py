@@ -133,13 +133,18 @@ class CaseProblem:
         timed[rows if needs_step is None else needs_step] = True
         seconds, held = np.zeros((2, len(values), len(self.cases)))
         for batch in self.batches:
-            efficiencies = self.efficiencies(values, batch.labels)
+            # the factors of other labels change nothing here: samples that differ only in them are one
+            own = [i for i, name in enumerate(self.names) if name in self.priors or name in batch.labels]
+            _, first, sample = np.unique(values[:, own], axis=0, return_index=True, return_inverse=True)
+            efficiencies, count = self.efficiencies(values[first], batch.labels), (len(first), len(batch.rows))
             if timed[batch.rows].any():
-                seconds[:, batch.rows] = np.log(batch.step(efficiencies).seconds)
+                found = np.broadcast_to(batch.step(efficiencies).seconds, count)
+                seconds[:, batch.rows] = np.log(found)[sample.ravel()]
             if wanted[batch.rows].any():
                 memory = batch.memory(efficiencies)
                 read = np.array([self.cases[i].reserved_bytes is not None for i in batch.rows])
-                held[:, batch.rows] = np.log(np.where(read, batch.read_bytes(memory), memory.peak_bytes))
+                found = np.where(read, batch.read_bytes(memory), memory.peak_bytes)
+                held[:, batch.rows] = np.log(np.broadcast_to(found, count))[sample.ravel()]
         return seconds, held
 
     def fit(self, rows: Array, start: Array | None = None) -> CaseFit:
