@@ -208,7 +208,7 @@ def _gradients_marked(meter: Meter) -> Iterator[None]:
         plain(group, *unused)
         mark()
 
-    FSDPParamGroup.post_backward = post_backward  # type: ignore[method-assign]
+    FSDPParamGroup.post_backward = post_backward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from estimator.document import plan_document
 from estimator.evaluate import PlanEstimate
 from hardware.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
@@ -121,12 +122,11 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Return the first record of the step log, as the contract has it, and what else decides its times."""
-        plan, config = self.config.plan, self.config
+        config = self.config
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "model": {"name": self.source.name, **self.source.config.to_dict()},
-            "plan": {**asdict(plan), "distribute_param": plan.distribute_param, "data_parallel": self.place.dp},
-            "plan_text": str(plan),
+            "plan": plan_document(config.plan, self.place.dp),
             "accelerator": config.accelerator or name,
             "device_name": name,
             "num_devices": self.world.size,
