@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parents[1] / "reports" / "measured" / "cpu"
-STEPS = 10
+STEPS = 8
 
 
 class Model(NamedTuple):
