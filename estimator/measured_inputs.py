@@ -14,8 +14,8 @@ from estimator.log_case import LoggedRun, read_logged_run
 from estimator.log_text import LogText, split_lines
 from hardware.catalog import Catalog, load_catalog
 
-RUN_TABLE_COLUMNS = frozenset({"log", "flavor", "num_stages"})
-"""Of a table of runs whose logs lie beside it, as `measurement.read_runs` reads."""
+RUN_TABLE_COLUMN = "log"
+"""Of a table of runs whose logs lie beside it, as `measurement.read_runs` reads; that says what else is missing."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ def is_run_table(path: Path) -> bool:
     Raises:
         ValueError: it cannot be read.
     """
-    return _columns(path) >= RUN_TABLE_COLUMNS
+    return RUN_TABLE_COLUMN in _columns(path) and not is_table(path)
 
 
 def is_table(path: Path) -> bool:

@@ -16,5 +16,6 @@ def fail(run: Any, *rest: Any) -> bool:
     return take_step(run, *rest)
 
 
-trainer.train.take_step = fail
-main()
+if __name__ == "__main__":
+    trainer.train.take_step = fail
+    main()
