@@ -15,6 +15,7 @@ from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import Memory, host_bytes, plan_memory, total_bytes
 from estimator.plan import Plan, Plans
+from estimator.reference import TRAINER, untrainable_reason
 from estimator.rules import Trainer, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
 from estimator.stack import Stack, interval_ratio
@@ -200,6 +201,14 @@ def log_sd(moved_values: Array, residual: Num) -> Array:
     return np.asarray(np.sqrt((((forward - backward) / 2) ** 2).sum(axis=0) + np.asarray(residual) ** 2))
 
 
+def _reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
+    """Return why each plan cannot run, by the rules of the layout and of the trainer; "" where it can."""
+    found = reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))
+    if stack.trainer != TRAINER:
+        return found
+    return [reason or untrainable_reason(plans[i], workload.shape) for i, reason in enumerate(found)]
+
+
 def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1) -> Table:
     """Evaluate plans at once: time, memory, what the log will print, and the uncertainty of each.
 
@@ -246,5 +255,5 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         step_log_sd=step_log_sd,
         logged_log_sd=issue_log_sd if stack.window.times == "issue" else step_log_sd,
         memory_log_sd=memory_log_sd,
-        reasons=tuple(reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))),
+        reasons=tuple(_reasons(plans, workload, machine, stack)),
     )

@@ -9,6 +9,9 @@ from estimator.rules import Rule
 from estimator.shape import Shape
 from hardware.errors import shown
 
+TRAINER = "reference"
+"""What stacks of the trainer call it."""
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model families whose layers the trainer knows how to split."""
 

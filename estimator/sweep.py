@@ -11,6 +11,7 @@ from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import host_bytes
 from estimator.plan import Plan, Plans
+from estimator.reference import TRAINER, are_trainable
 from estimator.stack import Stack, interval_ratio
 from estimator.workload import Workload
 
@@ -61,17 +62,19 @@ def sweep(
     log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
     high = float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
     for plans in blocks:
+        able = are_trainable(plans, workload.shape) if stack.trainer == TRAINER else np.True_
         step, memory = predict(plans, workload, machine, stack, efficiencies)
         used = np.broadcast_to(memory.peak_bytes, plans.shape)
-        fits = used <= usable
+        fits = able & (used <= usable)
         if machine.node.host:
             where = on_machine(plans, machine, workload.shape, stack.habits)
             fits &= host_bytes(workload.shape, where, stack.habits) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step.seconds, plans.shape), used * high <= usable
         safe.offer(plans, np.where(fits & is_safe, seconds, np.inf))
         risky.offer(plans, np.where(fits & ~is_safe, seconds, np.inf))
-        missed.offer(plans, np.where(fits, np.inf, used))
-        num_plans, num_possible = num_plans + len(plans), num_possible + int(fits.sum())
+        missed.offer(plans, np.where(able & ~fits, used, np.inf))
+        num_plans += int(np.broadcast_to(able, plans.shape).sum())
+        num_possible += int(fits.sum())
         num_faster += int((fits & (seconds < faster_than)).sum())
     best = [*safe.plans, *risky.plans]
     return Sweep(num_plans, num_possible, num_faster, best or missed.plans)

@@ -6,8 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.plan import Plan, Plans
+from estimator.planner import search
 from estimator.reference import FAMILIES, are_trainable, untrainable_reason
 from estimator.shape import Shape, load_shape
+from estimator.stack import load_stack
+from estimator.workload import Workload
+from hardware.catalog import load_catalog
 from tests.strategies import plans, shapes
 
 MISTRAL = load_shape("mistralai/Mistral-7B-v0.1")
@@ -85,3 +89,18 @@ def test_a_grid_has_the_flags_of_its_plans() -> None:
 def test_what_the_trainer_cannot_run_is_told(plan: Plan, changes: dict[str, object], said: str) -> None:
     """Each limit says what was given, and the mend."""
     assert untrainable_reason(plan, replace(MISTRAL, **changes)) == said
+
+
+def test_the_planner_of_its_stack_keeps_the_limits() -> None:
+    """Under the trainer's own stack no plan of the full space breaks a limit; under another, plans do."""
+    catalog = load_catalog()
+    workload = Workload(load_shape("mistralai/Mistral-7B-v0.1"), 2048, 64, 10)
+    flavor = catalog.flavor("xlarge")
+    own, other = (
+        search(workload, flavor, load_stack(name), catalog, space="full") for name in ("reference", "moai-24.2")
+    )
+    assert own.num_candidates < other.num_candidates
+    assert all(not untrainable_reason(found.plan, workload.shape) for found in own.plans)
+    refused = search(workload, flavor, load_stack("reference"), catalog, plan=Plan(cp=8, num_micro_batches=64))
+    assert refused.plans[0].is_illegal
+    assert "cp=8: the trainer splits no sequences" in refused.plans[0].reason
