@@ -129,7 +129,9 @@ def _block_spreads(values: Array, covariance: Array, belief: Belief) -> Array:
     found = belief.sd.copy()
     for block in set(belief.spread_of[belief.spread_of >= 0].tolist()):
         members = belief.spread_of == block
-        square = ((values - belief.mean) ** 2 + np.diag(covariance))[members].sum()
+        own = (values - belief.mean)[members]
+        # around their own mean: were a shift of all of them to widen the spread, it would soon cost nothing
+        square = ((own - own.mean()) ** 2 + np.diag(covariance)[members]).sum()
         prior = PRIOR_MEASUREMENTS * belief.sd[members][0] ** 2
         found[members] = np.sqrt((square + prior) / (members.sum() + PRIOR_MEASUREMENTS))
     return found

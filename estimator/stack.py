@@ -301,14 +301,26 @@ class Stack(Premises):
         """Part of a device's memory that a plan may fill: as found, else as premised."""
         return self.fit.usable_memory_fraction or self.habits.usable_memory_fraction
 
-    def efficiencies(self, family: str, *labels: str) -> Efficiencies:
-        """Return the fitted parameters for a model family, and the accelerator and source if given.
+    def efficiencies(self, family: str, accelerator: str = "", source: str = "") -> Efficiencies:
+        """Return the fitted parameters for a model family on an accelerator, as a source of runs has them.
 
-        The factor of what was never measured is the population's, 1.
+        The factor of a family that was never measured is 1; of an accelerator or a source, the mean of those that were.
         """
-        values = dict(zip(self.fit.names, np.exp(self.fit.log_values).tolist(), strict=True))
-        factor = np.prod([values.get(label, 1.0) for label in (family, *labels)]).item()
-        return Efficiencies(**{name: values[name] for name in self.priors}, family_factor=factor)
+        values = dict(zip(self.fit.names, self.fit.log_values, strict=True))
+        factor = values.get(family, 0.0)
+        factor += self._log_factor(accelerator, self.fit.accelerators) + self._log_factor(source, self.fit.sources)
+        found = {name: float(np.exp(values[name])) for name in self.priors}
+        return Efficiencies(**found, family_factor=float(np.exp(factor)))
+
+    def _log_factor(self, label: str, measured: tuple[str, ...]) -> float:
+        """Return the logarithm of a label's factor, or the mean of those measured, by their precision."""
+        factors = self.fit.factors
+        if label in factors:
+            return factors[label].log_factor
+        members = [factors[name] for name in measured if name in factors]
+        weights = [1 / max(member.log_sd, ROUNDING) ** 2 for member in members]
+        total = sum(weight * member.log_factor for weight, member in zip(weights, members, strict=True))
+        return total / sum(weights) if members else 0.0
 
     def directions(self, family: str, *labels: str) -> Array:
         """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the joint factor.

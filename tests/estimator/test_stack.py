@@ -178,3 +178,11 @@ def test_a_stack_that_cannot_be_written(name: str, tmp_path: Path) -> None:
         write_stack(tmp_path / name, TEXT)
     assert str(error.value).isprintable()
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_an_unseen_source_has_the_mean_factor() -> None:
+    """Of a source that was never measured the factor lies between the least and the largest of those that were."""
+    stack = load_stack("generic")
+    seen = [stack.efficiencies("llama", "h100-sxm-80gb", source).family_factor for source in stack.fit.sources]
+    assert min(seen) < stack.efficiencies("llama", "h100-sxm-80gb", "mine").family_factor < max(seen)
+    assert stack.efficiencies("llama", "h100-sxm-80gb") == stack.efficiencies("llama", "h100-sxm-80gb", "mine")
