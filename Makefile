@@ -24,6 +24,7 @@ types: $(VENV)/dev.stamp
 
 fit: $(VENV)/base.stamp  ## refit every stack from reports/measured, and rewrite the lower halves of their files
 	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
+	$(BIN)/calibrate reports/measured/cpu/*/steps.jsonl --stack reference --write > /dev/null
 	for stack in $(TABLE_STACKS); do $(BIN)/calibrate $(TABLES) --stack $$stack --write > /dev/null || exit; done
 
 hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that never saw them, about 20 minutes
