@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrain_a100_single_node.csv \
             measured_runs.csv measured_runs_partial.csv)
+LOGS   := reports/measured/cpu/*/steps.jsonl
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
 .PHONY: demo test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz clean
@@ -24,14 +25,14 @@ types: $(VENV)/dev.stamp
 
 fit: $(VENV)/base.stamp  ## refit every stack from reports/measured, and rewrite the lower halves of their files
 	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
-	$(BIN)/calibrate reports/measured/cpu/*/steps.jsonl --stack reference --write > /dev/null
+	$(BIN)/calibrate $(LOGS) --stack reference --write > /dev/null
 	for stack in $(TABLE_STACKS); do $(BIN)/calibrate $(TABLES) --stack $$stack --write > /dev/null || exit; done
 
-hold-out: $(VENV)/base.stamp  ## predict the runs of all tables by fits that never saw them, about 20 minutes
-	$(BIN)/calibrate $(TABLES) --hold-out --json > reports/calibration/holdout.json
+hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, about an hour on one core
+	$(BIN)/calibrate $(TABLES) $(LOGS) --hold-out --json > reports/calibration/holdout.json
 
-report: $(VENV)/base.stamp  ## the report of each stack, from the tables and reports/calibration/holdout.json
-	$(BIN)/calibrate $(TABLES) --report reports/calibration
+report: $(VENV)/base.stamp  ## the report of each stack, from what was measured and reports/calibration/holdout.json
+	$(BIN)/calibrate $(TABLES) $(LOGS) --report reports/calibration
 
 parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 20 steps each; rewrites its report
 	$(BIN)/python -m tests.parity.report
