@@ -135,11 +135,11 @@ def test_recomputation_trades_activations() -> None:
 
 
 def test_pure_bf16_keeps_half() -> None:
-    """Weights and moments in 2 bytes; fp32 gathers and computes in 4."""
+    """Weights and moments in 2 bytes; fp32 gathers and computes in 4, but norms and the loss do so in mixed too."""
     mixed, half, full = (found("num_micro_batches=1", precision=name) for name in ("bf16-mixed", "bf16", "fp32"))
     assert half.num_bytes["optimizer"] == pytest.approx(mixed.num_bytes["optimizer"] / 2, rel=0.01)
     assert full.num_bytes["gathered_parameters"] == 2 * mixed.num_bytes["gathered_parameters"]
-    assert full.num_bytes["activations"] > 1.5 * mixed.num_bytes["activations"]
+    assert 1 < full.num_bytes["activations"] / mixed.num_bytes["activations"] < 2
 
 
 def test_tensor_parallel_ranks_share_each_layer() -> None:
