@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hardware.catalog import Catalog, load_catalog
-from hardware.command import EXIT_DONE, open_console, run_command
+from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
 from hardware.jobs import request_stop
 from hardware.menu import Choice, converse, menu_of
@@ -75,7 +75,7 @@ def smi(
         return _watch(look, as_json=as_json)
     view = look()
     if as_json:
-        print(json.dumps(view.document, indent=1, allow_nan=False))
+        print_json(view.document)
     else:
         console = open_console()
         console.print(view.tables(console))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from estimator.cli import SEED_EPOCHS, SEED_MODEL, SEED_ROWS
 from estimator.evaluate import PlanEstimate
 from estimator.stack import Stack, load_stack
 from estimator.workload import Workload, num_steps
@@ -29,8 +30,6 @@ from trainer.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
 from trainer.rank import leave, run_rank
 from trainer.source import ModelSource, find_config
-
-SEED_MODEL, SEED_ROWS, SEED_EPOCHS = "mistralai/Mistral-7B-v0.1", 18612, 2
 
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
 """What a run without a model does, unless told otherwise: a few minutes on two cores."""
