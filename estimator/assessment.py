@@ -18,7 +18,7 @@ from estimator.batches import Batch, batched
 from estimator.case import Case
 from estimator.cases import Left
 from estimator.counts import Array
-from estimator.discrepancy import corrected
+from estimator.discrepancy import corrected, left_log_sd
 from estimator.evaluate import Range, log_sd, moved
 from estimator.stack import ANY_TRAINER, Stack, interval_ratio
 
@@ -133,10 +133,11 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
     new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
     new_source = 0.0 if source in fit.sources else fit.source_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    step_log_sd = log_sd(
-        batch.step(after).seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, new_source) * device_share)
+    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
+    step_log_sd = log_sd(batch.step(after).seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share))
+    memory_log_sd = log_sd(
+        batch.memory(after).peak_bytes, left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
     )
-    memory_log_sd = log_sd(batch.memory(after).peak_bytes, fit.memory_log_sd)
     usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
     margin = np.log(usable / memory.peak_bytes) / memory_log_sd
 

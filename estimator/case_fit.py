@@ -19,10 +19,10 @@ import numpy as np
 from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
-from estimator.discrepancy import correction, learn
+from estimator.discrepancy import correction, learn, left_log_sd
 from estimator.efficiencies import Efficiencies
 from estimator.robust import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
-from estimator.stack import Discrepancy, Family, Fit, Habits, Prior
+from estimator.stack import Discrepancy, Family, Fit, Habits, Prior, covariance_root
 
 PRIOR_SPREADS = np.array([0.05, 0.05])
 """Of seconds and of bytes.  # assumed: equal plans on equal machines spread by 1 to 6 %"""
@@ -123,6 +123,20 @@ class CaseProblem:
             held += correction(found.memory_discrepancy, self.places)
         return seconds, held
 
+    def left_log_sds(self, found: Fit) -> tuple[Array, Array]:
+        """Return the spreads of measured seconds and bytes around those, shape (all runs,)."""
+        return (
+            left_log_sd(found.step_discrepancy, found.step_log_sd, self.places),
+            left_log_sd(found.memory_discrepancy, found.memory_log_sd, self.places),
+        )
+
+    def unsure_log_sds(self, found: Fit, rows: Array) -> tuple[Array, Array]:
+        """Return the spreads of predicted seconds and bytes from those of the parameters, shape (all runs,)."""
+        center, moves = np.array(found.log_values), covariance_root(np.array(found.covariance))
+        after = self.predict(np.concatenate([center + moves, center - moves]), rows)
+        seconds, held = (np.sqrt((((a[: len(moves)] - a[len(moves) :]) / 2) ** 2).sum(axis=0)) for a in after)
+        return seconds, held
+
     def predict(self, values: Array, rows: Array, needs_step: Array | None = None) -> tuple[Array, Array]:
         """Return the logarithms of seconds and of reserved bytes, shape (samples, all runs).
 
@@ -147,8 +161,11 @@ class CaseProblem:
                 held[:, batch.rows] = np.log(np.broadcast_to(found, count))[sample.ravel()]
         return seconds, held
 
-    def fit(self, rows: Array, start: Array | None = None) -> CaseFit:
-        """Fit to some of the runs, by their places, as if the others were not, from `start` on."""
+    def fit(self, rows: Array, like: Fit | None = None) -> CaseFit:
+        """Fit to some of the runs, by their places, as if the others were not, begun at a fit like it, if given.
+
+        What the model leaves unexplained is learned of enough runs, or where that fit learned it.
+        """
         chosen = np.zeros(len(self.cases), dtype=bool)
         chosen[rows] = True
         all_of = self.targets
@@ -165,21 +182,26 @@ class CaseProblem:
             np.concatenate([np.zeros(len(step_rows), dtype=np.int64), all_of.bound[memory]]),
         )
         belief = self.belief()
-        solution = fit_robust(model, measured, belief, PRIOR_SPREADS, start)
+        solution = fit_robust(model, measured, belief, PRIOR_SPREADS, np.array(like.log_values) if like else None)
         residuals = measured.values - model(solution.values[None, :])[0]
         was_read = measured.bound == 0
+        kinds = ((step_rows, slice(len(step_rows))), (memory_rows, slice(len(step_rows), None)))
+        wanted = (like.step_discrepancy, like.memory_discrepancy) if like else (None, None)
         learned = [
-            self._learn(places[was_read[kind]], residuals[kind][was_read[kind]], solution.spreads[i])
-            for i, (places, kind) in enumerate(
-                ((step_rows, slice(len(step_rows))), (memory_rows, slice(len(step_rows), None)))
+            self._learn(
+                places[was_read[kind]],
+                residuals[kind][was_read[kind]],
+                solution.spreads[i],
+                least=0 if own else FEWEST_TO_LEARN,
             )
+            for i, ((places, kind), own) in enumerate(zip(kinds, wanted, strict=True))
         ]
         return self._found(
             solution, [case for case, is_chosen in zip(self.cases, chosen, strict=True) if is_chosen], learned
         )
 
-    def _learn(self, rows: Array, residuals: Array, spread: float) -> Discrepancy | None:
-        return learn(self.places[rows], residuals, spread) if len(rows) >= FEWEST_TO_LEARN else None
+    def _learn(self, rows: Array, residuals: Array, spread: float, least: int) -> Discrepancy | None:
+        return learn(self.places[rows], residuals, spread) if len(rows) >= max(least, 1) else None
 
     def _found(self, solution: Solution, cases: Sequence[Case], learned: Sequence[Discrepancy | None]) -> CaseFit:
         labels = (*self.accelerators, *self.sources)

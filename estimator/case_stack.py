@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from estimator.case import Case
 from estimator.case_fit import CaseProblem
-from estimator.counts import Array
+from estimator.counts import Array, Num
 from estimator.robust import PRIOR_MEASUREMENTS
-from estimator.stack import MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
+from estimator.stack import Fit, MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
 
 NUM_FOLDS = 5
 
@@ -26,42 +26,65 @@ assumed: trainers with many runs spread by 0.05 to 0.1 in seconds; of bytes rese
 
 COVERAGE = 0.9
 
+LEAST_WIDENING = 0.7
+"""Of spreads that turn out too wide.  # assumed: by more than this only where errors are few, and small by accident"""
+
 
 def folds(count: int, num_folds: int, seed: int = 0) -> Array:
     """Return for each of so many runs the part that it is in: random, of sizes that differ by one at most."""
     return np.random.default_rng(seed).permutation(np.arange(count) % num_folds)
 
 
-class HeldOut(NamedTuple):
-    """Runs predicted by fits that did not see them: predicted less measured, in logarithms, and what fits."""
+class Errors(NamedTuple):
+    """Predictions less measurements of runs that the fit did not see, in logarithms, and the spreads it stated."""
 
-    step_errors: Array
-    memory_errors: Array
-    log_bytes: Array
-    """Of the runs that ran or ran out of memory."""
-    log_capacity: Array
+    values: Array
+    left: Array
+    """Of what the model leaves unexplained: `discrepancy.left_log_sd`."""
+    unsure: Array
+    """Of the model's parameters."""
+
+
+class HeldOut(NamedTuple):
+    """Runs predicted by fits that did not see them, and which of them fit."""
+
+    step: Errors
+    memory: Errors
+    called: Errors
+    """Of the runs that ran or ran out of memory, its values the logarithms of predicted over all bytes of a device."""
     fits: Array
 
 
-def held_out(problem: CaseProblem, part: Array, start: Array | None = None) -> HeldOut:
-    """Return each part of the runs as predicted by a fit to the others, begun at `start`."""
-    seconds, held = np.zeros((2, len(problem.cases)))
+_NO_ERRORS = Errors(np.zeros(0), np.zeros(0), np.zeros(0))
+NONE_HELD_OUT = HeldOut(_NO_ERRORS, _NO_ERRORS, _NO_ERRORS, np.zeros(0, dtype=bool))
+
+
+def held_out(problem: CaseProblem, part: Array, like: Fit | None = None) -> HeldOut:
+    """Return each part of the runs as predicted by a fit to the others, each like the one given."""
+    count = len(problem.cases)
+    values, left, unsure = np.zeros((3, 2, count))
     for one in np.unique(part):
         out = np.flatnonzero(part == one)
-        own_seconds, own_held = problem.predict_whole(problem.fit(np.flatnonzero(part != one), start).fit, out)
-        seconds[out], held[out] = own_seconds[out], own_held[out]
+        fit = problem.fit(np.flatnonzero(part != one), like).fit
+        values[:, out] = np.array(problem.predict_whole(fit, out))[:, out]
+        left[:, out] = np.array(problem.left_log_sds(fit))[:, out]
+        unsure[:, out] = np.array(problem.unsure_log_sds(fit, out))[:, out]
     wanted, known = problem.targets, [i for i, case in enumerate(problem.cases) if case.fits is not None]
-    errors = held[wanted.memory_rows] - wanted.log_bytes
+    read, was_read = wanted.memory_rows, wanted.bound == 0
+    capacity = np.log(np.array([problem.cases[i].machine.accelerator.hbm_bytes for i in known]))
+
+    def errors(kind: int, rows: Array, truth: Array) -> Errors:
+        return Errors(values[kind][rows] - truth, left[kind][rows], unsure[kind][rows])
+
     return HeldOut(
-        seconds[wanted.step_rows] - wanted.log_steps,
-        errors[wanted.bound == 0],
-        held[known],
-        np.log(np.array([problem.cases[i].machine.accelerator.hbm_bytes for i in known])),
+        errors(0, wanted.step_rows, wanted.log_steps),
+        errors(1, read[was_read], wanted.log_bytes[was_read]),
+        errors(1, np.array(known, dtype=np.int64), capacity),
         np.array([problem.cases[i].fits for i in known], dtype=bool),
     )
 
 
-def usable_fraction(runs: HeldOut, log_sd: float, degrees_of_freedom: int) -> float | None:
+def usable_fraction(runs: HeldOut, widened_by: Num, degrees_of_freedom: int) -> float | None:
     """Return the part of the memory from which on runs are likelier than not to run out of it, None of too few.
 
     Of a grid the one that makes the labels most probable, each run's memory Student's t around its prediction.
@@ -71,7 +94,8 @@ def usable_fraction(runs: HeldOut, log_sd: float, degrees_of_freedom: int) -> fl
     if min(runs.fits.sum(), (~runs.fits).sum()) < FEWEST_HELD_OUT:
         return None
     grid = np.arange(0.7, 1.0, 0.005)
-    margin = (np.log(grid)[:, None] + runs.log_capacity - runs.log_bytes) / log_sd
+    log_sd = np.hypot(widened_by * runs.called.left, runs.called.unsure)
+    margin = (np.log(grid)[:, None] - runs.called.values) / log_sd
     right = stdtr(degrees_of_freedom, np.where(runs.fits, margin, -margin))
     return float(grid[np.log(np.maximum(right, 1e-12)).sum(axis=1).argmax()].round(3))
 
@@ -102,6 +126,20 @@ def held_out_log_sd(errors: Array, assumed: float, degrees_of_freedom: int) -> f
     return float(np.sqrt(((errors**2).sum() + PRIOR_MEASUREMENTS * assumed**2) / (len(errors) + PRIOR_MEASUREMENTS)))
 
 
+def widening(errors: Errors, degrees_of_freedom: int) -> float:
+    """Return the ratio by which the spreads left are to be widened so that 90 % intervals hold 90 % of such errors.
+
+    Each error needs the ratio c with |e| = t hypot(c left, unsure), t the quantile: conformal as `conformal_log_sd`.
+
+    >>> one = np.ones(1999)
+    >>> round(widening(Errors(np.linspace(0, 2, 1999), one, 0 * one), 10**6), 2)  # 1.8 / 1.645
+    1.09
+    """
+    quantile = np.log(interval_ratio(1.0, degrees_of_freedom))
+    needed = np.maximum((errors.values / quantile) ** 2 - errors.unsure**2, 0.0)
+    return max(conformal_log_sd(np.sqrt(needed) / errors.left * quantile, degrees_of_freedom), LEAST_WIDENING)
+
+
 def fit_stack_to_cases(
     premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]], num_folds: int = NUM_FOLDS
 ) -> Stack:
@@ -122,15 +160,7 @@ def fit_stack_to_cases(
     problem = CaseProblem(own, premises.habits, premises.priors)
     fit = problem.fit(np.arange(len(own))).fit
     part = folds(len(own), min(num_folds, len(own)))
-    unseen = held_out(problem, part, np.array(fit.log_values)) if len(own) > 1 else None
-    spreads = {
-        name: held_out_log_sd(np.zeros(0) if errors is None else errors, ASSUMED_SPREADS[name], fit.degrees_of_freedom)
-        for name, errors in (
-            ("step_log_sd", unseen and unseen.step_errors),
-            ("memory_log_sd", unseen and unseen.memory_errors),
-        )
-    }
-    usable = usable_fraction(unseen, spreads["memory_log_sd"], fit.degrees_of_freedom) if unseen else None
+    unseen = held_out(problem, part, fit) if len(own) > 1 else NONE_HELD_OUT
     known = Counter(case.digest for case in own)
     log = premises.log
     return Stack.model_validate(
@@ -141,7 +171,7 @@ def fit_stack_to_cases(
                 evidence="assumed: tables of runs say nothing of it",
             ),
             "window": Window(times=log.times, slow_fraction=0.0, slow_ratio=1.0, evidence=log.evidence["times"].text),
-            "fit": fit.model_copy(update=spreads | {"usable_memory_fraction": usable}),
+            "fit": fit.model_copy(update=_spreads(fit, unseen)),
             "tables": tuple(
                 MeasuredTable(name=name, sha256=sha256, rows=len(taken), digests=" ".join(taken))
                 for name, (sha256, digests) in origin.items()
@@ -150,3 +180,18 @@ def fit_stack_to_cases(
             "versions": {name: version(name) for name in ("foretrain", "numpy", "scipy")},
         }
     )  # fmt: skip
+
+
+def _spreads(fit: Fit, unseen: HeldOut) -> dict[str, Any]:
+    """Return the fields of a fit that speak of predictions of runs which were not seen."""
+    dof, found = fit.degrees_of_freedom, {}
+    for kind, errors, learned in (
+        ("step", unseen.step, fit.step_discrepancy),
+        ("memory", unseen.memory, fit.memory_discrepancy),
+    ):
+        found[f"{kind}_log_sd"] = held_out_log_sd(errors.values, ASSUMED_SPREADS[f"{kind}_log_sd"], dof)
+        if learned:
+            found[f"{kind}_discrepancy"] = learned.model_copy(update={"widened_by": widening(errors, dof)})
+    memory = found.get("memory_discrepancy")
+    ratio = memory.widened_by if memory else found["memory_log_sd"] / unseen.called.left
+    return found | {"usable_memory_fraction": usable_fraction(unseen, ratio, dof)}

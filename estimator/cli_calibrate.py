@@ -12,8 +12,7 @@ from estimator import report_calibration, report_cases, report_logs
 from estimator.assessment import Assessment, assess
 from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.case_stack import fit_stack_to_cases
-from estimator.holdout import SPLITS, holdout_document
-from estimator.holdout import hold_out as held_out
+from estimator.holdout import hold_outs, holdout_document
 from estimator.log_case import logged_startup
 from estimator.measured_inputs import Inputs, is_run_table, read_inputs
 from estimator.measurement import read_runs, refuse_impossible_speed
@@ -130,12 +129,7 @@ def _held_out_in(folder: Path) -> dict[str, Any]:
 
 def _hold_out(inputs: Inputs, names: Sequence[str], *, as_json: bool) -> int:
     premises = {name: read_premises(read_stack_text(name), name) for name in names}
-    found = {
-        name: {split: held_out(one, inputs.cases, split) for split in SPLITS}
-        for name, one in premises.items()
-        if any(one.is_of(case.trainer) for case in inputs.cases)
-    }
-    document = holdout_document(found)
+    document = holdout_document(hold_outs(premises, inputs.cases))
     if as_json:
         print_json(document)
     else:

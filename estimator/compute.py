@@ -96,6 +96,8 @@ class Rates(NamedTuple):
     num_compute_units: int
     weights_flop_per_s: Num
     """Of products with the weights of a layer, in their precision."""
+    experts_flop_per_s: Num
+    """Of products with the weights of a layer's experts."""
     attention_flop_per_s: Num
     """Of fused attention, before `FUSED_ATTENTION_RATE`."""
 
@@ -118,11 +120,13 @@ def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precis
         raise ValueError(f"precision: {precision} needs matrix units that {accelerator.id} lacks; use bf16-mixed")
     share = accelerator.matmul_efficiency.value * np.asarray(efficiencies.matmul_efficiency)
     usual = (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share
+    of_weights = peak * share * (efficiencies.fp8_efficiency if precision == "fp8" else 1.0)
     return Rates(
         usual,
         accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value * efficiencies.memory_efficiency,
         accelerator.num_compute_units,
-        peak * share * (efficiencies.fp8_efficiency if precision == "fp8" else 1.0),
+        of_weights,
+        of_weights * efficiencies.expert_efficiency,
         usual * efficiencies.attention_efficiency,
     )
 
@@ -149,8 +153,10 @@ def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -
     shared_by = np.asarray(ep) if matmul.num_copies > 1 else 1
     rows = np.asarray(tokens) * matmul.num_active / (matmul.num_copies / shared_by)
 
+    flop_per_s = rates.experts_flop_per_s if matmul.num_copies > 1 else rates.weights_flop_per_s
+
     def seconds(m: Num, n: Num, k: Num) -> Array:
-        rate = {"flop_per_s": rates.weights_flop_per_s, "bytes_per_s": rates.bytes_per_s}
+        rate = {"flop_per_s": flop_per_s, "bytes_per_s": rates.bytes_per_s}
         one = matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
         return np.asarray(matmul.num_copies / shared_by * one)
 

@@ -265,6 +265,34 @@ def inner_traffic(shape: Shape, activation_bytes: int) -> Traffic:
     return Traffic(float(activation_bytes * forward), float(activation_bytes * backward))
 
 
+def routing_traffic(shape: Shape, activation_bytes: int) -> Traffic:
+    """Bytes per token through memory of bringing tokens to k experts and back, none where there are no experts.
+
+    In elements of the hidden size, forward: copied for the experts 1 + k, sorted by expert 2 k, sorted back 2 k, summed
+    with the router's weights k + 1; backward the same the other way, and 2 k for the gradients of the weights. Counted
+    from the all-to-all dispatcher of Megatron-LM (megatron/core/transformer/moe/token_dispatcher.py).
+    """
+    if not shape.num_experts:
+        return Traffic(0.0, 0.0)
+    copies, hidden = shape.num_experts_per_token, float(activation_bytes * shape.hidden_size)
+    return Traffic((6 * copies + 2) * hidden, (8 * copies + 2) * hidden)
+
+
+CAST_BYTES = 4.0
+"""Bytes through memory to turn a 16-bit value into 8 bits: 2 read, and 1 written as it lies and 1 transposed.
+
+documented: each operand's copy and its transpose, for the products of both gradients (Transformer Engine's user guide)
+"""
+
+
+def cast_traffic(shape: Shape) -> Traffic:
+    """Bytes per token through memory of casting a layer's operands to 8 bits: inputs forward, their gradients backward."""
+    matmuls = layer_matmuls(shape)
+    forward = sum(m.num_active * m.in_size for m in matmuls)
+    backward = sum(m.num_active * m.out_size for m in matmuls)
+    return Traffic(CAST_BYTES * forward, CAST_BYTES * backward)
+
+
 MATERIALIZED_ATTENTION = Traffic(forward=28.0, backward=36.0)
 """Bytes per score through memory where attention is not fused, in 16-bit precision with a 32-bit softmax.
 

@@ -19,6 +19,7 @@ FURTHER_PARAMETERS = (
     "issue_s_per_stalled_rank",
     "attention_efficiency",
     "fp8_efficiency",
+    "expert_efficiency",
     "tensor_exposure",
     "sharded_exposure",
     "hop_s",
@@ -59,6 +60,8 @@ class Efficiencies(NamedTuple):
     """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
     fp8_efficiency: Num = 1.0
     """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts included."""
+    expert_efficiency: Num = 1.0
+    """Rate of products with the weights of experts over that of others of their shapes: grouped, of unequal loads."""
     tensor_exposure: Num = 1.0
     """Part of the seconds of tensor-parallel collectives that no computation hides."""
     sharded_exposure: Num = 1.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array, Num, model_flop
-from estimator.discrepancy import corrected, features
+from estimator.discrepancy import corrected, features, left_log_sd
 from estimator.efficiencies import Efficiencies
 from estimator.failures import Endurance
 from estimator.host import logged_tokens_per_s, paces
@@ -230,11 +230,10 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     moved_step, moved_memory = predict(plans, workload, machine, stack, after)
     new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    step_log_sd = log_sd(
-        moved_step.seconds, np.hypot(fit.step_log_sd, np.hypot(new_device, fit.source_log_sd) * device_share)
-    )
+    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
+    step_log_sd = log_sd(moved_step.seconds, np.hypot(left, np.hypot(new_device, fit.source_log_sd) * device_share))
     issue_log_sd = log_sd(moved_step.issue_s, fit.issue_log_sd)
-    memory_log_sd = log_sd(moved_memory.peak_bytes, fit.memory_log_sd)
+    memory_log_sd = log_sd(moved_memory.peak_bytes, left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places))
     shape, count = workload.shape, len(plans)
 
     def each(values: Array) -> Array:

@@ -83,9 +83,8 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
 
 def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
     shape, act = estimate.workload.shape, estimate.stack.habits.activation_bytes
-    traffic = [
-        sum(both) / 1024 for both in zip(counts.norm_traffic(shape, act), counts.inner_traffic(shape, act), strict=True)
-    ]
+    kinds = (counts.norm_traffic, counts.inner_traffic, counts.routing_traffic)
+    traffic = [sum(both) / 1024 for both in zip(*(kind(shape, act) for kind in kinds), strict=True)]
     fused = "norms, rotary, residuals, activation: each op one pass over its operands"
     tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
     products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"

@@ -5,7 +5,8 @@ intervals, which are those of parts of the others held out in turn.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,15 +61,30 @@ SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
 def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Assessed]:
     """Return the runs of a stack's trainer, predicted without the part that they are in; see `SPLITS`."""
     own = [case for case in cases if premises.is_of(case.trainer)]
-    found: list[Assessed] = []
-    for part in SPLITS[split](own):
-        inside = np.zeros(len(own), dtype=bool)
-        inside[part] = True
-        others = [own[i] for i in np.flatnonzero(~inside)]
-        if sum(case.step_s is not None and not case.why_unhealthy for case in others) >= FEWEST_FITTED:
-            stack = fit_stack_to_cases(premises, others, {}, NUM_FOLDS)
-            found += assess([own[i] for i in part], [stack]).rows
-    return found
+    return [row for part in SPLITS[split](own) for row in _hold_out_part(premises, own, part)]
+
+
+def _hold_out_part(premises: Premises, own: Sequence[Case], part: Array) -> tuple[Assessed, ...]:
+    inside = np.zeros(len(own), dtype=bool)
+    inside[part] = True
+    others = [own[i] for i in np.flatnonzero(~inside)]
+    if sum(case.step_s is not None and not case.why_unhealthy for case in others) < FEWEST_FITTED:
+        return ()
+    return assess([own[i] for i in part], [fit_stack_to_cases(premises, others, {}, NUM_FOLDS)]).rows
+
+
+def hold_outs(premises: Mapping[str, Premises], cases: Sequence[Case]) -> dict[str, dict[str, list[Assessed]]]:
+    """Return the runs of each stack that has some, held out by each split as `hold_out` does, on all processors."""
+    own = {name: [case for case in cases if one.is_of(case.trainer)] for name, one in premises.items()}
+    parts = {(name, split): part(runs) for name, runs in own.items() if runs for split, part in SPLITS.items()}
+    with ProcessPoolExecutor() as pool:
+        # the largest stacks first, so that no processor is left with one at the end
+        waited = {
+            (name, split): [pool.submit(_hold_out_part, premises[name], own[name], part) for part in of_split]
+            for (name, split), of_split in sorted(parts.items(), key=lambda item: -len(own[item[0][0]]))
+        }
+        rows = {key: [row for one in futures for row in one.result()] for key, futures in waited.items()}
+    return {name: {split: rows[name, split] for split in SPLITS} for name, runs in own.items() if runs}
 
 
 class Ranking(NamedTuple):

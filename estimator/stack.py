@@ -168,11 +168,25 @@ class Discrepancy(Record):
     places: tuple[tuple[float, ...], ...] = Field(min_length=1)
     """`discrepancy.features` of the runs."""
     weights: tuple[float, ...]
+    noise: tuple[Annotated[float, Field(gt=0, le=100)], ...]
+    """Of each place, what no feature explains, in logarithms; large of an outlier."""
+    lengths: tuple[Annotated[float, Field(gt=0, le=1000)], ...]
+    """Distance along each feature over which errors stay alike."""
+    scale: Annotated[float, Field(gt=0, le=10)]
+    noise_of_one: Annotated[float, Field(gt=0, le=10)]
+    """What no feature explains, on one device."""
+    growth: Annotated[float, Field(ge=0, le=1)]
+    """Of that, in logarithms per doubling of devices."""
+    widened_by: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Errors of predictions that never saw the run, over the spreads stated, where 90 % of them are smaller."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        if len({len(place) for place in self.places}) != 1 or len(self.weights) != len(self.places):
-            raise ValueError("places must be equally long, and as many as weights; write them as the fit found them")
+        num_features = {len(place) for place in self.places} | {len(self.lengths)}
+        if len(num_features) != 1 or {len(self.weights), len(self.noise)} != {len(self.places)}:
+            raise ValueError(
+                "places must be as long as lengths, and as many as weights and noise; write them as the fit found them"
+            )
         return self
 
 
@@ -329,9 +343,7 @@ class Stack(Premises):
         squared change. An unseen family's factor moves by the spread between families.
         """
         num_parameters = len(self.priors)
-        covariance = np.asarray(self.fit.covariance)
-        values, vectors = np.linalg.eigh(covariance)
-        root = (vectors * np.sqrt(np.clip(values, 0, None))).T
+        root = covariance_root(np.array(self.fit.covariance))
         moves = np.zeros((len(root) + 1, num_parameters + 1))
         moves[:-1, :num_parameters] = root[:, :num_parameters]
         for label in (family, *labels):
@@ -340,6 +352,12 @@ class Stack(Premises):
         if family not in self.fit.families:
             moves[-1, -1] = self.fit.family_log_sd
         return moves
+
+
+def covariance_root(covariance: Array) -> Array:
+    """Return independent 1-sigma moves, one per row: a matrix square root, even of a semidefinite covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors * np.sqrt(np.clip(values, 0, None))).T)
 
 
 def builtin_stacks() -> tuple[str, ...]:

@@ -16,11 +16,14 @@ from estimator.counts import (
     LOSS_TRAFFIC_BYTES,
     Array,
     Num,
+    Traffic,
     adapter_matmuls,
+    cast_traffic,
     head_matmul,
     inner_traffic,
     layer_matmuls,
     norm_traffic,
+    routing_traffic,
 )
 from estimator.efficiencies import Efficiencies
 from estimator.host import issue_seconds, num_repeated, stage_issue_seconds
@@ -66,7 +69,10 @@ def layer_seconds(
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     unpacked = 2.0 * unpacking_seconds(shape, plan, habits, rates)
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
-    norms, inner = norm_traffic(shape, habits.activation_bytes), inner_traffic(shape, habits.activation_bytes)
+    norms = norm_traffic(shape, habits.activation_bytes)
+    kinds = [inner_traffic(shape, habits.activation_bytes), routing_traffic(shape, habits.activation_bytes)]
+    kinds += [cast_traffic(shape)] if habits.matmul_precision == "fp8" else []
+    inner = Traffic(*map(sum, zip(*kinds, strict=True)))
     sent = tokens * shape.hidden_size * habits.activation_bytes
     reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
     ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
