@@ -14,6 +14,8 @@ from estimator.machine import Machine
 from estimator.microbench import implied_priors, joined, microbench_document, read_timings, summarize_timings
 from estimator.microbench_tables import CollectiveRow, OpRow
 from estimator.microbench_words import Timing, devices_of, setting_of, source_of
+from estimator.stack import read_stack_text
+from estimator.stack_file import read_premises
 from estimator.table_file import Table
 from hardware.catalog import load_catalog
 
@@ -281,3 +283,22 @@ def test_shapes_are_told() -> None:
     """The products of each device, once its own best rate is taken off, are predicted within 9 % at the median."""
     found = [s for s in summarize_timings(committed().items) if s.kind == "product" and s.num_rows >= 8]
     assert np.median([s.shape_error for s in found]) < 0.09
+
+
+STACKS = (
+    "nanotron", "nanotron-early", "llm-foundry", "megatron", "megatron-deepspeed", "torchtune", "mlperf-nvidia",
+    "mlperf-amd", "generic",
+)  # fmt: skip
+"""Whose priors are those that the tables imply; `moai-24.2` and `reference` are other compilers, and eager ops."""
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_has_the_priors_that_the_tables_imply(name: str) -> None:
+    """To two decimals, with the number of rows behind them in the evidence: none drifts from what was measured."""
+    priors = read_premises(read_stack_text(name), name).priors
+    for parameter, implied in implied_priors(committed().items).items():
+        if parameter in priors:
+            prior = priors[parameter]
+            assert (prior.median, prior.log_sd) == (round(implied.median, 2), round(implied.log_sd, 2)), parameter
+            assert prior.evidence.startswith(f"measured: {implied.num_rows} ")
+            assert f"between {implied.num_compared} devices and sources" in prior.evidence
