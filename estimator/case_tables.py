@@ -3,13 +3,14 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from estimator import case_words as words
 from estimator.case import Case
 from estimator.plan import Plan
 from estimator.recipe import Recipe
 from estimator.shape import Shape
+from estimator.table_file import Form
 from hardware.catalog import Catalog
 from hardware.errors import shown
 from hardware.models import MOST_DEVICES
@@ -49,11 +50,8 @@ MaybeAmount = Annotated[Annotated[float, Field(ge=1e-9, le=1e15)] | None, Before
 Flag = Literal["True", "False"]
 
 
-class Row(BaseModel, frozen=True, extra="ignore"):
-    """A row of a table; columns that are not fields are not read."""
-
-    mark: ClassVar[str]
-    """Column by which the form is known."""
+class Row(Form, frozen=True):
+    """A row of a table of runs."""
 
     def case(self, number: int, catalog: Catalog) -> Case:
         """Return the run of a row of this number; a ValueError says why it is none."""

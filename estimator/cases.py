@@ -1,30 +1,14 @@
 """Published tables of measured runs, read into cases; what of a table is no case is told with its reason."""
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
-
-from pydantic import ValidationError
 
 from estimator.case import Case, refuse_impossible
 from estimator.case_tables import FORMS, Row
+from estimator.table_file import LONGEST_LINE, Left, read_table
 from hardware.catalog import Catalog
-from hardware.errors import first_error, shown
 
-__all__ = ["Case", "Cases", "Left", "read_cases"]
-
-LONGEST_LINE = 2**20
-"""Characters; no row of a table of runs has more, and so a file without lines is not read whole."""
-
-
-class Left(NamedTuple):
-    """A row that is no case."""
-
-    name: str
-    why: str
-    """`column: reason`, on one line."""
+__all__ = ["LONGEST_LINE", "Case", "Cases", "Left", "read_cases"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,81 +22,15 @@ class Cases:
 def read_cases(path: Path, catalog: Catalog) -> Cases:
     """Read a table in one of the three forms, which its columns tell apart; further columns are not read.
 
-    A row with one cell that is not of its column is left with that reason, as any row that cannot be expressed. A row
-    with several, or with too many or too few cells, is a table gone wrong, and so is a table with more malformed rows
-    than well-formed ones.
-
     Raises:
         ValueError: the table cannot be read, lacks a column, or has gone wrong: which file, row and column.
     """
-    table = f"runs table {shown(str(path), 200)}"
-    try:
-        file = path.open(encoding="utf-8-sig", newline="")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{table}: cannot be read; check the path") from error
-    with file:
-        try:
-            return _read(csv.DictReader(_lines(file, table)), catalog, table)
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise ValueError(f"{table}: cannot be read as CSV in UTF-8; check the file") from error
 
+    def case_of(row: Row, _: str, number: int) -> Case:
+        case = row.case(number, catalog)
+        if why := refuse_impossible(case):
+            raise ValueError(why)
+        return case
 
-def _lines(file: TextIO, table: str) -> Iterator[str]:
-    while line := file.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"{table}: a line has over {LONGEST_LINE} characters; it is no table of runs")
-        yield line
-
-
-def _read(reader: "csv.DictReader[str]", catalog: Catalog, table: str) -> Cases:
-    form = _form_of(list(reader.fieldnames or ()), table)
-    cases: list[Case] = []
-    left: list[Left] = []
-    malformed: list[str] = []
-    for number, cells in enumerate(reader, start=1):
-        name = _name(cells, number)
-        where = f"{table}: row {number} ({name})"
-        if None in cells or None in cells.values():
-            raise ValueError(f"{where}: has not one cell per column; quote a cell that holds a comma")
-        try:
-            case = form.model_validate(cells).case(number, catalog)
-            why = refuse_impossible(case)
-            if why:
-                left.append(Left(name, why))
-            else:
-                cases.append(case)
-        except ValidationError as error:
-            why = first_error(error)
-            if error.error_count() > 1:
-                raise ValueError(f"{where}: {why}; and {error.error_count() - 1} more of its cells") from error
-            malformed.append(f"{where}: {why}")
-            left.append(Left(name, why))
-        except ValueError as error:
-            left.append(Left(name, str(error)))
-    total = len(cases) + len(left)
-    if not total:
-        raise ValueError(f"{table}: has no rows; add at least one below the header")
-    if 2 * len(malformed) > total:
-        raise ValueError(f"{malformed[0]}; {len(malformed)} of {total} rows are malformed")
-    return Cases(tuple(cases), tuple(left))
-
-
-def _form_of(columns: list[str], table: str) -> type[Row]:
-    """Return the form whose mark is among the columns, which are all there and once."""
-    form = next((form for form in FORMS if form.mark in columns), None)
-    if form is None:
-        marks = ", ".join(form.mark for form in FORMS)
-        raise ValueError(f"{table}: has no column of a known form, one of {marks}; give a table of runs")
-    needed = [field.alias or name for name, field in form.model_fields.items()]
-    if missing := [column for column in needed if column not in columns]:
-        raise ValueError(f"{table}: column {shown(missing[0])} is missing; add it, blank where unknown")
-    if twice := [column for column in needed if columns.count(column) > 1]:
-        raise ValueError(f"{table}: column {shown(twice[0])} is given twice; remove one")
-    return form
-
-
-def _name(cells: dict[str, Any], number: int) -> str:
-    """Return a row's id as it is where that is plain, else its number."""
-    name = cells.get("id") or cells.get("job_id")
-    plain = isinstance(name, str) and name.isascii() and name.isprintable() and len(name) <= 200
-    return str(name) if plain else f"row {number}"
+    table = read_table(path, "runs", FORMS, case_of)
+    return Cases(table.items, table.left)

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from estimator import report_calibration, report_cases, report_logs
+from estimator import report_calibration, report_cases, report_logs, report_microbench
 from estimator.assessment import Assessment, assess
 from estimator.calibrate import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.case_stack import fit_stack_to_cases
 from estimator.holdout import hold_outs, holdout_document
 from estimator.log_case import logged_startup
-from estimator.measured_inputs import Inputs, is_run_table, read_inputs
+from estimator.measured_inputs import Inputs, is_benchmark, is_run_table, read_inputs
 from estimator.measurement import read_runs, refuse_impossible_speed
+from estimator.microbench import joined, microbench_document, read_timings
 from estimator.report_study import write_report
 from estimator.stack import Stack, builtin_stacks, load_stack, read_stack_text, stack_path
 from estimator.stack_file import read_premises, stack_text, write_stack
@@ -41,7 +42,9 @@ def calibrate_main() -> None:
 def calibrate(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="step logs, tables of published runs, or one table of runs whose logs lie beside it"),
+        typer.Argument(
+            help="step logs, tables of published runs or of microbenchmarks, or one table of runs with logs beside it"
+        ),
     ] = None,
     runs: Annotated[list[Path] | None, typer.Option(help="CSV table of published runs; may be repeated")] = None,
     stack: Annotated[
@@ -60,16 +63,15 @@ def calibrate(
 
     What each file is, its content tells. Without --stack, each run is predicted by the stack of its own trainer. A log
     that does not say what was trained (any but the reference trainer's) needs a run record beside it, LOG.run.json.
+    Tables of microbenchmarks tell the priors of efficiencies, and what shapes and links cost beyond their prediction.
     """
     given, hardware = files or [], catalog or []
     if not given and not runs:
         raise ValueError("files: nothing is given; give step logs, or tables of runs")
     asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
-    together = [f"--{name}" for name, on in asked.items() if on]
-    if len(together) > 1:
-        raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
-    if report and as_json:
-        raise ValueError("report: --report is given beside --json; it writes files; leave one out")
+    _refuse_pairs(asked, as_json=as_json)
+    if _are_benchmarks((*given, *(runs or [])), {**asked, "stack": stack is not None}):
+        return _hold_benchmarks((*given, *(runs or [])), load_catalog(hardware), as_json=as_json)
     if with_logs := [path for path in given if is_run_table(path)]:
         others = [f"--{name}" for name, on in {**asked, "json": as_json}.items() if on and name != "write"]
         if len(given) > 1 or runs or others:
@@ -88,9 +90,40 @@ def calibrate(
     return _fit(inputs, stack or "", write=write, as_json=as_json)
 
 
+def _refuse_pairs(asked: dict[str, bool], *, as_json: bool) -> None:
+    """Refuse options that cannot be given together."""
+    together = [f"--{name}" for name, on in asked.items() if on]
+    if len(together) > 1:
+        raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
+    if asked["report"] and as_json:
+        raise ValueError("report: --report is given beside --json; it writes files; leave one out")
+
+
+def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
+    """Whether files are tables of microbenchmarks; they are given beside nothing else."""
+    tables = [path for path in paths if is_benchmark(path)]
+    beside = [f"--{name}" for name, on in asked.items() if on] + ["another file"] * (len(tables) < len(paths))
+    if tables and beside:
+        which = shown(str(tables[0]), 200)
+        raise ValueError(f"files: {which}, a table of microbenchmarks, is given beside {beside[0]}; leave one out")
+    return bool(tables)
+
+
 def _table_stacks() -> list[str]:
     """Return the built-in stacks that tables have runs of."""
     return [name for name in builtin_stacks() if read_premises(read_stack_text(name), name).trainer]
+
+
+def _hold_benchmarks(tables: Sequence[Path], hardware: Catalog, *, as_json: bool) -> int:
+    """Hold predictions against microbenchmarks, and the priors that they imply beside those of the stacks."""
+    read = joined([read_timings(path, hardware) for path in tables])
+    stacks = {name: read_premises(read_stack_text(name), name).priors for name in builtin_stacks()}
+    document = microbench_document(read, stacks)
+    if as_json:
+        print_json(document)
+    else:
+        report_microbench.print_microbench(open_console(), document)
+    return EXIT_DONE
 
 
 def _check(inputs: Inputs, stacks: Sequence[Stack], *, as_json: bool) -> int:

@@ -27,7 +27,9 @@ TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75), (64, 64, 0.55))
 """Output tiles (rows, columns) of matrix kernels and their rate relative to the largest.
 
 assumed: the tile sizes that hipBLASLt and cuBLAS ship; the relative rate falls with the operands read per product,
-1/rows + 1/columns. To be replaced by a fit to measured matrix products.
+1/rows + 1/columns. Kept: of 3,768 other sets of tiles, depths and exponents, those fitted to half of 129 published
+products, by shape, device or source, predict the other half no better: mean error 12.4 instead of 12.1 %, better in
+36 to 46 % of the halves. What is missed is a kernel's choice (k far beyond m n, or the reverse), not these.
 """
 
 PIPELINE_DEPTH = 192
@@ -35,6 +37,7 @@ PIPELINE_DEPTH = 192
 
 measured: with `WAVE_EXPONENT`, the round value nearest to 72 published bf16 and fp16 matrix products on MI300X, H100
 and A100 (AMD-AGI/TraceLens traces, Azure AI-benchmarking-guide): median error 9 % given each device's best rate.
+Of 129, given the rate of each device and source, it is 3.8 %, and 37 % at the 90th percentile.
 """
 
 WAVE_EXPONENT = 0.5

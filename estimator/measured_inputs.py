@@ -12,6 +12,7 @@ from estimator.case_tables import FORMS
 from estimator.cases import Left, read_cases
 from estimator.log_case import LoggedRun, read_logged_run
 from estimator.log_text import LogText, split_lines
+from estimator.microbench_tables import FORMS as BENCHMARK_FORMS
 from hardware.catalog import Catalog, load_catalog
 
 RUN_TABLE_COLUMN = "log"
@@ -56,6 +57,15 @@ def is_table(path: Path) -> bool:
         ValueError: it cannot be read.
     """
     return any(form.mark in _columns(path) for form in FORMS)
+
+
+def is_benchmark(path: Path) -> bool:
+    """Whether a file is a table of microbenchmarks; one that cannot be read is none."""
+    try:
+        columns = _columns(path)
+    except ValueError:
+        return False
+    return any(form.mark in columns for form in BENCHMARK_FORMS) and not is_table(path)
 
 
 MACHINE = "machine.toml"

@@ -30,6 +30,7 @@ import numpy as np
 from estimator.cases import read_cases
 from estimator.log_case import read_logged_run
 from estimator.measurement import read_runs
+from estimator.microbench import read_timings
 from estimator.run_record import parse_run_record
 from estimator.step_log import read_log
 from hardware.catalog import load_catalog
@@ -38,6 +39,7 @@ from tests.estimator.test_cases import TABLES
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "tests" / "golden" / "logs"
 MOAI = ROOT / "reports" / "measured" / "moai"
+BENCHMARKS = ROOT / "reports" / "measured" / "tables"
 CATALOG = load_catalog()
 
 TOLERANCE = 0.1
@@ -64,6 +66,10 @@ UNITS = (
     ("GiB(", "MiB(", "memory"), ('_bytes"', '_mib"', "memory"),
 )  # fmt: skip
 """A unit, another that may stand there, and what can no longer be known then: the time (it is refused), or memory."""
+
+
+KINDS = ("cases", "items", "left")
+"""Of the rows of what a reader of tables says."""
 
 
 class Told(NamedTuple):
@@ -102,7 +108,7 @@ def run_told(path: Path) -> Told:
 
 
 def targets() -> list[Target]:
-    """Return every golden log, the logs and table of MoAI, the tables of published runs, and a run record."""
+    """Return every golden log, the logs and table of MoAI, tables of runs and of benchmarks, and a run record."""
     found = [Target(path.name, text_of(path), log_told) for path in sorted(LOGS.iterdir()) if path.suffix != ".md"]
     found += [Target(path.name, text_of(path), log_told) for path in sorted(MOAI.glob("*.log"))]
     steps = text_of(LOGS / "steps.jsonl")
@@ -114,6 +120,10 @@ def targets() -> list[Target]:
     found += [
         Target(name, table, lambda path: read_cases(path, CATALOG), is_table=True) for name, table in TABLES.items()
     ]
+    for path in (BENCHMARKS / "op_microbench.csv", BENCHMARKS / "collective_microbench.csv"):
+        header, *rows = text_of(path).splitlines(keepends=True)
+        few = "".join([header, *rows[:: len(rows) // 20]])
+        found.append(Target(path.name, few, lambda path: read_timings(path, CATALOG), is_table=True))
     return found
 
 
@@ -222,7 +232,7 @@ class Fuzzer:
             return _wrong_log(known, told, kind)
         if kind == "unit of time":
             return "another unit, and read"
-        if row is not None and hasattr(told, "cases") and hasattr(known, "cases"):
+        if row is not None and hasattr(told, "left") and hasattr(known, "left"):
             return _wrong_rows(known, told, row)
         return ""
 
@@ -241,8 +251,8 @@ def _wrong_log(known: Told, told: Told, kind: str) -> str:
 
 def _wrong_rows(known: object, told: object, row: int) -> str:
     """Compare by name; the changed row's name, or number, may be any."""
-    before = {item.name: item for kind in ("cases", "left") for item in getattr(known, kind)}
-    after = [item for kind in ("cases", "left") for item in getattr(told, kind)]
+    before = {item.name: item for kind in KINDS for item in getattr(known, kind, ())}
+    after = [item for kind in KINDS for item in getattr(told, kind, ())]
     others = [item for item in after if before.get(item.name) != item]
     return f"row {row} changed {[item.name for item in others]}" if len(others) > 1 else ""
 

@@ -11,6 +11,8 @@ from estimator.stack import load_stack
 from hardware.command import run_command
 
 TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
+OPS = os.path.relpath(TABLES / "op_microbench.csv")
+LINKS = os.path.relpath(TABLES / "collective_microbench.csv")
 MOAI = os.path.relpath(TABLES.parent / "moai" / "runs.csv")
 STEPS = os.path.relpath(Path(__file__).parents[1] / "golden" / "logs" / "steps.jsonl")
 FEW = 30
@@ -107,9 +109,32 @@ def test_a_table_needs_no_option(table: Path) -> None:
     )
 
 
+def test_microbenchmarks_tell_priors() -> None:
+    """Tables of microbenchmarks are known by their columns: errors by device and kind, priors beside the stacks'."""
+    status, out, err = call(OPS, "--runs", LINKS)
+    assert (status, err) == (0, "")
+    assert all(
+        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "left: row")
+    )
+    status, out, _ = call(OPS, LINKS, "--json")
+    document = json.loads(out)
+    assert (status, document["schema"]) == (0, "microbench/1")
+    priors = {prior["parameter"]: prior for prior in document["priors"]}
+    assert 0.7 < priors["matmul_efficiency"]["median"] < 1
+    assert priors["matmul_efficiency"]["stacks"]["nanotron"].keys() == {"median", "log_sd"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            (OPS, "--stack", "nanotron"),
+            f"files: {OPS!r}, a table of microbenchmarks, is given beside --stack; leave one out",
+        ),
+        (
+            (OPS, STEPS),
+            f"files: {OPS!r}, a table of microbenchmarks, is given beside another file; leave one out",
+        ),
         ((), "files: nothing is given; give step logs, or tables of runs"),
         ((MOAI, "--check"), f"files: {MOAI!r}, a table of runs with logs, is given beside --check"),
         ((MOAI, "--json"), f"files: {MOAI!r}, a table of runs with logs, is given beside --json"),
