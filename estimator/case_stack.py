@@ -184,14 +184,19 @@ def fit_stack_to_cases(
 
 def _spreads(fit: Fit, unseen: HeldOut) -> dict[str, Any]:
     """Return the fields of a fit that speak of predictions of runs which were not seen."""
-    dof, found = fit.degrees_of_freedom, {}
-    for kind, errors, learned in (
-        ("step", unseen.step, fit.step_discrepancy),
-        ("memory", unseen.memory, fit.memory_discrepancy),
-    ):
-        found[f"{kind}_log_sd"] = held_out_log_sd(errors.values, ASSUMED_SPREADS[f"{kind}_log_sd"], dof)
-        if learned:
-            found[f"{kind}_discrepancy"] = learned.model_copy(update={"widened_by": widening(errors, dof)})
-    memory = found.get("memory_discrepancy")
-    ratio = memory.widened_by if memory else found["memory_log_sd"] / unseen.called.left
-    return found | {"usable_memory_fraction": usable_fraction(unseen, ratio, dof)}
+    dof = fit.degrees_of_freedom
+    log_sds = {
+        name: held_out_log_sd(errors.values, ASSUMED_SPREADS[name], dof)
+        for name, errors in (("step_log_sd", unseen.step), ("memory_log_sd", unseen.memory))
+    }
+    learned = {
+        name: found.model_copy(update={"widened_by": widening(errors, dof)})
+        for name, found, errors in (
+            ("step_discrepancy", fit.step_discrepancy, unseen.step),
+            ("memory_discrepancy", fit.memory_discrepancy, unseen.memory),
+        )
+        if found
+    }
+    memory = learned.get("memory_discrepancy")
+    ratio = memory.widened_by if memory else log_sds["memory_log_sd"] / unseen.called.left
+    return {**log_sds, **learned, "usable_memory_fraction": usable_fraction(unseen, ratio, dof)}

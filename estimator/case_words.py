@@ -224,7 +224,7 @@ def recomputation_of(text: str, trainer: str, layers: int, stages: int) -> tuple
 
 
 def recipe_of(precision: str, train_kind: str, optimizer: str, notes: str) -> Recipe:
-    """Return the precision and adapters; in mixed precision of 16 bits, the trainer's own (None).
+    """Return the precision, adapters and overlap; in mixed precision of 16 bits, the trainer's own (None).
 
     The rank is all that is modelled of adapters: they lie beside every matrix, wherever the run had them.
     """
@@ -239,7 +239,8 @@ def recipe_of(precision: str, train_kind: str, optimizer: str, notes: str) -> Re
         rank = int(found[1])
     elif train_kind not in ("pretrain", "sft"):
         raise ValueError(f"train_kind: {shown(train_kind)} is not modelled")
-    return Recipe(kind, "adamw-8bit" if "8bit" in optimizer else None, rank, quantize)
+    overlap = False if "comm overlap OFF" in notes else None
+    return Recipe(kind, "adamw-8bit" if "8bit" in optimizer else None, rank, quantize, overlap)
 
 
 def _precision_of(text: str, notes: str) -> str | None:

@@ -4,6 +4,7 @@ Every function is pure and takes scalars or broadcastable arrays. A multiply-add
 product: one forward, one for the input gradient, one for the weight gradient, each with the same FLOP.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from estimator.shape import Shape
 Array = npt.NDArray[Any]
 Num = float | Array
 """A quantity for one plan, or for many at once."""
+
+
+MOST_SHAPES = 256
+"""Whose matrices and parameters are remembered: a fit asks for those of a few dozen models a million times."""
 
 
 class MatMul(NamedTuple):
@@ -31,6 +36,7 @@ class MatMul(NamedTuple):
     """Tensor parallelism splits the output width (column parallel), else the input width (row parallel)."""
 
 
+@lru_cache(maxsize=MOST_SHAPES)
 def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     """Return the weight matrices of one layer, in the order in which the forward pass meets them."""
     hidden, ffn = shape.hidden_size, shape.ffn_size
@@ -48,6 +54,7 @@ def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     return attention + router + gate + up + down
 
 
+@lru_cache(maxsize=MOST_SHAPES)
 def adapter_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     """Return the two matrices of the adapter beside each matrix of a layer but the router; none without adapters.
 
@@ -78,12 +85,14 @@ def layer_parameters(shape: Shape) -> int:
     return dense_parameters(shape) + expert_parameters(shape)
 
 
+@lru_cache(maxsize=MOST_SHAPES)
 def dense_parameters(shape: Shape, *, trained: bool = False) -> int:
     """Parameters of one layer that every token meets: those of no expert; all, or those that are trained."""
     matrices, norms = _matrix_sets(shape, trained=trained)
     return norms + sum(_matrix_parameters(m) for m in matrices if m.num_copies == 1)
 
 
+@lru_cache(maxsize=MOST_SHAPES)
 def expert_parameters(shape: Shape, *, trained: bool = False) -> int:
     """Parameters of the experts of one layer, 0 in a dense model; all, or those that are trained."""
     return sum(_matrix_parameters(m) for m in _matrix_sets(shape, trained=trained)[0] if m.num_copies > 1)
@@ -286,11 +295,16 @@ documented: each operand's copy and its transpose, for the products of both grad
 
 
 def cast_traffic(shape: Shape) -> Traffic:
-    """Bytes per token through memory of casting a layer's operands to 8 bits: inputs forward, their gradients backward."""
-    matmuls = layer_matmuls(shape)
-    forward = sum(m.num_active * m.in_size for m in matmuls)
-    backward = sum(m.num_active * m.out_size for m in matmuls)
-    return Traffic(CAST_BYTES * forward, CAST_BYTES * backward)
+    """Bytes per token through memory of casting a layer's operands to 8 bits.
+
+    Forward the inputs of four products: query, key and value in one, output, gate and up in one, down. Backward the
+    gradients of all results.
+    """
+    inputs = (
+        shape.hidden_size + shape.q_size + max(shape.num_experts_per_token, 1) * (shape.hidden_size + shape.ffn_size)
+    )
+    results = sum(m.num_active * m.out_size for m in layer_matmuls(shape))
+    return Traffic(CAST_BYTES * inputs, CAST_BYTES * results)
 
 
 MATERIALIZED_ATTENTION = Traffic(forward=28.0, backward=36.0)

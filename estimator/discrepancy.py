@@ -27,8 +27,8 @@ from estimator.shape import Shape
 from estimator.stack import Discrepancy, Fit
 from estimator.step import Step
 
-LENGTH, LENGTH_LOG_SD = 2.5, 0.7
-"""Prior of the distance over which errors stay alike, in `features`.  # assumed: one to five doublings"""
+LENGTH, LENGTH_LOG_SD = 2.5, 1.0
+"""Prior of the distance over which errors stay alike, in `features`.  # assumed: one to seven doublings"""
 
 SCALE, SCALE_LOG_SD = 0.1, 0.5
 """Prior of how large unexplained errors are, in logarithms.  # assumed: 5 to 20 %"""

@@ -17,6 +17,7 @@ PARAMETERS = (
 FURTHER_PARAMETERS = (
     "issue_s_per_split_layer",
     "issue_s_per_stalled_rank",
+    "issue_s_per_routed_layer",
     "attention_efficiency",
     "fp8_efficiency",
     "expert_efficiency",
@@ -56,6 +57,8 @@ class Efficiencies(NamedTuple):
     """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
     issue_s_per_stalled_rank: Num = 0.0
     """Further host seconds per split layer of a micro-batch for each tensor-parallel rank, where collectives stall."""
+    issue_s_per_routed_layer: Num = 0.0
+    """Further host seconds per layer of a micro-batch whose tokens are routed to experts."""
     attention_efficiency: Num = 1.0
     """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
     fp8_efficiency: Num = 1.0

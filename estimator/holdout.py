@@ -16,7 +16,7 @@ from estimator.case import Case
 from estimator.case_stack import fit_stack_to_cases, folds
 from estimator.counts import Array, step_flop
 from estimator.evaluate import Range
-from estimator.stack import Premises
+from estimator.stack import ANY_TRAINER, Premises
 
 NUM_FOLDS = 3
 """Of the others, from which the spreads are found; few, as there are many fits."""
@@ -58,13 +58,18 @@ SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
 """Ways to hold out runs: the parts that are predicted, each from all others."""
 
 
+def splits_of(premises: Premises) -> tuple[str, ...]:
+    """Return the ways to hold out a stack's runs: of one for any software, by the software and source it never saw."""
+    return ("random half", "source") if premises.trainer == ANY_TRAINER else tuple(SPLITS)
+
+
 def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Assessed]:
     """Return the runs of a stack's trainer, predicted without the part that they are in; see `SPLITS`."""
     own = [case for case in cases if premises.is_of(case.trainer)]
     return [row for part in SPLITS[split](own) for row in _hold_out_part(premises, own, part)]
 
 
-def _hold_out_part(premises: Premises, own: Sequence[Case], part: Array) -> tuple[Assessed, ...]:
+def _hold_out_part(premises: Premises, own: list[Case], part: Array) -> tuple[Assessed, ...]:
     inside = np.zeros(len(own), dtype=bool)
     inside[part] = True
     others = [own[i] for i in np.flatnonzero(~inside)]
@@ -76,7 +81,9 @@ def _hold_out_part(premises: Premises, own: Sequence[Case], part: Array) -> tupl
 def hold_outs(premises: Mapping[str, Premises], cases: Sequence[Case]) -> dict[str, dict[str, list[Assessed]]]:
     """Return the runs of each stack that has some, held out by each split as `hold_out` does, on all processors."""
     own = {name: [case for case in cases if one.is_of(case.trainer)] for name, one in premises.items()}
-    parts = {(name, split): part(runs) for name, runs in own.items() if runs for split, part in SPLITS.items()}
+    parts = {
+        (name, split): SPLITS[split](runs) for name, runs in own.items() if runs for split in splits_of(premises[name])
+    }
     with ProcessPoolExecutor() as pool:
         # the largest stacks first, so that no processor is left with one at the end
         waited = {
@@ -84,7 +91,7 @@ def hold_outs(premises: Mapping[str, Premises], cases: Sequence[Case]) -> dict[s
             for (name, split), of_split in sorted(parts.items(), key=lambda item: -len(own[item[0][0]]))
         }
         rows = {key: [row for one in futures for row in one.result()] for key, futures in waited.items()}
-    return {name: {split: rows[name, split] for split in SPLITS} for name, runs in own.items() if runs}
+    return {name: {split: rows[name, split] for split in splits_of(premises[name])} for name in own if own[name]}
 
 
 class Ranking(NamedTuple):

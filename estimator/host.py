@@ -27,7 +27,8 @@ paper: Narayanan et al. 2021, arXiv:2104.04473, section 2.3
 def layer_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> tuple[Array, Array]:
     """Host seconds to issue one layer of one micro-batch, forward and backward, and what a repeated layer adds.
 
-    A layer split over tensor-parallel ranks has collectives to issue, which on a machine whose collectives stall wait
+    A mixture's layer has its experts' products to issue, of sizes that the host waits for. A layer split over
+    tensor-parallel ranks has collectives to issue, which on a machine whose collectives stall wait
     for every rank; where the ranks lie on several nodes, each hop takes its time.
     """
     attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
@@ -36,6 +37,7 @@ def layer_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies
         efficiencies.issue_s_per_layer
         + efficiencies.issue_s_per_split_layer * split
         + efficiencies.issue_s_per_stalled_rank * split * plan.stalls * plan.tp
+        + efficiencies.issue_s_per_routed_layer * (shape.num_experts > 0)
         + TENSOR_PARALLEL_REDUCTIONS * plan.tensor_parallel_hops * efficiencies.hop_s
     )
     return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)

@@ -20,7 +20,7 @@ PRIOR_MEASUREMENTS = 4.0
 """How many measurements the prior of a spread is worth.  # assumed: few, so that ten measurements outvote it"""
 
 MAX_ROUNDS = 30
-TOLERANCE = 1e-2
+TOLERANCE = 5e-2
 """Moves of all parameters, in standard deviations of theirs, below which the fit has come to rest."""
 MOST_DAMPINGS = 12
 """Steps tried in a round, each a tenth of the last, before it stays where it is."""

@@ -86,6 +86,8 @@ class Habits(Record):
     """A pipeline keeps weights gathered, and gradients whole, over all its micro-batches, whatever is sharded."""
     balances_stages: bool = False
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
+    overlaps_communication: bool = True
+    """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
     matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]

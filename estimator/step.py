@@ -182,6 +182,8 @@ def plan_step(
         efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
         steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
+    if not habits.overlaps_communication:
+        efficiencies = efficiencies._replace(exposed_communication=1.0, tensor_exposure=1.0, sharded_exposure=1.0)
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
     exposed = efficiencies.exposed_communication
     micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)

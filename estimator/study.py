@@ -16,7 +16,7 @@ from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
 from estimator.evaluate import Range, moved
-from estimator.holdout import SPLITS, hold_out
+from estimator.holdout import hold_out, splits_of
 from estimator.stack import Fit, Stack, interval_ratio
 from hardware.errors import shown
 
@@ -67,7 +67,7 @@ def study(stack: Stack, cases: Sequence[Case], known: Mapping[str, Any] | None =
         raise ValueError(f"report: no run of trainer {stack.trainer!r}; give the tables or logs that it was fitted to")
     after = assess(own, [stack]).rows
     if known is None:
-        splits = {name: hold_out(stack, own, name) for name in SPLITS}
+        splits = {name: hold_out(stack, own, name) for name in splits_of(stack)}
     else:
         splits = {name: _held_out_before(split["rows"], after) for name, split in known.items()}
     return Study(

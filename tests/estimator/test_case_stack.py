@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.case_stack import conformal_log_sd, fit_stack_to_cases, folds, held_out_log_sd
+from estimator.case_stack import (
+    ASSUMED_SPREADS,
+    Errors,
+    conformal_log_sd,
+    fit_stack_to_cases,
+    folds,
+    held_out_log_sd,
+    widening,
+)
 from estimator.cases import read_cases
 from estimator.stack import interval_ratio, read_stack_text
 from estimator.stack_file import read_premises, stack_text
@@ -35,6 +43,20 @@ def test_conformal_intervals_hold_nine_in_ten(seed: int, *, heavy: bool) -> None
     assert 0.86 < (np.abs(errors[2000:]) < half_width).mean() < 0.94
 
 
+@given(seed=st.integers(0, 10**6), ratio=st.sampled_from([0.8, 1.0, 3.0]), unsure=st.sampled_from([0.0, 0.05]))
+def test_widened_intervals_hold_nine_in_ten(seed: int, ratio: float, unsure: float) -> None:
+    """Spreads stated too narrow by some ratio, each run's its own, are widened by it; the intervals then hold 90 %."""
+    random = np.random.default_rng(seed)
+    left = np.exp(random.uniform(-4, -1, size=4000))
+    values = np.hypot(ratio * left, unsure) * random.normal(size=4000)
+    errors = Errors(values, left, np.full(4000, unsure))
+    half = Errors(*(part[:2000] for part in errors))
+    found = widening(half, 10**6)
+    assert found == pytest.approx(ratio, rel=0.15)
+    log_sd = np.hypot(found * left, unsure)[2000:]
+    assert 0.87 < (np.abs(values[2000:]) < np.log(interval_ratio(log_sd, 10**6))).mean() < 0.93
+
+
 def test_few_errors_are_pooled_with_what_is_assumed() -> None:
     """Without errors the assumed spread stands; four errors count as much as it."""
     assert held_out_log_sd(np.zeros(0), 0.1, 4) == pytest.approx(0.1)
@@ -51,6 +73,14 @@ def test_a_stack_knows_its_runs() -> None:
     assert set(found.versions) == {"foretrain", "numpy", "scipy"}
     text = stack_text(TEXT, found)
     assert stack_text(text, found) == text
+
+
+def test_one_run_has_the_spreads_assumed() -> None:
+    """Of a run alone nothing can be held out: the spreads are those assumed, and nothing is learned."""
+    fit = fit_stack_to_cases(PREMISES, CASES[:1], {}).fit
+    assert (fit.step_log_sd, fit.memory_log_sd) == (ASSUMED_SPREADS["step_log_sd"], ASSUMED_SPREADS["memory_log_sd"])
+    assert fit.step_discrepancy is None
+    assert fit.usable_memory_fraction is None
 
 
 def test_a_fit_needs_a_timed_run() -> None:

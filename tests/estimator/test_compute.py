@@ -134,6 +134,18 @@ def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, acce
         assert sum(split) <= sum(whole) * (1 + 1e-9)
 
 
+@given(shapes("mixtral"), tokens, accelerators)
+def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, accelerator: Accelerator) -> None:
+    """At half the rate of other products those of experts take longer, up to twice as long, and no other does."""
+    usual, slow = (sustained_rates(accelerator, EFFICIENCIES._replace(expert_efficiency=e)) for e in (1.0, 0.5))
+    for matmul in layer_matmuls(shape):
+        fast, slower = (sum(matmul_passes(num_tokens, matmul, 1, 1, rates)) for rates in (usual, slow))
+        if matmul.num_copies == 1:
+            assert slower == fast
+        else:
+            assert fast <= slower <= 2 * fast * (1 + 1e-9)
+
+
 @given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())
 def test_attention_keeps_below_the_matrix_rate(
     shape: Shape, num_tokens: int, seq_len: int, tp: int, accelerator: Accelerator, fused: bool

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from estimator.counts import (
     attention_backward_flop,
     attention_flop,
+    cast_traffic,
     dense_parameters,
     expert_parameters,
     head_matmul,
@@ -21,6 +22,7 @@ from estimator.counts import (
     norm_traffic,
     num_parameters,
     recomputed_layer_flop,
+    routing_traffic,
     stage_parameters,
     step_flop,
 )
@@ -147,6 +149,23 @@ def test_traffic_scales_with_precision(shape: Shape, activation_bytes: int) -> N
         traffic, unit = traffic_of(shape, activation_bytes), traffic_of(shape, 1)
         assert traffic == (activation_bytes * unit.forward, activation_bytes * unit.backward)
         assert 0 < traffic.forward < traffic.backward
+
+
+@given(shapes(), st.sampled_from([1, 2, 4]))
+def test_only_mixtures_route(shape: Shape, activation_bytes: int) -> None:
+    """Routing moves more with each expert a token is sent to, and more backward; nothing where there are no experts."""
+    traffic = routing_traffic(shape, activation_bytes)
+    if not shape.num_experts:
+        assert traffic == (0, 0)
+        return
+    assert traffic.backward - traffic.forward == 2 * activation_bytes * shape.num_experts_per_token * shape.hidden_size
+    fewer = replace(shape, num_experts_per_token=1)
+    assert traffic.forward >= routing_traffic(fewer, activation_bytes).forward > 0
+
+
+def test_casts_of_a_published_model() -> None:
+    """Of Mistral-7B 4 + 4 + 4 + 14 times 1,024 inputs and 6 + 4 + 28 + 4 times as many results are cast per token."""
+    assert cast_traffic(load_shape("Mistral-7B-v0.1")) == (4 * 26 * 1024, 4 * 42 * 1024)
 
 
 @given(shapes())

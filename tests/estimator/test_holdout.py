@@ -7,7 +7,7 @@ import pytest
 
 from estimator.assessment import assess
 from estimator.cases import read_cases
-from estimator.holdout import SPLITS, hold_out, holdout_document, peers, ranking
+from estimator.holdout import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
 from estimator.stack import load_stack, read_stack_text
 from estimator.stack_file import read_premises
 from hardware.catalog import load_catalog
@@ -36,6 +36,16 @@ def test_a_part_is_predicted_without_it() -> None:
     names = [CASES[i].name for i in half]
     assert [first[name] for name in names] == [second[name] for name in names]
     assert first != second
+
+
+def test_all_at_once_are_each_alone() -> None:
+    """Stacks held out by every split on all processors are predicted as one by one; stacks of no run are left out."""
+    other = read_premises(read_stack_text("torchtune"), "torchtune")
+    found = hold_outs({NAME: PREMISES, "torchtune": other}, CASES)
+    assert list(found) == [NAME]
+    assert list(found[NAME]) == list(SPLITS)
+    for split in ("random half", "model size"):
+        assert found[NAME][split] == hold_out(PREMISES, CASES, split)
 
 
 def test_ranking_counts_pairs() -> None:

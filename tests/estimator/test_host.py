@@ -24,6 +24,14 @@ def test_stalls_cost_each_rank_of_a_split_layer(tp: int) -> None:
     assert np.isclose(stalled - usual, 2e-3 * tp if tp > 1 else 0.0)
 
 
+def test_only_mixtures_wait_for_their_router() -> None:
+    """A mixture's layer takes the host longer by what routing takes, a dense model's does not."""
+    plan, waits = one_layout(Plan(num_micro_batches=8), DEVICES), EFFICIENCIES._replace(issue_s_per_routed_layer=3e-3)
+    for shape, expected in ((SHAPE, 0.0), (load_shape("mistralai/Mixtral-8x7B-v0.1"), 3e-3)):
+        usual, routed = (layer_issue_seconds(shape, plan, HABITS, e)[0] for e in (EFFICIENCIES, waits))
+        assert np.isclose(routed - usual, expected)
+
+
 @given(tp=degrees)
 def test_only_ranks_on_several_nodes_hop(tp: int) -> None:
     """A ring within a node has no hop between nodes; one over more has two less than twice its ranks."""

@@ -143,6 +143,19 @@ def test_what_one_rank_need_not_do(drawn: Laid, seq_len: int, machine: Machine, 
     assert (parts["offload"] == 0) == (not plan.offload_optimizer)
 
 
+def test_nothing_hides_without_overlap() -> None:
+    """Without overlap all seconds of collectives are exposed, however much of them the stack else hides."""
+    plan, shape = one_layout(Plan(num_micro_batches=8, tp=2), DEVICES), load_shape("mistral-7b-v0.1")
+    apart = STACK_HABITS.model_copy(update={"overlaps_communication": False})
+    hidden = EFFICIENCIES._replace(exposed_communication=0.1, tensor_exposure=0.2)
+    bare = EFFICIENCIES._replace(exposed_communication=1.0, tensor_exposure=1.0)
+    first, second, third = (
+        plan_step(shape, 2048, plan, MACHINES[0], habit, efficiencies).seconds
+        for habit, efficiencies in ((apart, hidden), (STACK_HABITS, bare), (STACK_HABITS, hidden))
+    )
+    assert first == second > third
+
+
 def test_an_unknown_host_takes_no_offloads() -> None:
     """Where nothing is known of the host, no step has an offload."""
     machine = MACHINES[0]._replace(node=MACHINES[0].node.model_copy(update={"host": None}))
