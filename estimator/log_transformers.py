@@ -13,6 +13,7 @@ holds the same dictionaries, each with its `step`, in `log_history`. Neither tim
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -87,8 +88,10 @@ class TransformersReader(Reader):
         """Take what a dictionary says."""
         runtime, step = entry.get("train_runtime"), entry.get("step")
         if "eval_runtime" in entry:
-            if "eval_samples_per_second" not in entry or not 0 < entry["eval_runtime"] < 1e9:
-                self.refused.add("an evaluation not whole, or of no time", line)
+            samples, steps = (entry.get(f"eval_{kind}_per_second") for kind in ("samples", "steps"))
+            whole = [_is_whole(rate, entry["eval_runtime"]) for rate in (samples, steps) if rate is not None]
+            if samples is None or not all(whole):
+                self.refused.add("an evaluation of no whole number of samples or steps, or of no time", line)
             else:
                 self._evaluations[step or entry.get("epoch", 0.0), entry["eval_runtime"]] = entry["eval_runtime"]
             return
@@ -152,6 +155,14 @@ class TransformersReader(Reader):
                 raise ValueError(f"train_steps_per_second: {rate:g} is too coarse; give trainer_state.json instead")
             steps = max(round(rate * runtime), 1)
         return training_s / steps, steps
+
+
+def _is_whole(rate: float, runtime_s: float) -> bool:
+    """Whether a rate, printed to four significant digits or three decimals, and seconds, to four, are of a count."""
+    if not (0 < runtime_s < 1e9 and 0 < rate < 1e9):
+        return False
+    last_digit = max(10.0 ** (math.floor(math.log10(rate)) - 3), 1e-3)
+    return abs(rate * runtime_s - round(rate * runtime_s)) <= 0.5 * (last_digit * runtime_s + 1e-4 * rate) + 1e-6
 
 
 def _is_number(text: str) -> bool:

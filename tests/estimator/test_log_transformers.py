@@ -54,10 +54,13 @@ def test_evaluations_are_no_training() -> None:
 
 
 def test_a_broken_evaluation_is_refused() -> None:
-    """An evaluation that is not whole, or takes no time, is left out and quoted."""
-    reader = read("{'eval_runtime': 50.0}", "{'eval_runtime': -1.0, 'eval_samples_per_second': 2.0}", END)
+    """An evaluation that is not whole, takes no time, or whose rates times seconds are no counts is left out."""
+    whole = "{'eval_runtime': '0.6773', 'eval_samples_per_second': '94.5', 'eval_steps_per_second': '11.81'}"
+    assert read(whole, END).whole() == ((400 - 0.6773) / 1000, 1000)
+    wrong = whole.replace("0.6773", "8.6773")  # 820 samples, but 102.5 steps
+    reader = read("{'eval_runtime': 50.0}", "{'eval_runtime': -1.0, 'eval_samples_per_second': 2.0}", wrong, END)
     assert reader.whole() == (0.4, 1000)
-    assert reader.refused.count == 2
+    assert reader.refused.count == 3
 
 
 def test_a_progress_bar_times_steps() -> None:
