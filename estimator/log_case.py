@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from estimator.log_records import MOST_QUOTED, QUOTED_LENGTH, Record
 from estimator.pace import Pace, pace_of
 from estimator.run_record import RunRecord, read_run_record
 from estimator.stack import Startup
-from estimator.step_log import FEWEST_INTERVALS, Log, read_log
+from estimator.step_log import FEWEST_INTERVALS, Log
 from estimator.workload import Workload
 from hardware.catalog import Catalog
 from hardware.errors import shown
@@ -67,14 +66,22 @@ def logged_startup(startup: Startup, runs: Sequence[LoggedRun]) -> Startup:
     )
 
 
-def read_logged_run(path: Path, catalog: Catalog) -> LoggedRun:
-    """Read a step log of any known format, with its run record, as a run.
+def run_record_of(log: Log) -> RunRecord:
+    """Return what a log says was trained, or else what lies beside it does.
 
     Raises:
-        ValueError: the log or its run record cannot be read, they contradict each other, or no such run can have been.
+        ValueError: neither does, or the latter breaks a rule.
     """
-    log = read_log(path)
-    run = log.run or read_run_record(path)
+    return log.run or read_run_record(log.path)
+
+
+def logged_run_of(log: Log, catalog: Catalog) -> LoggedRun:
+    """Return the run that a log is of.
+
+    Raises:
+        ValueError: its run record cannot be read, they contradict each other, or no such run can have been.
+    """
+    run = run_record_of(log)
     try:
         return logged_run(log, run, catalog)
     except ValueError as error:

@@ -10,9 +10,11 @@ from pathlib import Path
 from estimator.case import Case
 from estimator.case_tables import FORMS
 from estimator.cases import Left, read_cases
-from estimator.log_case import LoggedRun, read_logged_run
+from estimator.log_case import LoggedRun, logged_run_of, run_record_of
 from estimator.log_text import LogText, split_lines
 from estimator.microbench_tables import FORMS as BENCHMARK_FORMS
+from estimator.run_record import RunRecord
+from estimator.step_log import Log, read_log
 from hardware.catalog import Catalog, load_catalog
 
 RUN_TABLE_COLUMN = "log"
@@ -80,7 +82,8 @@ def _catalog_of(log: Path, hardware: Sequence[Path]) -> Catalog:
 def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequence[Path] = ()) -> Inputs:
     """Read files, each a table of published runs or a step log, and tables.
 
-    The order of logs does not matter; one that was given before, whatever its name, does not count again.
+    The order of logs does not matter; one that was given before, whatever its name, does not count again; parts of one
+    are joined.
 
     Args:
         files: each a table or a log, which its content tells.
@@ -98,17 +101,34 @@ def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequenc
         inputs.left += read.left
         digest = sha256(path.read_bytes()).hexdigest()
         inputs.origin[_label(path.name, inputs)] = (digest, [case.digest for case in read.cases])
-    known: set[str] = set()
-    for path in sorted(logs):
-        run = read_logged_run(path, _catalog_of(path, hardware))
-        if run.log.sha256 in known:
-            inputs.left.append(Left(run.case.name, "log: the same as one before"))
-            continue
-        known.add(run.log.sha256)
+    different: dict[str, Log] = {}
+    for log in map(read_log, sorted(logs)):
+        if log.sha256 in different:
+            inputs.left.append(Left(str(log.path), "log: the same as one before"))
+        different.setdefault(log.sha256, log)
+    for log in _joined(list(different.values())):
+        run, path = logged_run_of(log, _catalog_of(log.path, hardware)), log.path
         inputs.cases.append(run.case)
         inputs.logged.append(run)
-        inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (run.log.sha256, [run.case.digest])
+        inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (log.sha256, [run.case.digest])
     return inputs
+
+
+def _joined(logs: Sequence[Log]) -> list[Log]:
+    """Return logs, parts of one as one: those that state one run, begun at one time, and have no step in common."""
+    runs: list[tuple[RunRecord, list[Log]]] = []
+    for log in logs:
+        record, steps = run_record_of(log), _steps(log)
+        parts = next((p for other, p in runs if other == record and not any(steps & _steps(part) for part in p)), None)
+        if parts is None:
+            runs.append((record, [log]))
+        else:
+            parts.append(log)
+    return [parts[0] if len(parts) == 1 else read_log(*(part.path for part in parts)) for _, parts in runs]
+
+
+def _steps(log: Log) -> set[int]:
+    return {record.step for record in log.records}
 
 
 def _label(name: str, inputs: Inputs) -> str:

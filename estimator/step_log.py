@@ -3,7 +3,9 @@
 Every reader takes every line; the format is the one that most lines are of.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +37,7 @@ class Log:
     run: RunRecord | None
     """What was trained, where the log itself says it."""
     sha256: str
+    """Of the file; of several parts, of their digests in order."""
     records: tuple[Record, ...]
     """Its steps, in order."""
     whole: tuple[float, int] | None
@@ -76,25 +79,18 @@ class Log:
         return pace_of(found.seconds, found.number)
 
 
-def read_log(path: Path) -> Log:
-    """Read a step log of any known format.
+def read_log(path: Path, *further: Path) -> Log:
+    """Read a step log of any known format, or the parts of one in any order.
 
     Raises:
         ValueError: it cannot be read, or no line of it is a whole step of a known format.
     """
-    text = LogText(path)
+    parts = [LogText(part) for part in (path, *further)]
+    text = parts[0]
     jsonl, transformers = JsonlReader(text.name), TransformersReader()
     readers: tuple[Reader, ...] = (jsonl, MegatronReader(), TorchtitanReader(), MoaiReader(), transformers)
-    pieces = text.texts()
-    start = next(pieces, "")
-    if is_trainer_state(start):
-        read_trainer_state(chain([start], pieces), transformers)
-        for _ in pieces:  # the digest is of the whole file
-            pass
-    else:
-        for line in split_lines(chain([start], pieces)):
-            for reader in readers:
-                reader.take(line)
+    for part in parts:
+        _read(part, readers, transformers)
     found = max(readers, key=lambda reader: reader.count)
     if not found.count:
         known = ", ".join(reader.form for reader in readers)
@@ -103,10 +99,25 @@ def read_log(path: Path) -> Log:
     for other in readers:
         if other is not found and other.count:
             found.refused.add(f"{other.count} lines of another format, {other.form}")
-    return _log(path, text, found, jsonl.run)
+    digests = [part.sha256 for part in parts]
+    digest = digests[0] if len(parts) == 1 else sha256(" ".join(sorted(digests)).encode()).hexdigest()
+    return _log(path, text.name, digest, found, jsonl.run)
 
 
-def _log(path: Path, text: LogText, reader: Reader, run: RunRecord | None) -> Log:
+def _read(text: LogText, readers: Sequence[Reader], transformers: TransformersReader) -> None:
+    pieces = text.texts()
+    start = next(pieces, "")
+    if is_trainer_state(start):
+        read_trainer_state(chain([start], pieces), transformers)
+        for _ in pieces:  # the digest is of the whole file
+            pass
+        return
+    for line in split_lines(chain([start], pieces)):
+        for reader in readers:
+            reader.take(line)
+
+
+def _log(path: Path, name: str, digest: str, reader: Reader, run: RunRecord | None) -> Log:
     gathered = reader.records
     records = gathered.forward(reader.refused, is_elapsed=reader.is_elapsed)
     whole = None
@@ -114,14 +125,14 @@ def _log(path: Path, text: LogText, reader: Reader, run: RunRecord | None) -> Lo
         try:
             whole = reader.whole()
         except ValueError as error:
-            raise ValueError(f"{text.name}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
     return Log(
-        name=text.name,
+        name=name,
         path=path,
         form=reader.form,
         coverage=reader.coverage,
         run=run,
-        sha256=text.sha256,
+        sha256=digest,
         records=tuple(records),
         whole=whole,
         resolution_s=reader.resolution_s,

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.cases import read_cases
-from estimator.log_case import read_logged_run
+from estimator.log_case import logged_run_of
 from estimator.measurement import read_runs
 from estimator.microbench import read_timings
 from estimator.run_record import parse_run_record
@@ -101,7 +101,7 @@ def log_told(path: Path) -> Told:
 
 def run_told(path: Path) -> Told:
     """Read a log with its run record."""
-    run = read_logged_run(path, CATALOG)
+    run = logged_run_of(read_log(path), CATALOG)
     assert run.case.step_s is not None
     assert all(line.isprintable() and line.isascii() for line in run.log.refused)
     return Told(run.case.step_s, run.case.reserved_bytes, len(run.log.intervals().seconds))

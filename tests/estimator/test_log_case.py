@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from estimator.case import Case
-from estimator.log_case import UNKNOWN_LOG_SE, LoggedRun, read_logged_run
+from estimator.log_case import UNKNOWN_LOG_SE, LoggedRun, logged_run_of
 from estimator.plan import Plan
 from estimator.recipe import Recipe
+from estimator.step_log import read_log
 from hardware.catalog import load_catalog
 
 LOGS = Path(__file__).parents[1] / "golden" / "logs"
@@ -40,14 +41,14 @@ def foreign(log: str, tmp_path: Path, **changes: Any) -> LoggedRun:
         "attention": "flash",
     }
     (tmp_path / f"{log}.run.json").write_text(json.dumps(run | changes), encoding="utf-8")
-    return read_logged_run(path, CATALOG)
+    return logged_run_of(read_log(path), CATALOG)
 
 
 def own(tmp_path: Path, *lines: str) -> LoggedRun:
     """Return a log of the reference trainer of these lines."""
     path = tmp_path / "steps.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    return read_logged_run(path, CATALOG)
+    return logged_run_of(read_log(path), CATALOG)
 
 
 def step(index: int, **changes: Any) -> str:
@@ -57,7 +58,7 @@ def step(index: int, **changes: Any) -> str:
 
 def test_the_trainer_log_is_a_case() -> None:
     """The golden log: what was trained, on what, the mean of its two paces, and the fullest rank's memory."""
-    run = read_logged_run(LOGS / "steps.jsonl", CATALOG)
+    run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
     case = run.case
     assert isinstance(case, Case)
     assert (case.trainer, case.model, case.seq_len, case.dp) == ("reference", "mistral-tiny", 256, 2)
@@ -172,4 +173,4 @@ def test_a_log_without_a_record(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes((LOGS / "megatron.log").read_bytes())
     with pytest.raises(ValueError, match=r"^run record '.*a\.log\.run\.json': cannot be read; the log does not say"):
-        read_logged_run(path, CATALOG)
+        logged_run_of(read_log(path), CATALOG)

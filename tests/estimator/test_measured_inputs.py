@@ -9,9 +9,10 @@ import pytest
 from estimator.batches import batched
 from estimator.case_stack import fit_stack_to_cases
 from estimator.cases import Case
-from estimator.log_case import LoggedRun, logged_startup, read_logged_run
+from estimator.log_case import LoggedRun, logged_run_of, logged_startup
 from estimator.measured_inputs import Inputs, is_run_table, is_table, read_inputs
 from estimator.stack import Stack, load_stack
+from estimator.step_log import read_log
 from hardware.catalog import load_catalog
 from hardware.toml_text import catalog_text
 from tests.estimator.test_cases import TABLES
@@ -72,7 +73,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ):
         path, run = folder / str(i) / "steps.jsonl", record(hidden, rows, micro_batches, devices=1 + 7 * (i % 2))
         write_log(path, run, 10.0, draw)  # slower than any peak
-        case = read_logged_run(path, CATALOG).case
+        case = logged_run_of(read_log(path), CATALOG).case
         path.unlink()
         path.parent.rmdir()
         write_log(path, run, predicted(case, stack), draw)
@@ -107,6 +108,29 @@ def test_order_and_repetition_of_logs_change_nothing(logs: list[Path], tmp_path:
     again = read_inputs([*logs, copy], ())
     assert len(again.cases) == len(plain.cases)
     assert [left.why for left in again.left] == ["log: the same as one before"]
+
+
+@pytest.mark.parametrize("cuts", [(20,), (3,), (1, 2, 38), (12, 13, 30)])
+def test_splitting_logs_changes_nothing(logs: list[Path], tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """Logs cut into files, each headed by the run record, lead to the same runs and the same fit, in any order."""
+    parts = []
+    for i, path in enumerate(logs):
+        run, *steps = path.read_text(encoding="utf-8").splitlines()
+        for first, last in zip((0, *cuts), (*cuts, len(steps)), strict=True):
+            parts.append(tmp_path / f"{last}-{i}.jsonl")
+            parts[-1].write_text("\n".join([run, *steps[first:last]]), encoding="utf-8")
+    whole, split = read_inputs(logs, ()), read_inputs(parts, ())
+    by_run = {repr((case.shape, case.plan)): (case.digest, case.step_s) for case in split.cases}
+    assert by_run == {repr((case.shape, case.plan)): (case.digest, case.step_s) for case in whole.cases}
+    assert len(split.cases) == len(whole.cases) == len(by_run)
+    assert fitted(split).fit.log_values == pytest.approx(fitted(whole).fit.log_values, abs=1e-9)
+
+
+def test_a_run_measured_twice_is_two(tmp_path: Path) -> None:
+    """Two logs of one description that tell the same steps are no parts of one, but runs to be counted each."""
+    for name, seconds in (("a", 1.0), ("b", 1.1)):
+        write_log(tmp_path / name / "steps.jsonl", record(1024, 1, 4, 8), seconds, np.random.default_rng(0))
+    assert len(read_inputs([tmp_path / name / "steps.jsonl" for name in "ab"], ()).cases) == 2
 
 
 def test_files_are_told_apart_by_content(tmp_path: Path) -> None:
