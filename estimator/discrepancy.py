@@ -57,6 +57,26 @@ MOST_SEARCHED = 500
 CHUNK = 4096
 """Runs whose distances are held at once: with a thousand measured ones, 32 MiB."""
 
+FEATURES = (
+    "tensor-parallel degree",
+    "pipeline stages",
+    "chunks per stage",
+    "replicas",
+    "expert-parallel degree",
+    "rows of a micro-batch",
+    "micro-batches",
+    "sequence length",
+    "hidden size, twice",
+    "peak of the device, twice",
+    "sharded, or not",
+    "full recomputation, or not",
+    "stalling collectives, or not",
+    "in 8 bits, or not",
+    "tensor parallel over nodes, or not",
+    "a pipeline, or none",
+)
+"""What `features` are, in words."""
+
 DEVICES = (0, 1, 3)
 """Features whose sum is the doublings of devices: tensor parallel, stages, replicas."""
 

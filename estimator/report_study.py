@@ -12,6 +12,7 @@ import numpy as np
 from estimator import figures
 from estimator.assessment import Assessed, fit_calls, plan_kind, summarize
 from estimator.case import Case
+from estimator.discrepancy import FEATURES
 from estimator.holdout import ranking
 from estimator.report import number
 from estimator.report_cases import CONSTRAINED
@@ -143,6 +144,7 @@ def report(study: Study) -> Iterator[Piece]:
     yield from _residuals(shown_rows)
     yield from _coverage(study)
     yield from _parameters(study.stack)
+    yield from _likeness(study.stack)
     yield from _shares(shown_rows)
     yield from _misses(shown_rows)
     yield from _next_measurements(study)
@@ -281,6 +283,21 @@ def _parameters(stack: Stack) -> Iterator[Piece]:
         (f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "yes", "of device seconds") for n in others
     ]
     yield Table(("parameter", "before", "after", "told by the data", "unit"), tuple(rows))
+
+
+def _likeness(stack: Stack) -> Iterator[Piece]:
+    found = stack.fit.step_discrepancy
+    if found is None:
+        return
+    yield Heading("What the errors follow")
+    yield (
+        f"The model's errors before what is learned of them come to {found.scale:.1%}; runs inherit those of runs like "
+        f"them. What nothing explains is {found.noise_of_one:.1%} on one device, {np.expm1(found.growth):.0%} more for "
+        "each doubling of devices. Errors stay alike over these distances; the shortest tell what the model misses."
+    )
+    varies = np.ptp(np.array(found.places), axis=0) > 0
+    lengths = sorted((length, name) for length, name, v in zip(found.lengths, FEATURES, varies, strict=True) if v)
+    yield Table(("feature", "doublings"), tuple((name, f"{length:.1f}") for length, name in lengths))
 
 
 def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from estimator.batches import batched
 from estimator.cases import read_cases
 from estimator.counts import Array
-from estimator.discrepancy import Alike, correction, learn, left_log_sd, likeliest
+from estimator.discrepancy import FEATURES, Alike, correction, learn, left_log_sd, likeliest
 from estimator.stack import Discrepancy, load_stack
 from hardware.catalog import load_catalog
 
@@ -16,13 +16,13 @@ TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
 HABITS = load_stack("megatron-deepspeed").habits
 
 
-FEATURES = 5
+NUM_FEATURES = 5
 """Of the places here; those of `DEVICES` are among them."""
 
 
 def alike(**changes: float) -> Alike:
     """Return errors alike over one doubling in each feature, of 20 % and noise of 3 %."""
-    return Alike(np.ones(FEATURES), 0.2, 0.03, 0.0)._replace(**changes)
+    return Alike(np.ones(NUM_FEATURES), 0.2, 0.03, 0.0)._replace(**changes)
 
 
 def drawn(one: Alike, places: Array, seed: int) -> Array:
@@ -35,7 +35,7 @@ def drawn(one: Alike, places: Array, seed: int) -> Array:
 @given(seed=st.integers(0, 10**6))
 def test_likeness_is_a_covariance(seed: int) -> None:
     """It is symmetric, positive semidefinite, largest with itself, and falls with distance."""
-    places = np.random.default_rng(seed).normal(scale=3, size=(12, FEATURES))
+    places = np.random.default_rng(seed).normal(scale=3, size=(12, NUM_FEATURES))
     one = alike()
     found = one.of(places, places)
     assert found == pytest.approx(found.T)
@@ -48,7 +48,7 @@ def test_likeness_is_a_covariance(seed: int) -> None:
 
 def test_what_makes_errors_alike_is_found() -> None:
     """Of errors that follow one feature alone, its length is the shortest; scale and noise come near the truth."""
-    places = np.random.default_rng(0).uniform(-3, 3, size=(250, FEATURES))
+    places = np.random.default_rng(0).uniform(-3, 3, size=(250, NUM_FEATURES))
     truth = alike(lengths=np.array([30.0, 30.0, 1.0, 30.0, 30.0]))
     found = likeliest(places, drawn(truth, places, 1), np.ones(250), alike(), 0.1)
     assert found.lengths.argmin() == 2
@@ -61,7 +61,7 @@ def test_what_makes_errors_alike_is_found() -> None:
 def test_noise_that_grows_with_the_devices_is_found() -> None:
     """Where each doubling of devices widens the noise by a third, so it is found; where none does, hardly."""
     random = np.random.default_rng(2)
-    places = random.uniform(0, 2, size=(300, FEATURES))
+    places = random.uniform(0, 2, size=(300, NUM_FEATURES))
     for truth in (0.3, 0.0):
         noise = alike(noise=0.02, growth=truth).noise_at(places)
         found = likeliest(places, noise * random.normal(size=300), np.ones(300), alike(), 0.03)
@@ -70,13 +70,13 @@ def test_noise_that_grows_with_the_devices_is_found() -> None:
 
 def test_spreads_are_those_of_the_process() -> None:
     """At a measured run the spread is little more than the noise; far from all, as wide as errors are large."""
-    places = np.random.default_rng(0).uniform(-2, 2, size=(200, FEATURES))
+    places = np.random.default_rng(0).uniform(-2, 2, size=(200, NUM_FEATURES))
     found = learn(places, drawn(alike(), places, 3), 0.05)
-    near, far = left_log_sd(found, 0.0, np.vstack([places[:1], np.full((1, FEATURES), 80.0)]))
+    near, far = left_log_sd(found, 0.0, np.vstack([places[:1], np.full((1, NUM_FEATURES), 80.0)]))
     assert near < far
     assert near < 3 * found.noise_of_one
     noise = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth).noise_at(
-        np.full((1, FEATURES), 80.0)
+        np.full((1, NUM_FEATURES), 80.0)
     )
     assert far == pytest.approx(np.hypot(found.scale, noise.item()), rel=1e-6)
     widened = found.model_copy(update={"widened_by": 2.0})
@@ -87,8 +87,8 @@ def test_spreads_are_those_of_the_process() -> None:
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_unseen_runs_lie_within_their_spreads(seed: int) -> None:
-    """Of runs held out from those that were learned, about as many lie within two spreads as of a normal's."""
-    places = np.random.default_rng(seed).uniform(-2, 2, size=(240, FEATURES))
+    """Of runs held out from those that were learned, most lie within two spreads, as of a normal's."""
+    places = np.random.default_rng(seed).uniform(-2, 2, size=(240, NUM_FEATURES))
     residuals = drawn(alike(), places, seed)
     found = learn(places[:160], residuals[:160], 0.1)
     away = (residuals[160:] - correction(found, places[160:])) / left_log_sd(found, 0.0, places[160:])
@@ -98,21 +98,21 @@ def test_unseen_runs_lie_within_their_spreads(seed: int) -> None:
 
 def test_no_error_is_nothing_to_learn() -> None:
     """Where nothing is unexplained, nothing is corrected."""
-    places = np.random.default_rng(0).normal(size=(30, FEATURES))
+    places = np.random.default_rng(0).normal(size=(30, NUM_FEATURES))
     assert correction(learn(places, np.zeros(30), 0.05), places) == pytest.approx(0.0)
 
 
 def test_runs_inherit_what_is_near_and_nothing_from_afar() -> None:
     """Near runs that are all 20 % slower the correction approaches that; far from all it is none."""
-    places = np.random.default_rng(0).normal(scale=0.3, size=(40, FEATURES))
+    places = np.random.default_rng(0).normal(scale=0.3, size=(40, NUM_FEATURES))
     found = learn(places, np.full(40, np.log(1.2)), 0.05)
-    assert correction(found, np.zeros((1, FEATURES))) == pytest.approx(np.log(1.2), rel=0.1)
-    assert correction(found, np.full((1, FEATURES), 200.0)) == pytest.approx(0.0, abs=1e-9)
+    assert correction(found, np.zeros((1, NUM_FEATURES))) == pytest.approx(np.log(1.2), rel=0.1)
+    assert correction(found, np.full((1, NUM_FEATURES), 200.0)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_an_outlier_is_not_learned() -> None:
     """One run ten times slower than forty like it hardly moves what those say."""
-    places = np.zeros((41, FEATURES))
+    places = np.zeros((41, NUM_FEATURES))
     residuals = np.concatenate([np.zeros(40), [np.log(10)]])
     assert abs(correction(learn(places, residuals, 0.05), places[:1]).item()) < 0.01
 
@@ -124,11 +124,12 @@ def test_places_of_a_batch_are_those_of_each_run() -> None:
         for row, place in zip(batch.rows, batch.places(), strict=True):
             (alone,) = batched([cases[row]], HABITS)
             assert alone.places()[0] == pytest.approx(place)
+            assert len(place) == len(FEATURES)
 
 
 def test_sizes_must_agree() -> None:
     """A file whose places and weights differ in number is refused."""
-    found = learn(np.zeros((3, FEATURES)), np.zeros(3), 0.05).model_dump()
+    found = learn(np.zeros((3, NUM_FEATURES)), np.zeros(3), 0.05).model_dump()
     for wrong in ({"weights": (0.1,)}, {"lengths": (1.0,)}, {"noise": (0.1, 0.1)}):
         with pytest.raises(ValueError, match="places must be as long as lengths, and as many as weights and noise"):
             Discrepancy.model_validate(found | wrong)

@@ -82,7 +82,7 @@ def test_a_measurement_narrows_and_the_best_comes_first() -> None:
 def found() -> Study:
     """Return a study of some runs, one way of holding out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "SPLITS", {"random half": lambda cases: [np.arange(len(cases)) % 2 == 0]})
+        patch.setattr(studies, "splits_of", lambda _: ("random half",))
         patch.setattr(studies, "hold_out", lambda stack, cases, _: list(assess(cases, [stack]).rows))
         return study(STACK, CASES)
 
@@ -106,6 +106,7 @@ def test_a_report_is_the_same_bytes_and_whole(found: Study, tmp_path: Path) -> N
         "How wrong it is",
         "Residuals",
         "What was fitted",
+        "What the errors follow",
         "Where the time goes",
         "The worst cases",
         "What physics they point to",
