@@ -94,9 +94,10 @@ class Recipe:
                 "gradient_bytes": precision.gradient,
                 "optimizer_bytes": 2 * moment,
                 "activation_bytes": precision.activation,
-                "logit_bytes": precision.activation + 4.0,  # beside them their 32-bit log-softmax
                 "matmul_precision": precision.matmul,
             }
+            if precision.activation != habits.activation_bytes:
+                changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
         if self.optimizer:
             changes["optimizer_bytes"] = {
                 "adamw": 2 * moment,
