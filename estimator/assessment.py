@@ -20,7 +20,8 @@ from estimator.cases import Left
 from estimator.counts import Array
 from estimator.discrepancy import corrected, left_log_sd
 from estimator.evaluate import Range, log_sd, moved
-from estimator.stack import ANY_TRAINER, Stack, interval_ratio
+from estimator.fit import interval_ratio
+from estimator.stack import ANY_TRAINER, Stack
 
 
 @dataclass(frozen=True, slots=True)

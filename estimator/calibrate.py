@@ -22,6 +22,7 @@ import numpy as np
 from estimator.counts import Array
 from estimator.efficiencies import Efficiencies
 from estimator.evaluate import Range
+from estimator.fit import Family, Fit
 from estimator.host import logged_tokens_per_s
 from estimator.layout import on_machine
 from estimator.machine import Machine
@@ -30,7 +31,7 @@ from estimator.memory import total_bytes
 from estimator.plan import Plans
 from estimator.planner import search
 from estimator.rules import reasons
-from estimator.stack import Family, Fit, Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
+from estimator.stack import Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
 from estimator.step import plan_step
 from hardware.catalog import Catalog
 from hardware.units import MIB

@@ -21,8 +21,9 @@ from estimator.case import Case
 from estimator.counts import Array
 from estimator.discrepancy import correction, learn, left_log_sd
 from estimator.efficiencies import Efficiencies
+from estimator.fit import Discrepancy, Family, Fit, covariance_root
 from estimator.robust import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
-from estimator.stack import Discrepancy, Family, Fit, Habits, Prior, covariance_root
+from estimator.stack import Habits, Prior
 
 PRIOR_SPREADS = np.array([0.05, 0.05])
 """Of seconds and of bytes.  # assumed: equal plans on equal machines spread by 1 to 6 %"""

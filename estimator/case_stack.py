@@ -10,8 +10,9 @@ import numpy as np
 from estimator.case import Case
 from estimator.case_fit import CaseProblem
 from estimator.counts import Array, Num
+from estimator.fit import Fit, interval_ratio
 from estimator.robust import PRIOR_MEASUREMENTS
-from estimator.stack import Fit, MeasuredTable, Premises, Stack, Startup, Window, interval_ratio
+from estimator.stack import MeasuredTable, Premises, Stack, Startup, Window
 
 NUM_FOLDS = 5
 

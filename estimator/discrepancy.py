@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.counts import Array
+from estimator.fit import Discrepancy, Fit
 from estimator.layout import Layout
 from estimator.machine import Machine
 from estimator.memory import Memory
 from estimator.robust import DEGREES_OF_FREEDOM
 from estimator.shape import Shape
-from estimator.stack import Discrepancy, Fit
 from estimator.step import Step
 
 LENGTH, LENGTH_LOG_SD = 2.5, 1.0

@@ -10,6 +10,7 @@ from estimator.counts import Array, Num, model_flop
 from estimator.discrepancy import corrected, features, left_log_sd
 from estimator.efficiencies import Efficiencies
 from estimator.failures import Endurance
+from estimator.fit import interval_ratio
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
 from estimator.machine import Machine
@@ -18,7 +19,7 @@ from estimator.plan import Plan, Plans
 from estimator.reference import TRAINER, untrainable_reason
 from estimator.rules import Trainer, reasons
 from estimator.run import SECONDS_PER_HOUR, Wall, energy_kwh, wall
-from estimator.stack import Stack, interval_ratio
+from estimator.stack import Stack
 from estimator.step import Step, plan_step
 from estimator.workload import Workload
 from hardware.units import MIB

@@ -16,8 +16,9 @@ from estimator.batches import batched
 from estimator.case import Case
 from estimator.counts import Array
 from estimator.evaluate import Range, moved
+from estimator.fit import Fit, interval_ratio
 from estimator.holdout import hold_out, splits_of
-from estimator.stack import Fit, Stack, interval_ratio
+from estimator.stack import Stack
 from hardware.errors import shown
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -7,12 +7,13 @@ import numpy as np
 
 from estimator.counts import Array
 from estimator.evaluate import host_memory, predict, usable_bytes
+from estimator.fit import interval_ratio
 from estimator.layout import on_machine
 from estimator.machine import Machine
 from estimator.memory import host_bytes
 from estimator.plan import Plan, Plans
 from estimator.reference import TRAINER, are_trainable
-from estimator.stack import Stack, interval_ratio
+from estimator.stack import Stack
 from estimator.workload import Workload
 
 KEPT = 32

@@ -15,7 +15,8 @@ from estimator.case_stack import (
     widening,
 )
 from estimator.cases import read_cases
-from estimator.stack import interval_ratio, read_stack_text
+from estimator.fit import interval_ratio
+from estimator.stack import read_stack_text
 from estimator.stack_file import read_premises, stack_text
 from hardware.catalog import load_catalog
 

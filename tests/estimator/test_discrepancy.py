@@ -9,7 +9,8 @@ from estimator.batches import batched
 from estimator.cases import read_cases
 from estimator.counts import Array
 from estimator.discrepancy import FEATURES, Alike, correction, learn, left_log_sd, likeliest
-from estimator.stack import Discrepancy, load_stack
+from estimator.fit import Discrepancy
+from estimator.stack import load_stack
 from hardware.catalog import load_catalog
 
 TABLES = Path(__file__).parents[2] / "reports" / "measured" / "tables"
