@@ -96,6 +96,8 @@ class Recipe:
                 "activation_bytes": precision.activation,
                 "matmul_precision": precision.matmul,
             }
+            if self.precision == "fp8-mixed" and habits.master_bytes:
+                changes["gradient_bytes"] = habits.gradient_bytes  # accumulated as the stack does in 16 bits
             if precision.activation != habits.activation_bytes:
                 changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
         if self.optimizer:

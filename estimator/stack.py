@@ -62,6 +62,8 @@ class Habits(Record):
     """Bytes per parameter held for reducing its gradient, where there are replicas."""
     fuses_activation: bool = False
     """The activation function of a gated block is fused with its gate: its own output is not kept."""
+    fuses_accumulation: bool = False
+    """Gradients of micro-batches are added up by the products that make them; else by a pass of their own."""
     pipeline_keeps_whole: bool = False
     """A pipeline keeps weights gathered, and gradients whole, over all its micro-batches, whatever is sharded."""
     balances_stages: bool = False

@@ -190,7 +190,8 @@ def plan_step(
     layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies)
     ends = end_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies.hop_s)
     trained = fullest_rank(shape, plan, trained=True)
-    gradient_pass = 3.0 * habits.gradient_bytes * sum(trained) * (micro_batches > 1) / rates.bytes_per_s
+    passes = 2.0 if habits.fuses_accumulation else 3.0  # the sum read and written; apart, the new gradient read too
+    gradient_pass = passes * habits.gradient_bytes * sum(trained) * (micro_batches > 1) / rates.bytes_per_s
 
     usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
     opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced

@@ -99,6 +99,18 @@ def test_state_per_parameter(recipe: Recipe, state: float) -> None:
     assert found / num_parameters(MISTRAL) == pytest.approx(state)
 
 
+def test_a_recipe_keeps_the_stacks_own_ways() -> None:
+    """8-bit products leave gradients as the stack adds them up, and its loss as it is; 32 bits change what logits take."""
+    own = STACK.habits.model_copy(update={"gradient_bytes": 4.0, "logit_bytes": 10.0})
+    fp8, fp32 = (Recipe(name).habits(own, MISTRAL) for name in ("fp8-mixed", "fp32"))
+    assert (fp8.gradient_bytes, fp8.logit_bytes, fp8.matmul_precision) == (4, 10, "fp8")
+    assert (fp32.gradient_bytes, fp32.logit_bytes) == (4, 4 + 4)
+    pure = own.model_copy(update={"master_bytes": 0.0})
+    assert Recipe("fp8-mixed").habits(pure, MISTRAL).gradient_bytes == 2
+    assert not Recipe(overlap=False).habits(own, MISTRAL).overlaps_communication
+    assert str(Recipe("fp8-mixed", overlap=False)) == "fp8-mixed, communication not overlapped"
+
+
 def test_precision_picks_the_peak() -> None:
     """Products of layers run at their precision's peak: float32 slower than bfloat16, float8 faster."""
     fp32, bf16, fp8 = (seconds(Recipe(name))["matmul"] for name in ("fp32", "bf16-mixed", "fp8-mixed"))

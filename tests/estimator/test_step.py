@@ -143,6 +143,18 @@ def test_what_one_rank_need_not_do(drawn: Laid, seq_len: int, machine: Machine, 
     assert (parts["offload"] == 0) == (not plan.offload_optimizer)
 
 
+def test_gradients_added_up_by_their_products_take_less() -> None:
+    """Micro-batches whose gradients are added up within their products take less than by a pass; one alone the same."""
+    shape, fused = load_shape("mistral-7b-v0.1"), STACK_HABITS.model_copy(update={"fuses_accumulation": True})
+    for micro_batches in (1, 8):
+        plan = one_layout(Plan(num_micro_batches=micro_batches), DEVICES)
+        within, apart = (
+            float(plan_step(shape, 2048, plan, MACHINES[0], habit, EFFICIENCIES).breakdown["elementwise"])
+            for habit in (fused, STACK_HABITS)
+        )
+        assert within < apart if micro_batches > 1 else within == apart
+
+
 def test_nothing_hides_without_overlap() -> None:
     """Without overlap all seconds of collectives are exposed, however much of them the stack else hides."""
     plan, shape = one_layout(Plan(num_micro_batches=8, tp=2), DEVICES), load_shape("mistral-7b-v0.1")
