@@ -100,7 +100,7 @@ def test_state_per_parameter(recipe: Recipe, state: float) -> None:
 
 
 def test_a_recipe_keeps_the_stacks_own_ways() -> None:
-    """8-bit products leave gradients as the stack adds them up, and its loss as it is; 32 bits change what logits take."""
+    """8-bit products leave gradients and the loss as the stack has them; 32 bits change what logits take."""
     own = STACK.habits.model_copy(update={"gradient_bytes": 4.0, "logit_bytes": 10.0})
     fp8, fp32 = (Recipe(name).habits(own, MISTRAL) for name in ("fp8-mixed", "fp32"))
     assert (fp8.gradient_bytes, fp8.logit_bytes, fp8.matmul_precision) == (4, 10, "fp8")
