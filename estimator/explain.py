@@ -22,11 +22,12 @@ def assumptions(estimate: Estimate) -> list[Assumption]:
 def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
     accelerator, node = estimate.machine.accelerator, estimate.machine.node
     url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
+    read = "measured" if url.startswith("measured:") else "datasheet"
     rows = [
-        ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", "datasheet", url),
-        ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", "datasheet", url),
-        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", "datasheet", url),
-        ("device power", f"{accelerator.tdp_w:,.0f}", "W", "datasheet", url),
+        ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", read, url),
+        ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", read, url),
+        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", read, url),
+        ("device power", f"{accelerator.tdp_w:,.0f}", "W", "assumed" if read == "measured" else read, url),
     ]
     for name, share in (
         ("best matrix rate", accelerator.matmul_efficiency),
@@ -53,9 +54,10 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
         why = stack.habits.evidence.get(name)
         shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
         rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))
+    num_runs = len(stack.runs) + sum(table.rows for table in stack.tables)
     for i, (name, prior) in enumerate(stack.priors.items()):
         value = f"{values[name]:.4g} +- {fit.covariance[i][i] ** 0.5:.0%}"
-        source = f"{len(stack.runs)} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"
+        source = f"{num_runs} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"
         rows.append((f"stack: {name}", value, prior.unit, "fitted", source))
     if family in fit.families:
         own = fit.families[family]

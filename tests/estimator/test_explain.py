@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from tests.estimator.test_cli import call
+
+MACHINE = Path(__file__).parents[2] / "reports" / "measured" / "cpu" / "5m_s256_n1_m1_b8" / "machine.toml"
+
+
+def test_a_measured_machine_is_no_datasheet() -> None:
+    """Figures of a machine that was itself measured are called so, and a stack of tables counts their runs."""
+    status, out, _ = call(
+        *("--explain", "--accelerator", "cpu-2-core-x1", "--devices", "1", "--catalog", str(MACHINE)),
+        *("--stack", "reference", "--precision", "fp32"),
+    )
+    assert status == 3
+    kinds = {line.partition("  ")[0]: line.split()[-1] for line in out.splitlines() if line.startswith("device ")}
+    assert kinds["device memory"] == kinds["device memory bandwidth"] == "measured"
+    assert kinds["device power"] == "assumed"
+    assert "28 runs; prior " in out
