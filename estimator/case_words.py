@@ -239,8 +239,7 @@ def recipe_of(precision: str, train_kind: str, optimizer: str, notes: str) -> Re
         rank = int(found[1])
     elif train_kind not in ("pretrain", "sft"):
         raise ValueError(f"train_kind: {shown(train_kind)} is not modelled")
-    overlap = False if "comm overlap OFF" in notes else None
-    return Recipe(kind, "adamw-8bit" if "8bit" in optimizer else None, rank, quantize, overlap)
+    return Recipe(kind, "adamw-8bit" if "8bit" in optimizer else None, rank, quantize, "comm overlap OFF" not in notes)
 
 
 def _precision_of(text: str, notes: str) -> str | None:

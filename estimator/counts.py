@@ -294,17 +294,33 @@ documented: each operand's copy and its transpose, for the products of both grad
 """
 
 
-def cast_traffic(shape: Shape) -> Traffic:
-    """Bytes per token through memory of casting a layer's operands to 8 bits.
+def cast_traffic(shape: Shape) -> tuple[Traffic, Traffic]:
+    """Bytes per token through memory of casting a layer's operands to 8 bits: as wide as the layer, and inside it.
 
-    Forward the inputs of four products: query, key and value in one, output, gate and up in one, down. Backward the
-    gradients of all results.
+    Forward the inputs of query, key and value in one, of gate and up in one, of output and down; backward the gradients
+    of all their results. Those as wide as the layer tensor parallelism splits only by the sequence.
     """
-    inputs = (
-        shape.hidden_size + shape.q_size + max(shape.num_experts_per_token, 1) * (shape.hidden_size + shape.ffn_size)
+    active, hidden = max(shape.num_experts_per_token, 1), shape.hidden_size
+    up = (2 if shape.gated_ffn else 1) * shape.ffn_size
+    whole = Traffic(CAST_BYTES * (1 + active) * hidden, CAST_BYTES * (1 + active) * hidden)
+    inside = Traffic(
+        CAST_BYTES * (shape.q_size + active * shape.ffn_size),
+        CAST_BYTES * (shape.q_size + 2 * shape.kv_size + active * up),
     )
-    results = sum(m.num_active * m.out_size for m in layer_matmuls(shape))
-    return Traffic(CAST_BYTES * inputs, CAST_BYTES * results)
+    return whole, inside
+
+
+def layer_traffic(shape: Shape, activation_bytes: int, *, in_8_bits: bool) -> tuple[Traffic, Traffic]:
+    """Bytes per token through memory of a layer's ops beside its products: as wide as the layer, and inside it.
+
+    The first tensor parallelism splits only by the sequence, the second always.
+    """
+    whole = [norm_traffic(shape, activation_bytes), routing_traffic(shape, activation_bytes)]
+    inside = [inner_traffic(shape, activation_bytes)]
+    if in_8_bits:
+        casts = cast_traffic(shape)
+        whole, inside = [*whole, casts[0]], [*inside, casts[1]]
+    return Traffic(*map(sum, zip(*whole, strict=True))), Traffic(*map(sum, zip(*inside, strict=True)))
 
 
 MATERIALIZED_ATTENTION = Traffic(forward=28.0, backward=36.0)

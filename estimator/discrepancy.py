@@ -42,51 +42,66 @@ GROWTH_SD = 0.2
 assumed: independent stragglers would make it 0, a share of the devices' own spread up to log 2 / 2
 """
 
-BOUNDS = {"length": (0.3, 40.0), "scale": (0.01, 0.7), "noise": (0.003, 0.7), "growth": (0.0, 0.7)}
-"""Within which they are sought, so that the runs' covariance can be inverted."""
+BOUNDS = {"length": (0.3, 40.0), "scale": (0.01, 0.7), "noise": (0.003, 0.7), "growth": (0.0, np.log(2) / 2)}
+"""Within which they are sought.
 
-ROUNDS = 3
-"""Of weighting outliers down; the weights hardly move after."""
+assumed: from closer than any two runs lie to farther than all of them; no stack repeats a step within 0.3 %
+"""
 
-MOST_TRIALS = 15
-"""Steps of the search in each round."""
+MOST_ROUNDS = 30
+"""Of weighting outliers down."""
+
+SETTLED = 0.05
+"""Change of the logarithm of every weight below which they have come to rest."""
+
+SEARCHES = 4
+"""Searches of lengths and spreads, each with the outliers as the one before weights them.
+
+measured: two more move corrections by 0.3 % (nanotron, root mean square) and 0.02 % (megatron-deepspeed)
+"""
+
+MOST_STEPS = 15
+"""Of a search.  # measured: twice as many move corrections by 0.07 % and less, as above"""
 
 MOST_SEARCHED = 500
-"""Runs from which lengths and spreads are found, evenly chosen where there are more; the cost grows as their cube."""
+"""Runs from which lengths and spreads are sought, evenly chosen where there are more.
+
+assumed: enough for 19 numbers; the cost grows as the cube of the runs
+"""
 
 CHUNK = 4096
 """Runs whose distances are held at once: with a thousand measured ones, 32 MiB."""
 
 FEATURES = (
-    "tensor-parallel degree",
-    "pipeline stages",
-    "chunks per stage",
-    "replicas",
-    "expert-parallel degree",
-    "rows of a micro-batch",
-    "micro-batches",
-    "sequence length",
-    "hidden size, twice",
-    "peak of the device, twice",
-    "sharded, or not",
-    "full recomputation, or not",
-    "stalling collectives, or not",
-    "in 8 bits, or not",
-    "tensor parallel over nodes, or not",
-    "a pipeline, or none",
+    ("tensor-parallel degree", 1.0),
+    ("pipeline stages", 1.0),
+    ("chunks per stage", 1.0),
+    ("replicas", 1.0),
+    ("expert-parallel degree", 1.0),
+    ("rows of a micro-batch", 1.0),
+    ("micro-batches", 1.0),
+    ("sequence length", 1.0),
+    ("hidden size", 2.0),
+    ("peak rate of the device", 2.0),
+    ("sharded, or not", 1.5),
+    ("full recomputation, or not", 1.5),
+    ("stalling collectives, or not", 1.5),
+    ("in 8 bits, or not", 1.5),
+    ("tensor parallel over nodes, or not", 2.0),
+    ("a pipeline, or none", 2.0),
 )
-"""What `features` are, in words."""
+"""What `features` are, and how far apart a doubling, or one kind from the other, is.
+
+assumed: what changes an algorithm (a pipeline, shards, groups over several nodes) weighs as a doubling or two; the
+width of the model and the rate of the device weigh double, since few of them are measured
+"""
 
 DEVICES = (0, 1, 3)
 """Features whose sum is the doublings of devices: tensor parallel, stages, replicas."""
 
 
 def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in_8_bits: bool) -> Array:
-    """Return where runs lie, shape (..., features): in doublings, kinds apart by as much as makes them differ.
-
-    The factors are assumed: what changes an algorithm (a pipeline, shards, groups over several nodes) weighs as a
-    doubling or two; the width of the model and the rate of the device weigh double, since few of them are measured.
-    """
+    """Return where runs lie, shape (..., features): see `FEATURES`."""
     columns = [
         np.log2(plan.tp),
         np.log2(plan.stages),
@@ -96,16 +111,17 @@ def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in
         np.log2(plan.rows),
         np.log2(plan.micro_batches),
         np.log2(seq_len),
-        2.0 * np.log2(shape.hidden_size),
-        2.0 * np.log2(machine.accelerator.bf16_flop_per_s / 1e12),
-        1.5 * (np.asarray(plan.zero_stage) > 0),
-        1.5 * plan.recomputes("full"),
-        1.5 * np.asarray(plan.stalls),
-        1.5 * in_8_bits,
-        2.0 * (np.asarray(plan.tp) > plan.devices_per_node),
-        2.0 * (np.asarray(plan.stages) > 1),
+        np.log2(shape.hidden_size),
+        np.log2(machine.accelerator.bf16_flop_per_s / 1e12),
+        np.asarray(plan.zero_stage) > 0,
+        plan.recomputes("full"),
+        plan.stalls,
+        in_8_bits,
+        np.asarray(plan.tp) > plan.devices_per_node,
+        np.asarray(plan.stages) > 1,
     ]
-    return np.stack([np.asarray(column, dtype=np.float64) for column in np.broadcast_arrays(*columns)], axis=-1)
+    counted = [np.asarray(column, dtype=np.float64) for column in np.broadcast_arrays(*columns)]
+    return np.asarray(np.stack(counted, axis=-1) * np.array([unit for _, unit in FEATURES]))
 
 
 class Alike(NamedTuple):
@@ -117,15 +133,22 @@ class Alike(NamedTuple):
     """What no feature explains, on one device."""
     growth: float
     """Of that, per doubling of devices."""
+    most_doublings: float = np.inf
+    """Of devices, beyond which it grows no more: none were measured."""
 
     def noise_at(self, places: Array) -> Array:
         """Return what no feature explains, shape (places,)."""
-        return np.asarray(self.noise * np.exp(self.growth * places[:, DEVICES].sum(axis=1)))
+        doublings = np.minimum(places[:, DEVICES].sum(axis=1), self.most_doublings)
+        return np.asarray(self.noise * np.exp(self.growth * doublings))
 
     def of(self, places: Array, others: Array) -> Array:
         """Return k of each pair, shape (places, others)."""
         q = distances(places / self.lengths, others / self.lengths)
         return np.asarray(self.scale**2 * (1 + q + q**2 / 3) * np.exp(-q))
+
+    def rounded(self) -> "Alike":
+        """Return them as a stack file holds them."""
+        return Alike(self.lengths.round(4), round(self.scale, 6), round(self.noise, 6), round(self.growth, 6))
 
 
 def distances(places: Array, others: Array) -> Array:
@@ -137,87 +160,95 @@ def distances(places: Array, others: Array) -> Array:
 def learn(places: Array, residuals: Array, spread: float) -> Discrepancy:
     """Return what residuals, measured less predicted in logarithms, of about some spread, show at their places."""
     searched = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_SEARCHED)).astype(np.int64))
-    some, some_residuals = places[searched], residuals[searched]
-    alike = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0)
-    precision = np.ones(len(some))
-    for _ in range(ROUNDS):
-        alike = likeliest(some, some_residuals, precision, alike, spread)
-        precision = _precision(some, some_residuals, precision, alike)
-    precision = np.ones(len(places))
-    for _ in range(ROUNDS):
-        precision = _precision(places, residuals, precision, alike)
-    noise = alike.noise_at(places) / np.sqrt(precision)
-    rounded = places.round(4)
-    weights = np.linalg.solve(alike.of(rounded, rounded) + np.diag(noise**2), residuals)
+    alike, precision = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(searched))
+    for _ in range(SEARCHES):
+        alike = likeliest(places[searched], residuals[searched], precision, alike, spread)
+        precision = _precision(places[searched], residuals[searched], alike)
+    alike, known = alike.rounded(), places.round(4)
+    noise = (alike.noise_at(known) / np.sqrt(_precision(known, residuals, alike))).round(6)
+    weights = np.linalg.solve(alike.of(known, known) + np.diag(noise**2), residuals)
     return Discrepancy(
-        places=tuple(tuple(row) for row in rounded.tolist()),
+        places=tuple(tuple(row) for row in known.tolist()),
         weights=tuple(weights.round(5).tolist()),
-        noise=tuple(noise.round(6).tolist()),
-        lengths=tuple(alike.lengths.round(4).tolist()),
-        scale=round(alike.scale, 6),
-        noise_of_one=round(alike.noise, 8),
-        growth=round(alike.growth, 6),
+        noise=tuple(noise.tolist()),
+        lengths=tuple(alike.lengths.tolist()),
+        scale=alike.scale,
+        noise_of_one=alike.noise,
+        growth=alike.growth,
     )
 
 
-def _precision(places: Array, residuals: Array, precision: Array, alike: Alike) -> Array:
-    """Return the precision of each residual over that of its kind, given those before: as in `robust`."""
-    kernel, variance = alike.of(places, places), alike.noise_at(places) ** 2
-    inverse = np.linalg.inv(kernel + np.diag(variance / precision))
-    left = inverse @ residuals * variance / precision
-    unsure = np.diag(kernel) - np.einsum("ij,ij->i", kernel @ inverse, kernel)
-    squares = left**2 + np.maximum(unsure, 0.0)
-    return np.asarray((DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + squares / variance))
+def _precision(places: Array, residuals: Array, alike: Alike) -> Array:
+    """Return the precision of each residual over that of its kind: as in `robust`, until it is at rest."""
+    kernel, variance, precision = alike.of(places, places), alike.noise_at(places) ** 2, np.ones(len(places))
+    for _ in range(MOST_ROUNDS):
+        inverse = np.linalg.inv(kernel + np.diag(variance / precision))
+        left = inverse @ residuals * variance / precision
+        unsure = np.diag(kernel) - np.einsum("ij,ij->i", kernel @ inverse, kernel)
+        squares = left**2 + np.maximum(unsure, 0.0)
+        before, precision = precision, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + squares / variance)
+        if np.abs(np.log(precision / before)).max() < SETTLED:
+            break
+    return np.asarray(precision)
 
 
-def likeliest(places: Array, residuals: Array, precision: Array, start: Alike, spread: float) -> Alike:
-    """Return the most probable lengths and spreads, sought from `start` on, of residuals of such precisions."""
-    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import
+class Search(NamedTuple):
+    """A search of how residuals of some precisions are alike, with normal priors of the logarithms."""
 
-    count = places.shape[1]
-    mean = np.log(np.array([LENGTH] * count + [SCALE, spread]))
-    sd = np.array([LENGTH_LOG_SD] * count + [SCALE_LOG_SD, NOISE_LOG_SD, GROWTH_SD])
-    doublings = places[:, DEVICES].sum(axis=1)
-    center = float(doublings.mean())  # there the spread is sought: at one device it would depend on the growth
+    places: Array
+    residuals: Array
+    precision: Array
+    spread: float
 
-    def alike(values: Array) -> Alike:
-        growth = float(values[-1])
-        noise = float(np.exp(values[-2] - growth * center))
-        return Alike(np.exp(values[:count]), float(np.exp(values[count])), noise, growth)
+    @property
+    def doublings(self) -> Array:
+        """Of devices, shape (places,)."""
+        return np.asarray(self.places[:, DEVICES].sum(axis=1))
 
-    def cost(values: Array) -> tuple[float, Array]:
-        """Minus the log probability, and its slopes (Rasmussen and Williams 2006, eq. 5.8, 5.9)."""
-        one = alike(values)
-        scaled = places / one.lengths
+    def values(self, one: Alike) -> Array:
+        """Return what is sought: the logarithms of lengths, scale, and noise in the middle of the runs; and growth."""
+        noise = np.log(one.noise) + one.growth * self.doublings.mean()  # of one device it would depend on the growth
+        return np.array([*np.log(one.lengths), np.log(one.scale), noise, one.growth])
+
+    def alike(self, values: Array) -> Alike:
+        """Return how errors are alike by such values."""
+        *lengths, scale, noise, growth = values
+        of_one = np.exp(noise - growth * self.doublings.mean())
+        return Alike(np.exp(lengths), float(np.exp(scale)), float(of_one), float(growth))
+
+    def cost(self, values: Array) -> tuple[float, Array]:
+        """Return minus the log probability, and its slopes (Rasmussen and Williams 2006, eq. 5.8, 5.9)."""
+        one, count = self.alike(values), self.places.shape[1]
+        scaled = self.places / one.lengths
         q = distances(scaled, scaled)
         falls = one.scale**2 * np.exp(-q)
-        kernel, noise = falls * (1 + q + q**2 / 3), one.noise_at(places) ** 2 / precision
+        kernel, noise = falls * (1 + q + q**2 / 3), one.noise_at(self.places) ** 2 / self.precision
         root = np.linalg.cholesky(kernel + np.diag(noise))
         half = np.linalg.inv(root)
         inverse = half.T @ half
-        weights = inverse @ residuals
+        weights = inverse @ self.residuals
         gap = inverse - np.outer(weights, weights)
         moved = gap * falls * (5.0 / 3.0) * (1 + q)
         along = moved.sum(axis=1) @ scaled**2 - np.einsum("ij,ij->j", scaled, moved @ scaled)
         of_noise = np.diag(gap) * noise
-        slopes = [*along, (gap * kernel).sum(), of_noise.sum(), of_noise @ (doublings - center)]
-        away = (values - np.append(mean, 0.0)) / sd
-        total = 0.5 * residuals @ weights + np.log(np.diag(root)).sum() + 0.5 * away @ away
+        slopes = [*along, (gap * kernel).sum(), of_noise.sum(), of_noise @ (self.doublings - self.doublings.mean())]
+        mean = np.array([*np.log([LENGTH] * count + [SCALE, self.spread]), 0.0])
+        sd = np.array([LENGTH_LOG_SD] * count + [SCALE_LOG_SD, NOISE_LOG_SD, GROWTH_SD])
+        away = (values - mean) / sd
+        total = 0.5 * self.residuals @ weights + np.log(np.diag(root)).sum() + 0.5 * away @ away
         return float(total), np.array(slopes) + away / sd
 
-    kinds = ["length"] * count + ["scale", "noise", "growth"]
-    bounds = [BOUNDS[kind] if kind == "growth" else tuple(np.log(BOUNDS[kind])) for kind in kinds]
-    begin = np.array([*np.log(start.lengths), np.log(start.scale), np.log(start.noise) + start.growth * center])
-    low, high = np.array(bounds).T
-    found = minimize(
-        cost,
-        np.clip(np.append(begin, start.growth), low, high),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": MOST_TRIALS},
-    )
-    return alike(found.x)
+
+def likeliest(places: Array, residuals: Array, precision: Array, start: Alike, spread: float) -> Alike:
+    """Return lengths and spreads towards the most probable, from `start` on, of residuals of such precisions."""
+    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import
+
+    search = Search(places, residuals, precision, spread)
+    kinds = ["length"] * places.shape[1] + ["scale", "noise", "growth"]
+    bounds = np.array([BOUNDS[kind] if kind == "growth" else np.log(BOUNDS[kind]) for kind in kinds])
+    begin = np.clip(search.values(start), *bounds.T)
+    options = {"maxiter": MOST_STEPS}
+    return search.alike(minimize(search.cost, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
 
 
 class _Known(NamedTuple):
@@ -231,7 +262,8 @@ class _Known(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _known(found: Discrepancy) -> _Known:
-    alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth)
+    most = float(np.array(found.places)[:, DEVICES].sum(axis=1).max())
+    alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth, most)
     return _Known(np.array(found.places), np.array(found.weights), np.array(found.noise), alike)
 
 

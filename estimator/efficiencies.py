@@ -62,7 +62,7 @@ class Efficiencies(NamedTuple):
     attention_efficiency: Num = 1.0
     """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
     fp8_efficiency: Num = 1.0
-    """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts included."""
+    """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts apart."""
     expert_efficiency: Num = 1.0
     """Rate of products with the weights of experts over that of others of their shapes: grouped, of unequal loads."""
     tensor_exposure: Num = 1.0

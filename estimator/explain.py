@@ -85,9 +85,9 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
 
 def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
     shape, act = estimate.workload.shape, estimate.stack.habits.activation_bytes
-    kinds = (counts.norm_traffic, counts.inner_traffic, counts.routing_traffic)
-    traffic = [sum(both) / 1024 for both in zip(*(kind(shape, act) for kind in kinds), strict=True)]
-    fused = "norms, rotary, residuals, activation: each op one pass over its operands"
+    in_8_bits = estimate.stack.habits.matmul_precision == "fp8"
+    traffic = [sum(both) / 1024 for both in zip(*counts.layer_traffic(shape, act, in_8_bits=in_8_bits), strict=True)]
+    fused = "norms, rotary, residuals, activation, routing, casts: each op one pass over its operands"
     tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
     products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"
     rates, scores = compute.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION

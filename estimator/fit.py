@@ -18,6 +18,10 @@ STUDENT_95 = {1: 6.313752, 2: 2.919986}
 MOST_LOG_SD = 10.0
 MOST_COUNT = 10**6
 
+NUM_FEATURES = 16
+"""By which `discrepancy` places runs."""
+
+Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 LogValue = Annotated[float, Field(ge=-50, le=50)]
 LogSd = Annotated[float, Field(ge=0, le=MOST_LOG_SD)]
 Covariance = Annotated[float, Field(ge=-(MOST_LOG_SD**2), le=MOST_LOG_SD**2)]
@@ -42,27 +46,28 @@ class Family(Record):
 class Discrepancy(Record):
     """What the model leaves unexplained (`discrepancy`): where it was learned, and the weight of each place."""
 
-    places: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    places: tuple[tuple[Number, ...], ...] = Field(min_length=1)
     """`discrepancy.features` of the runs."""
-    weights: tuple[float, ...]
-    noise: tuple[Annotated[float, Field(gt=0, le=100)], ...]
+    weights: tuple[Number, ...]
+    noise: tuple[Annotated[float, Field(ge=1e-4, le=100)], ...]
     """Of each place, what no feature explains, in logarithms; large of an outlier."""
-    lengths: tuple[Annotated[float, Field(gt=0, le=1000)], ...]
+    lengths: tuple[Annotated[float, Field(ge=0.01, le=1000)], ...]
     """Distance along each feature over which errors stay alike."""
-    scale: Annotated[float, Field(gt=0, le=10)]
-    noise_of_one: Annotated[float, Field(gt=0, le=10)]
+    scale: Annotated[float, Field(gt=0, le=1)]
+    noise_of_one: Annotated[float, Field(gt=0, le=1)]
     """What no feature explains, on one device."""
-    growth: Annotated[float, Field(ge=0, le=1)]
+    growth: Annotated[float, Field(ge=0, le=0.5)]
     """Of that, in logarithms per doubling of devices."""
-    widened_by: Annotated[float, Field(gt=0, le=100)] = 1.0
+    widened_by: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Errors of predictions that never saw the run, over the spreads stated, where 90 % of them are smaller."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        num_features = {len(place) for place in self.places} | {len(self.lengths)}
-        if len(num_features) != 1 or {len(self.weights), len(self.noise)} != {len(self.places)}:
+        sizes = {len(place) for place in self.places} | {len(self.lengths)}
+        if sizes != {NUM_FEATURES} or {len(self.weights), len(self.noise)} != {len(self.places)}:
             raise ValueError(
-                "places must be as long as lengths, and as many as weights and noise; write them as the fit found them"
+                f"places and lengths must have {NUM_FEATURES} numbers, and weights and noise one for each place; write "
+                "them as the fit found them"
             )
         return self
 

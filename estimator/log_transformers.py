@@ -158,11 +158,14 @@ class TransformersReader(Reader):
 
 
 def _is_whole(rate: float, runtime_s: float) -> bool:
-    """Whether a rate, printed to four significant digits or three decimals, and seconds, to four, are of a count."""
+    """Whether a rate and seconds make a count: printed to four significant digits, or to three and four decimals."""
     if not (0 < runtime_s < 1e9 and 0 < rate < 1e9):
         return False
-    last_digit = max(10.0 ** (math.floor(math.log10(rate)) - 3), 1e-3)
-    return abs(rate * runtime_s - round(rate * runtime_s)) <= 0.5 * (last_digit * runtime_s + 1e-4 * rate) + 1e-6
+    of_rate, of_runtime = (
+        max(10.0 ** (math.floor(math.log10(value)) - 3), decimals)
+        for value, decimals in ((rate, 1e-3), (runtime_s, 1e-4))
+    )
+    return abs(rate * runtime_s - round(rate * runtime_s)) <= 0.5 * (of_rate * runtime_s + of_runtime * rate) + 1e-6
 
 
 def _is_number(text: str) -> bool:

@@ -106,8 +106,13 @@ def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequenc
         if log.sha256 in different:
             inputs.left.append(Left(str(log.path), "log: the same as one before"))
         different.setdefault(log.sha256, log)
+    digests = set()
     for log in _joined(list(different.values())):
         run, path = logged_run_of(log, _catalog_of(log.path, hardware)), log.path
+        if run.case.digest in digests:  # whole, and in parts
+            inputs.left.append(Left(run.case.name, "log: the same as one before"))
+            continue
+        digests.add(run.case.digest)
         inputs.cases.append(run.case)
         inputs.logged.append(run)
         inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (log.sha256, [run.case.digest])
@@ -115,20 +120,23 @@ def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequenc
 
 
 def _joined(logs: Sequence[Log]) -> list[Log]:
-    """Return logs, parts of one as one: those that state one run, begun at one time, and have no step in common."""
+    """Return logs, parts of one as one: those that state one run, begun at one time, and follow each other."""
     runs: list[tuple[RunRecord, list[Log]]] = []
     for log in logs:
-        record, steps = run_record_of(log), _steps(log)
-        parts = next((p for other, p in runs if other == record and not any(steps & _steps(part) for part in p)), None)
-        if parts is None:
+        record = run_record_of(log)
+        parts = next((p for other, p in runs if other == record and all(_follow(log, part) for part in p)), None)
+        if parts is None or not record.started:
             runs.append((record, [log]))
         else:
             parts.append(log)
     return [parts[0] if len(parts) == 1 else read_log(*(part.path for part in parts)) for _, parts in runs]
 
 
-def _steps(log: Log) -> set[int]:
-    return {record.step for record in log.records}
+def _follow(log: Log, other: Log) -> bool:
+    """Whether the steps of one of two logs all come after those of the other."""
+    if not log.records or not other.records:
+        return False
+    return log.records[-1].step < other.records[0].step or other.records[-1].step < log.records[0].step
 
 
 def _label(name: str, inputs: Inputs) -> str:

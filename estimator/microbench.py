@@ -25,7 +25,7 @@ IN_SITU = ("training", "inference")
 KINDS_OF_OP = 5
 """Kinds of op that a step's seconds of one parameter are made of, whose efficiencies average.
 
-assumed: element-wise, the norm, the activation, the residual sum, the rotation and the casts of a layer
+assumed: of products query with key and value, output, gate with up, down, and the head; of others as many
 """
 
 SHAMOS = 1.048358

@@ -104,17 +104,18 @@ class OpRow(Form, frozen=True):
                 f"params: {precision or 'unstated'} products are not compared, only those of 16 and 8 bits"
             )
         m, n, k = (float(self._stated(name)) for name in ("rows", "columns", "inner"))
-        copies = self.batch or 1
-        flop = 2.0 * copies * m * n * k
+        if (self.batch or 1) > 1:
+            raise ValueError(f"batch: {self.batch} products in one kernel are not modelled")
+        flop = 2.0 * m * n * k
         seconds = self._seconds(flop)
-        kind = "batched product" if copies > 1 else "8-bit product" if precision == "fp8" else "product"
+        kind = "8-bit product" if precision == "fp8" else "product"
 
         def ratio_on(device: Accelerator) -> float:
             best = _best_rates(device, precision)
             peak = device.fp8_flop_per_s if precision == "fp8" else device.bf16_flop_per_s
             _refuse_beyond(flop / seconds, peak, "FLOP/s", device)
             rate = {"flop_per_s": best.weights_flop_per_s, "bytes_per_s": best.bytes_per_s}
-            return float(matmul_seconds(copies * m, n, k, num_compute_units=best.num_compute_units, **rate)) / seconds
+            return float(matmul_seconds(m, n, k, num_compute_units=best.num_compute_units, **rate)) / seconds
 
         return kind, ratio_on
 

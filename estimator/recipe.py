@@ -60,8 +60,8 @@ class Recipe:
     optimizer: str | None = None
     lora_rank: int = 0
     quantize: str | None = None
-    overlap: bool | None = None
-    """Whether collectives run beside the computation."""
+    overlaps: bool = True
+    """Collectives run beside the computation, as the stack has them."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -110,8 +110,8 @@ class Recipe:
             }[self.optimizer]
         if self.quantize:
             changes["frozen_weight_bytes"] = QUANTIZED_BYTES[self.quantize]
-        if self.overlap is not None:
-            changes["overlaps_communication"] = self.overlap
+        if not self.overlaps:
+            changes["overlaps_communication"] = False
         return habits.model_copy(update=changes)
 
     def stack(self, stack: Stack, shape: Shape) -> Stack:
@@ -122,5 +122,5 @@ class Recipe:
         """Return the recipe in words, "" where it is the stack's own."""
         lora = f"LoRA of rank {self.lora_rank} on every matrix" if self.lora_rank else ""
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
-        apart = "communication not overlapped" if self.overlap is False else ""
+        apart = "" if self.overlaps else "communication not overlapped"
         return ", ".join(word for word in (lora, frozen, self.precision or "", self.optimizer or "", apart) if word)

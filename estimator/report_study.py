@@ -12,7 +12,7 @@ import numpy as np
 from estimator import figures
 from estimator.assessment import Assessed, fit_calls, plan_kind, summarize
 from estimator.case import Case
-from estimator.discrepancy import FEATURES
+from estimator.discrepancy import FEATURES, LENGTH
 from estimator.holdout import ranking
 from estimator.report import number
 from estimator.report_cases import CONSTRAINED
@@ -286,18 +286,34 @@ def _parameters(stack: Stack) -> Iterator[Piece]:
 
 
 def _likeness(stack: Stack) -> Iterator[Piece]:
-    found = stack.fit.step_discrepancy
-    if found is None:
+    found = {
+        what: discrepancy
+        for what, discrepancy in (
+            ("seconds", stack.fit.step_discrepancy),
+            ("memory", stack.fit.memory_discrepancy),
+        )
+        if discrepancy
+    }
+    if not found:
         return
     yield Heading("What the errors follow")
+    for what, one in found.items():
+        yield (
+            f"Of {what}, the model's own errors come to {one.scale:.1%}; runs inherit those of runs like them. What "
+            f"nothing explains is {one.noise_of_one:.1%} on one device, {np.expm1(one.growth):.0%} more for each "
+            f"doubling of devices. Intervals are {one.widened_by:.2f} times what follows, as runs held out ask."
+        )
     yield (
-        f"The model's errors before what is learned of them come to {found.scale:.1%}; runs inherit those of runs like "
-        f"them. What nothing explains is {found.noise_of_one:.1%} on one device, {np.expm1(found.growth):.0%} more for "
-        "each doubling of devices. Errors stay alike over these distances; the shortest tell what the model misses."
+        "Errors stay alike over these distances, in doublings, or of kinds in steps from one to the other; the "
+        f"shortest tell what the model misses. Before, {LENGTH:g} over what a doubling counts for was assumed of each."
     )
-    varies = np.ptp(np.array(found.places), axis=0) > 0
-    lengths = sorted((length, name) for length, name, v in zip(found.lengths, FEATURES, varies, strict=True) if v)
-    yield Table(("feature", "doublings"), tuple((name, f"{length:.1f}") for length, name in lengths))
+    table = [
+        (min(lengths), name, tuple(f"{length:.1f}" for length in lengths))
+        for i, (name, unit) in enumerate(FEATURES)
+        if any(np.ptp([place[i] for place in one.places]) > 0 for one in found.values())
+        for lengths in [[one.lengths[i] / unit for one in found.values()]]
+    ]
+    yield Table(("feature", *found), tuple((name, *lengths) for _, name, lengths in sorted(table)))
 
 
 def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:

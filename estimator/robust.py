@@ -21,7 +21,10 @@ PRIOR_MEASUREMENTS = 4.0
 
 MAX_ROUNDS = 30
 TOLERANCE = 5e-2
-"""Moves of all parameters, in standard deviations of theirs, below which the fit has come to rest."""
+"""Moves of all parameters, in standard deviations of theirs, below which the fit has come to rest.
+
+measured: from 1e-2 to 1e-1, parameters of megatron and mlperf-nvidia differ by 0.06 standard deviations at most
+"""
 MOST_DAMPINGS = 12
 """Steps tried in a round, each a tenth of the last, before it stays where it is."""
 

@@ -16,14 +16,10 @@ from estimator.counts import (
     LOSS_TRAFFIC_BYTES,
     Array,
     Num,
-    Traffic,
     adapter_matmuls,
-    cast_traffic,
     head_matmul,
-    inner_traffic,
     layer_matmuls,
-    norm_traffic,
-    routing_traffic,
+    layer_traffic,
 )
 from estimator.efficiencies import Efficiencies
 from estimator.host import issue_seconds, num_repeated, stage_issue_seconds
@@ -69,10 +65,7 @@ def layer_seconds(
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     unpacked = 2.0 * unpacking_seconds(shape, plan, habits, rates)
     forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
-    norms = norm_traffic(shape, habits.activation_bytes)
-    kinds = [inner_traffic(shape, habits.activation_bytes), routing_traffic(shape, habits.activation_bytes)]
-    kinds += [cast_traffic(shape)] if habits.matmul_precision == "fp8" else []
-    inner = Traffic(*map(sum, zip(*kinds, strict=True)))
+    whole, inside = layer_traffic(shape, habits.activation_bytes, in_8_bits=habits.matmul_precision == "fp8")
     sent = tokens * shape.hidden_size * habits.activation_bytes
     reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
     ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
@@ -80,7 +73,9 @@ def layer_seconds(
     usual = {
         "matmul": np.asarray(sum(sum(p) for p in passes)),
         "attention": forward + backward,
-        "elementwise": tokens / rates.bytes_per_s * (sum(norms) / plan.sequence_ways + sum(inner) / np.asarray(plan.tp))
+        "elementwise": tokens
+        / rates.bytes_per_s
+        * (sum(whole) / plan.sequence_ways + sum(inside) / np.asarray(plan.tp))
         + unpacked,
         "tensor_parallel": 4.0 * reduced,
         "context_parallel": np.maximum(exposed * ring, ring - (forward + backward)),
@@ -91,7 +86,7 @@ def layer_seconds(
         "attention": plan.repeats_attention(fused=fused) * forward,
         "elementwise": full
         * (tokens / rates.bytes_per_s)
-        * (norms.forward / plan.sequence_ways + inner.forward / np.asarray(plan.tp)),
+        * (whole.forward / plan.sequence_ways + inside.forward / np.asarray(plan.tp)),
         "tensor_parallel": full * reduced * (2 if shape.repeats_last_product else 1),
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,
@@ -145,6 +140,16 @@ def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.
     return np.asarray(np.asarray(plan.micro_batches) * slowest + fills * (total - slowest))
 
 
+def without_overlap(efficiencies: Efficiencies) -> Efficiencies:
+    """Return efficiencies with all seconds of collectives exposed; what took longer than its seconds still does."""
+    sharded = np.asarray(efficiencies.exposed_communication) * efficiencies.sharded_exposure
+    return efficiencies._replace(
+        exposed_communication=1.0,
+        tensor_exposure=np.maximum(efficiencies.tensor_exposure, 1.0),
+        sharded_exposure=np.maximum(sharded, 1.0),
+    )
+
+
 class Step(NamedTuple):
     """One optimizer step: seconds by purpose, which add up, and how long the host issues work for it."""
 
@@ -183,7 +188,7 @@ def plan_step(
         steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
     if not habits.overlaps_communication:
-        efficiencies = efficiencies._replace(exposed_communication=1.0, tensor_exposure=1.0, sharded_exposure=1.0)
+        efficiencies = without_overlap(efficiencies)
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
     exposed = efficiencies.exposed_communication
     micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)

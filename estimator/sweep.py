@@ -58,7 +58,7 @@ def sweep(
     )
     safe, risky, missed = _Best(kept), _Best(kept), _Best(1)
     num_plans = num_possible = num_faster = 0
-    # that of the ratio is nearly all of its uncertainty, and as wide for every plan
+    # one spread for all, that of plans held out: those kept are evaluated with their own
     ratio = stack.fit.names.index("memory_ratio")
     log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
     high = float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))

@@ -13,7 +13,7 @@ from estimator.compute import (
     sustained_rates,
 )
 from estimator.counts import attention_backward_flop, attention_flop, layer_matmuls, matmul_flop
-from estimator.shape import Shape
+from estimator.shape import Shape, load_shape
 from hardware.catalog import load_catalog
 from hardware.models import Accelerator
 from tests.strategies import EFFICIENCIES, shapes
@@ -144,6 +144,17 @@ def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, acceler
             assert slower == fast
         else:
             assert fast <= slower <= 2 * fast * (1 + 1e-9)
+
+
+def test_a_large_expert_takes_twice_as_long_at_half_the_rate() -> None:
+    """Products of an expert that are bound by their FLOP take as much longer as their rate is lower."""
+    (down,) = (m for m in layer_matmuls(load_shape("mistralai/Mixtral-8x7B-v0.1")) if m.name == "down")
+    device = load_catalog().accelerator("h100-sxm-80gb")
+    usual, slow = (
+        sum(matmul_passes(2**20, down, 1, 1, sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e))))
+        for e in (1.0, 0.5)
+    )
+    assert slow == pytest.approx(2 * usual)
 
 
 @given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())

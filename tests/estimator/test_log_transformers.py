@@ -63,6 +63,19 @@ def test_a_broken_evaluation_is_refused() -> None:
     assert reader.refused.count == 3
 
 
+@given(samples=st.integers(1, 10**5), per_step=st.integers(1, 64), runtime=st.floats(0.01, 5000))
+def test_true_evaluations_are_taken(samples: int, per_step: int, runtime: float) -> None:
+    """An evaluation of any counts is taken, printed with decimals as version 4 does, or with four digits as 5 does."""
+    rates = (samples / runtime, -(-samples // per_step) / runtime)
+    old = [round(runtime, 4), *(round(rate, 3) for rate in rates)]
+    new = [f"{value:.4g}" for value in (round(runtime, 4), *(round(rate, 3) for rate in rates))]
+    for told in (old, new):
+        if all(float(value) for value in told):
+            names = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+            line = str(dict(zip(names, told, strict=True)))
+            assert read(line, END).refused.count == 0
+
+
 def test_a_progress_bar_times_steps() -> None:
     """The bar of the training, the longest-running one, tells seconds since it began, hours too."""
     bars = [f" 5%|#| {i}/378 [{i // 60}:{i % 60:02d}:08<2:31:47, 60.1s/it]" for i in range(1, 100)]

@@ -117,7 +117,7 @@ def test_splitting_logs_changes_nothing(logs: list[Path], tmp_path: Path, cuts: 
     for i, path in enumerate(logs):
         run, *steps = path.read_text(encoding="utf-8").splitlines()
         for first, last in zip((0, *cuts), (*cuts, len(steps)), strict=True):
-            parts.append(tmp_path / f"{last}-{i}.jsonl")
+            parts.append(tmp_path / f"{7 * last % 41}-{i}.jsonl")  # names in another order than the steps
             parts[-1].write_text("\n".join([run, *steps[first:last]]), encoding="utf-8")
     whole, split = read_inputs(logs, ()), read_inputs(parts, ())
     by_run = {repr((case.shape, case.plan)): (case.digest, case.step_s) for case in split.cases}
@@ -131,6 +131,27 @@ def test_a_run_measured_twice_is_two(tmp_path: Path) -> None:
     for name, seconds in (("a", 1.0), ("b", 1.1)):
         write_log(tmp_path / name / "steps.jsonl", record(1024, 1, 4, 8), seconds, np.random.default_rng(0))
     assert len(read_inputs([tmp_path / name / "steps.jsonl" for name in "ab"], ()).cases) == 2
+
+
+def test_logs_of_runs_that_began_who_knows_when_are_not_joined(tmp_path: Path) -> None:
+    """Logs that tell only their whole run, or whose records state no beginning, are runs of their own."""
+    end = "{{'train_runtime': {0}, 'train_samples_per_second': 8.0, 'train_steps_per_second': {1}, 'train_loss': 1.0}}"
+    run = record(1024, 1, 4, 8) | {"started": ""}
+    for name, seconds in (("a", 400.0), ("b", 500.0)):
+        (tmp_path / f"{name}.log").write_text(end.format(seconds, 1000 / seconds), encoding="utf-8")
+        (tmp_path / f"{name}.log.run.json").write_text(json.dumps(run), encoding="utf-8")
+    inputs = read_inputs([tmp_path / "a.log", tmp_path / "b.log"], ())
+    assert [case.step_s for case in inputs.cases] == [0.4, 0.5]
+
+
+def test_a_log_given_whole_and_in_parts_counts_once(logs: list[Path], tmp_path: Path) -> None:
+    """Beside the whole log its halves are the same as one before."""
+    run, *steps = logs[0].read_text(encoding="utf-8").splitlines()
+    for name, half in (("b", steps[:20]), ("c", steps[20:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([run, *half]), encoding="utf-8")
+    inputs = read_inputs([logs[0], tmp_path / "b.jsonl", tmp_path / "c.jsonl"], ())
+    assert len(inputs.cases) == 1
+    assert [left.why for left in inputs.left] == ["log: the same as one before"]
 
 
 def test_files_are_told_apart_by_content(tmp_path: Path) -> None:

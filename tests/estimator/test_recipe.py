@@ -107,8 +107,8 @@ def test_a_recipe_keeps_the_stacks_own_ways() -> None:
     assert (fp32.gradient_bytes, fp32.logit_bytes) == (4, 4 + 4)
     pure = own.model_copy(update={"master_bytes": 0.0})
     assert Recipe("fp8-mixed").habits(pure, MISTRAL).gradient_bytes == 2
-    assert not Recipe(overlap=False).habits(own, MISTRAL).overlaps_communication
-    assert str(Recipe("fp8-mixed", overlap=False)) == "fp8-mixed, communication not overlapped"
+    assert not Recipe(overlaps=False).habits(own, MISTRAL).overlaps_communication
+    assert str(Recipe("fp8-mixed", overlaps=False)) == "fp8-mixed, communication not overlapped"
 
 
 def test_precision_picks_the_peak() -> None:
