@@ -1,6 +1,9 @@
 """Every assumption behind an estimate: value, unit, evidence and source."""
 
+import numpy as np
+
 from estimator import compute, counts, host, memory
+from estimator.discrepancy import left_log_sd
 from estimator.planner import Estimate
 from hardware.models import Link, Network
 from hardware.units import MIB
@@ -69,12 +72,17 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
         factor, source = f"1 +- {fit.family_log_sd:.0%}", "an unseen family: the spread between the measured ones"
     rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
     spread = f"runs around the model; intervals are Student's t with {fit.degrees_of_freedom} degrees of freedom"
-    for name, log_sd in (
-        ("seconds per step", fit.step_log_sd),
-        ("issue of work", fit.issue_log_sd),
-        ("memory", fit.memory_log_sd),
+    for name, log_sd, learned in (
+        ("seconds per step", fit.step_log_sd, fit.step_discrepancy),
+        ("issue of work", fit.issue_log_sd, None),
+        ("memory", fit.memory_log_sd, fit.memory_discrepancy),
     ):
-        rows.append((f"stack: spread of {name}", f"{log_sd:.1%}", "one sigma", "fitted", spread))
+        told = f"{log_sd:.1%}"
+        if learned:
+            far = np.full((1, len(learned.lengths)), 1e3)
+            least, most = (left_log_sd(learned, log_sd, at).min() for at in (np.array(learned.places), far))
+            told = f"{least:.1%} at a measured run to {most:.1%} far from all"
+        rows.append((f"stack: spread of {name}", told, "one sigma", "fitted", spread))
     if estimate.machine.accelerator.id not in fit.accelerators:
         source = f"the stack was never measured on it, only on {', '.join(fit.accelerators) or 'nothing'}"
         rows.append(

@@ -16,3 +16,11 @@ def test_a_measured_machine_is_no_datasheet() -> None:
     assert kinds["device memory"] == kinds["device memory bandwidth"] == "measured"
     assert kinds["device power"] == "assumed"
     assert "28 runs; prior " in out
+
+
+def test_spreads_of_a_stack_that_learned_are_ranges() -> None:
+    """Where intervals differ by plan, the least and the most of their spreads are told."""
+    _, out, _ = call("--explain", "--accelerator", "h100-sxm-80gb", "--devices", "8", "--stack", "nanotron")
+    (line,) = (line for line in out.splitlines() if line.startswith("stack: spread of seconds per step"))
+    least, most = (float(word[:-1]) for word in line.split() if word.endswith("%"))
+    assert 0 < least < most
