@@ -10,7 +10,7 @@ import numpy as np
 from estimator.counts import Array
 
 MODE_FRACTION = 0.1
-"""Of the steps, the least that make a mode; and the most that may be left out as outliers."""
+"""Of the steps, the least that make a mode; of the intervals, the most that may be left out as outliers."""
 
 MODE_RATIO = 1.05
 """Of the modes' means, the least that tells two of them apart."""
@@ -91,8 +91,8 @@ def split_modes(logs: Array, number: Array) -> float | None:
     return float((x[at] + x[at + 1]) / 2)
 
 
-def _outliers(logs: Array, number: Array, parting: float | None) -> Array:
-    """Return which steps are out of the way of their mode; none, where they are too many to be exceptions."""
+def _outliers(logs: Array, parting: float | None) -> Array:
+    """Return which intervals are out of the way of their mode; none, where they are too many to be exceptions."""
     sides = [np.ones(len(logs), dtype=bool)] if parting is None else [logs <= parting, logs > parting]
     far = np.zeros(len(logs), dtype=bool)
     for side in sides:
@@ -100,7 +100,7 @@ def _outliers(logs: Array, number: Array, parting: float | None) -> Array:
         distance = np.abs(logs - center)
         deviation = NORMAL_MAD * float(np.median(distance[side]))
         far |= side & (distance > max(OUTLIER_DEVIATIONS * deviation, float(np.log(OUTLIER_RATIO))))
-    return far if number[far].sum() <= MODE_FRACTION * number.sum() else np.zeros_like(far)
+    return far if far.mean() <= MODE_FRACTION else np.zeros_like(far)
 
 
 def pace_of(seconds: Array, number: Array) -> Pace:
@@ -115,7 +115,7 @@ def pace_of(seconds: Array, number: Array) -> Pace:
     logs = np.log(seconds)
     core = np.abs(logs - np.median(logs)) < CORE_LOG_WIDTH
     parting = split_modes(logs[core], number[core])
-    out = _outliers(logs, number, parting)
+    out = _outliers(logs, parting)
     kept, count = seconds[~out], number[~out]
     mean, log_se = mean_and_log_se(kept, count)
     modes = None

@@ -72,3 +72,10 @@ def test_a_heavy_tail_is_the_pace() -> None:
     pace = pace_of(seconds, np.ones(20, dtype=int))
     assert pace.num_outliers == 0
     assert pace.step_s == pytest.approx(seconds.mean())
+
+
+def test_a_pause_in_an_interval_of_several_steps_is_one_exception() -> None:
+    """Where lines are missing, a pause counts as one interval out of the way, however many steps lie in it."""
+    seconds, number = np.array([1.0] * 25 + [2.0]), np.array([1] * 25 + [3])
+    pace = pace_of(seconds, number)
+    assert (pace.step_s, pace.num_outliers, pace.outlier_s) == (1.0, 3, 3.0)
