@@ -42,6 +42,7 @@ hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never sa
 
 report: $(VENV)/base.stamp  ## the report of each stack, from what was measured and reports/calibration/holdout.json
 	$(BIN)/calibrate $(TABLES) $(LOGS) --report reports/calibration
+	$(BIN)/calibrate reports/measured/moai/runs.csv --report reports/calibration
 
 parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 20 steps each; rewrites its report
 	$(BIN)/python -m tests.parity.report

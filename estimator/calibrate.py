@@ -303,6 +303,8 @@ class Trial(NamedTuple):
     num_candidates: int
     num_possible: int
     chosen: str
+    step_breakdown: dict[str, float]
+    """Predicted seconds of a step, by purpose."""
 
     @property
     def step_error(self) -> float:
@@ -345,6 +347,7 @@ def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
         num_candidates=space.num_candidates,
         num_possible=space.num_possible,
         chosen=str(space.best.plan) if space.best else "none fits",
+        step_breakdown=own.step_breakdown,
     )
 
 

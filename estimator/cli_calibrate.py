@@ -17,10 +17,11 @@ from estimator.log_case import logged_startup
 from estimator.measured_inputs import Inputs, is_benchmark, is_run_table, read_inputs
 from estimator.measurement import read_runs, refuse_impossible_speed
 from estimator.microbench import joined, microbench_document, read_timings
+from estimator.report_runs import write_runs_report
 from estimator.report_study import write_report
 from estimator.stack import Stack, builtin_stacks, load_stack, read_stack_text, stack_path
 from estimator.stack_file import read_premises, stack_text, write_stack
-from estimator.study import study
+from estimator.study import prior_fit, study
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
@@ -73,11 +74,14 @@ def calibrate(
     if _are_benchmarks((*given, *(runs or [])), {**asked, "stack": stack is not None}):
         return _hold_benchmarks((*given, *(runs or [])), load_catalog(hardware), as_json=as_json)
     if with_logs := [path for path in given if is_run_table(path)]:
-        others = [f"--{name}" for name, on in {**asked, "json": as_json}.items() if on and name != "write"]
+        refused = {**asked, "json": as_json}
+        others = [f"--{name}" for name, on in refused.items() if on and name not in ("write", "report")]
         if len(given) > 1 or runs or others:
             what = others[0] if others else "another file"
             raise ValueError(f"files: {shown(str(with_logs[0]))}, a table of runs with logs, is given beside {what}")
-        return _fit_logs(given[0], LOG_STACK if stack is None else stack, load_catalog(hardware), write=write)
+        return _fit_logs(
+            given[0], LOG_STACK if stack is None else stack, load_catalog(hardware), write=write, report=report
+        )
     if not any((check, hold_out, report)) and stack is None:
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
     inputs = read_inputs(given, runs or [], hardware)
@@ -194,7 +198,7 @@ def _fit(inputs: Inputs, name: str, *, write: bool, as_json: bool) -> int:
     return EXIT_DONE
 
 
-def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool) -> int:
+def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool, report: Path | None) -> int:
     """Fit a stack to runs with logs, and show how far off it is on each run when that run is left out."""
     text = read_stack_text(stack)
     premises = read_premises(text, stack)
@@ -202,6 +206,11 @@ def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool) -> int:
     found = stack_from_runs(premises, measured, hardware)
     trials = leave_one_out(premises, measured, hardware)
     console = open_console()
+    if report:
+        priors = found.model_copy(update={"fit": prior_fit(found)})
+        for path in write_runs_report(found, [try_run(run, priors, hardware) for run in measured], trials, report):
+            print(path)
+        return EXIT_DONE
     report_calibration.print_stack(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
