@@ -165,7 +165,8 @@ def _is_whole(rate: float, runtime_s: float) -> bool:
         max(10.0 ** (math.floor(math.log10(value)) - 3), decimals)
         for value, decimals in ((rate, 1e-3), (runtime_s, 1e-4))
     )
-    return abs(rate * runtime_s - round(rate * runtime_s)) <= 0.5 * (of_rate * runtime_s + of_runtime * rate) + 1e-6
+    # rounded to decimals and then to digits, a number is off by up to 0.55 of the last
+    return abs(rate * runtime_s - round(rate * runtime_s)) <= 0.55 * (of_rate * runtime_s + of_runtime * rate) + 1e-6
 
 
 def _is_number(text: str) -> bool:
