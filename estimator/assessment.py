@@ -18,8 +18,8 @@ from estimator.batches import Batch, batched
 from estimator.case import Case
 from estimator.cases import Left
 from estimator.counts import Array
-from estimator.discrepancy import corrected, left_log_sd
-from estimator.evaluate import Range, log_sd, moved
+from estimator.discrepancy import corrected
+from estimator.evaluate import Range, moved, spreads
 from estimator.fit import interval_ratio
 from estimator.stack import ANY_TRAINER, Stack
 
@@ -131,14 +131,9 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
     step, memory = corrected(batch.step(efficiencies), batch.memory(efficiencies), fit, places)
     directions = stack.directions(family, accelerator, source)
     after = moved(efficiencies, (*stack.priors, "family_factor"), directions)
-    new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
     new_source = 0.0 if source in fit.sources else fit.source_log_sd
-    device_share = 1 - step.breakdown["host"] / step.seconds
-    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
-    step_log_sd = log_sd(batch.step(after).seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share))
-    memory_log_sd = log_sd(
-        batch.memory(after).peak_bytes, left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
-    )
+    moved_both = batch.step(after), batch.memory(after)
+    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, accelerator, new_source)
     usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
     margin = np.log(usable / memory.peak_bytes) / memory_log_sd
 

@@ -54,6 +54,11 @@ class Case:
         return sha256(text.encode()).hexdigest()[:10]
 
     @property
+    def tells_speed(self) -> bool:
+        """Whether it was timed, and something is to be learned from that."""
+        return self.step_s is not None and not self.why_unhealthy
+
+    @property
     def dp(self) -> int:
         """Data-parallel degree: devices / (stages tp cp)."""
         return self.machine.num_devices // (self.plan.num_stages * self.plan.tp * self.plan.cp)

@@ -21,6 +21,7 @@ from estimator.case import Case
 from estimator.counts import Array
 from estimator.discrepancy import correction, learn, left_log_sd
 from estimator.efficiencies import Efficiencies
+from estimator.evaluate import moved_variance
 from estimator.fit import Discrepancy, Family, Fit, covariance_root
 from estimator.robust import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
 from estimator.stack import Habits, Prior
@@ -54,7 +55,7 @@ class Targets(NamedTuple):
 
 def targets(cases: Sequence[Case], usable_fraction: float) -> Targets:
     """Return what a fit takes of runs: seconds of the healthy, reserved bytes of all, and what ran out of memory."""
-    steps = [i for i, case in enumerate(cases) if case.step_s is not None and not case.why_unhealthy]
+    steps = [i for i, case in enumerate(cases) if case.tells_speed]
     held = [i for i, case in enumerate(cases) if case.reserved_bytes is not None]
     failed = [i for i, case in enumerate(cases) if case.fits is False]
     ran = [i for i, case in enumerate(cases) if case.fits and case.reserved_bytes is None]
@@ -135,7 +136,7 @@ class CaseProblem:
         """Return the spreads of predicted seconds and bytes from those of the parameters, shape (all runs,)."""
         center, moves = np.array(found.log_values), covariance_root(np.array(found.covariance))
         after = self.predict(np.concatenate([center + moves, center - moves]), rows)
-        seconds, held = (np.sqrt((((a[: len(moves)] - a[len(moves) :]) / 2) ** 2).sum(axis=0)) for a in after)
+        seconds, held = (np.sqrt(moved_variance(logs)) for logs in after)
         return seconds, held
 
     def predict(self, values: Array, rows: Array, needs_step: Array | None = None) -> tuple[Array, Array]:
@@ -193,7 +194,7 @@ class CaseProblem:
                 places[was_read[kind]],
                 residuals[kind][was_read[kind]],
                 solution.spreads[i],
-                least=0 if own else FEWEST_TO_LEARN,
+                least=1 if own else FEWEST_TO_LEARN,
             )
             for i, ((places, kind), own) in enumerate(zip(kinds, wanted, strict=True))
         ]
@@ -202,7 +203,7 @@ class CaseProblem:
         )
 
     def _learn(self, rows: Array, residuals: Array, spread: float, least: int) -> Discrepancy | None:
-        return learn(self.places[rows], residuals, spread) if len(rows) >= max(least, 1) else None
+        return learn(self.places[rows], residuals, spread) if len(rows) >= least else None
 
     def _found(self, solution: Solution, cases: Sequence[Case], learned: Sequence[Discrepancy | None]) -> CaseFit:
         labels = (*self.accelerators, *self.sources)

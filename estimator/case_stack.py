@@ -156,7 +156,7 @@ def fit_stack_to_cases(
         ValueError: there is no run of the trainer that was timed.
     """
     own = [case for case in cases if premises.is_of(case.trainer)]
-    if not any(case.step_s is not None and not case.why_unhealthy for case in own):
+    if not any(case.tells_speed for case in own):
         raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
     problem = CaseProblem(own, premises.habits, premises.priors)
     fit = problem.fit(np.arange(len(own))).fit

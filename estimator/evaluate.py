@@ -10,7 +10,7 @@ from estimator.counts import Array, Num, model_flop
 from estimator.discrepancy import corrected, features, left_log_sd
 from estimator.efficiencies import Efficiencies
 from estimator.failures import Endurance
-from estimator.fit import interval_ratio
+from estimator.fit import Fit, interval_ratio
 from estimator.host import logged_tokens_per_s, paces
 from estimator.layout import on_machine
 from estimator.machine import Machine
@@ -196,10 +196,38 @@ def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -
     return efficiencies._replace(**{name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)})
 
 
+def moved_variance(logs: Array) -> Array:
+    """Return the variance of a quantity from its logarithms after each move forward, then after each backward."""
+    forward, backward = np.split(logs, 2)
+    return np.asarray((((forward - backward) / 2) ** 2).sum(axis=0))
+
+
 def log_sd(moved_values: Array, residual: Num) -> Array:
     """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
-    forward, backward = np.split(np.log(moved_values), 2)
-    return np.asarray(np.sqrt((((forward - backward) / 2) ** 2).sum(axis=0) + np.asarray(residual) ** 2))
+    return np.asarray(np.sqrt(moved_variance(np.log(moved_values)) + np.asarray(residual) ** 2))
+
+
+def spreads(
+    step: Step, after: tuple[Step, Memory], fit: Fit, places: Array, accelerator: str, new_source: float
+) -> tuple[Array, Array]:
+    """Return the log standard deviations of seconds per step and of bytes: of parameters, and of what they leave.
+
+    Args:
+        step: as predicted.
+        after: step and memory after each move of the parameters.
+        fit: what the stack's fit found.
+        places: `discrepancy.features` of the plans.
+        accelerator: further spread is added where the stack never ran on it.
+        new_source: further spread of device seconds of a source of runs that was never measured.
+    """
+    new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
+    device_share = 1 - step.breakdown["host"] / step.seconds
+    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
+    left_bytes = left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
+    return (
+        log_sd(after[0].seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share)),
+        log_sd(after[1].peak_bytes, left_bytes),
+    )
 
 
 def _reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
@@ -228,13 +256,9 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     places = features(workload.shape, workload.seq_len, where, machine, in_8_bits=in_8_bits)
     step, memory = corrected(*predict(plans, workload, machine, stack, efficiencies), fit, places)
     after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
-    moved_step, moved_memory = predict(plans, workload, machine, stack, after)
-    new_device = 0.0 if machine.accelerator.id in fit.accelerators else fit.device_log_sd
-    device_share = 1 - step.breakdown["host"] / step.seconds
-    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
-    step_log_sd = log_sd(moved_step.seconds, np.hypot(left, np.hypot(new_device, fit.source_log_sd) * device_share))
-    issue_log_sd = log_sd(moved_step.issue_s, fit.issue_log_sd)
-    memory_log_sd = log_sd(moved_memory.peak_bytes, left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places))
+    moved_both = predict(plans, workload, machine, stack, after)
+    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, device, fit.source_log_sd)
+    issue_log_sd = log_sd(moved_both[0].issue_s, fit.issue_log_sd)
     shape, count = workload.shape, len(plans)
 
     def each(values: Array) -> Array:

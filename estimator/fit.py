@@ -89,11 +89,11 @@ class Fit(Record):
     source_log_sd: LogSd = 0.0
     """Spread of the factors between sources."""
     step_log_sd: LogSd
-    """Spread of a run's seconds per step around the model."""
+    """Spread of a run's seconds per step around the model, in one number; intervals follow the discrepancy, if any."""
     issue_log_sd: LogSd
     """Spread of a run's issue seconds around the model."""
     memory_log_sd: LogSd
-    """Spread of a run's memory around the model."""
+    """Spread of a run's memory around the model; likewise."""
     device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
     degrees_of_freedom: Runs

@@ -59,7 +59,7 @@ SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
 
 
 def splits_of(premises: Premises) -> tuple[str, ...]:
-    """Return the ways to hold out a stack's runs: of one for any software, by the software and source it never saw."""
+    """Return the ways to hold out a stack's runs: of one for any software, by halves and by source."""
     return ("random half", "source") if premises.trainer == ANY_TRAINER else tuple(SPLITS)
 
 
@@ -73,7 +73,7 @@ def _hold_out_part(premises: Premises, own: list[Case], part: Array) -> tuple[As
     inside = np.zeros(len(own), dtype=bool)
     inside[part] = True
     others = [own[i] for i in np.flatnonzero(~inside)]
-    if sum(case.step_s is not None and not case.why_unhealthy for case in others) < FEWEST_FITTED:
+    if sum(case.tells_speed for case in others) < FEWEST_FITTED:
         return ()
     return assess([own[i] for i in part], [fit_stack_to_cases(premises, others, {}, NUM_FOLDS)]).rows
 
@@ -107,7 +107,7 @@ def ranking(rows: Sequence[Assessed]) -> Ranking:
     groups: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
     for row in rows:
         case = row.case
-        if case.step_s is not None and not case.why_unhealthy:
+        if case.tells_speed:
             machine = (case.machine.accelerator.id, case.machine.num_devices, case.machine.num_nodes)
             work = (case.shape, case.seq_len, case.workload.global_batch, case.recipe, case.source)
             groups[(*work, *machine)].append(row)

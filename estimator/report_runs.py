@@ -1,6 +1,6 @@
 """The calibration report of a stack that was fitted to a few runs with their logs, each left out in turn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from estimator import figures
 from estimator.calibrate import Trial
 from estimator.report import number
 from estimator.report_page import Figure, Heading, Piece, Table, write_page
-from estimator.report_study import parameters
+from estimator.report_study import mean_shares, parameters
 from estimator.stack import Stack
 
 OUT_OF_SAMPLE = "out of sample: each by a fit to the others"
@@ -46,7 +46,7 @@ def _report(stack: Stack, before: Sequence[Trial], left_out: Sequence[Trial]) ->
     yield Figure("steps", picture, f"Seconds per step with 90 % intervals; bands of 5 and 10 %; {OUT_OF_SAMPLE}")
     yield from parameters(stack)
     yield Heading("Where the time goes")
-    bars = {_name(t): _shares(t.step_breakdown) for t in left_out}
+    bars = {_name(t): mean_shares([t.step_breakdown]) for t in left_out}
     yield Figure("shares", figures.shares("Where the time goes", bars), "Parts of a predicted step")
     yield Heading("What the platform chose, and what is chosen here")
     yield Table(
@@ -103,8 +103,3 @@ def _each(trials: Sequence[Trial]) -> Table:
 
 def _name(trial: Trial) -> str:
     return trial.run.log_name.removesuffix(".log")
-
-
-def _shares(breakdown: Mapping[str, float]) -> dict[str, float]:
-    total = sum(breakdown.values())
-    return {name: part / total for name, part in breakdown.items() if part / total >= 0.002}

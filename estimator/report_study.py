@@ -231,18 +231,19 @@ def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:
     for row in timed(rows):
         groups[plan_kind(row.case)].append(row)
     most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
-    bars = {group: _mean_shares(groups[group]) for group in sorted(most, key=_natural)}
+    bars = {group: mean_shares([row.step_breakdown for row in groups[group]]) for group in sorted(most, key=_natural)}
     if bars:
         yield Heading("Where the time goes")
         yield Figure("shares", figures.shares("Where the time goes", bars), "Mean parts of a predicted step, by plan")
 
 
-def _mean_shares(rows: Sequence[Assessed]) -> dict[str, float]:
+def mean_shares(breakdowns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean parts of steps, by purpose, without the smallest."""
     total: defaultdict[str, float] = defaultdict(float)
-    for row in rows:
-        whole = sum(max(part, 0.0) for part in row.step_breakdown.values())
-        for name, part in row.step_breakdown.items():
-            total[name] += max(part, 0.0) / whole / len(rows)
+    for breakdown in breakdowns:
+        whole = sum(max(part, 0.0) for part in breakdown.values())
+        for name, part in breakdown.items():
+            total[name] += max(part, 0.0) / whole / len(breakdowns)
     return {name: share for name, share in total.items() if share >= 0.002}
 
 

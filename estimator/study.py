@@ -119,7 +119,7 @@ def prior_fit(stack: Stack) -> Fit:
 
 def timed(rows: Sequence[Assessed]) -> list[Assessed]:
     """Return the healthy runs whose steps were timed."""
-    return [row for row in rows if row.case.step_s is not None and not row.case.why_unhealthy]
+    return [row for row in rows if row.case.tells_speed]
 
 
 def log_error(row: Assessed) -> float:
