@@ -57,7 +57,7 @@ bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing 
 	$(BIN)/python benchmarks/search.py
 
 fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
-	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.support.fuzz
 
 dry-runs: $(VENV)/dev.stamp  ## Mistral-7B under plans of each kind on fake tensors: reports/measured/dry_run/runs.csv
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dry_runs.py

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from estimator.plan import parse_plan
-from estimator.shape import builtin_configs
+from estimator.work.plan import parse_plan
+from estimator.work.shape import builtin_configs
 from trainer.config import TrainConfig
-from trainer.data import DataConfig
-from trainer.dry_run import DryRun, dry_runs, stage_ranks
-from trainer.meter import PURPOSES
+from trainer.data.dataset import DataConfig
+from trainer.look_ahead.dry_run import DryRun, dry_runs, stage_ranks
+from trainer.look_ahead.meter import PURPOSES
 from trainer.source import config_of
 
 MODEL, SEQ_LEN, DEVICES, DEVICES_PER_NODE = "mistralai/Mistral-7B-v0.1", 2048, 32, 8

@@ -20,17 +20,17 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from estimator.plan import Plan
-from hardware.jobs import Job, publish
+from estimator.work.plan import Plan
+from hardware.smi.jobs import Job, publish
 from trainer.config import TrainConfig
-from trainer.data import Data, DataConfig, load_data
+from trainer.data.dataset import Data, DataConfig, load_data
+from trainer.data.loader import Batch, Loader
 from trainer.display import Reporter
-from trainer.loader import Batch, Loader
+from trainer.jobs.stop import Stop
 from trainer.measure import Stopwatch
-from trainer.mesh import World, local_device, start_processes
-from trainer.optimizer import OptimizerConfig
+from trainer.parallel.mesh import World, local_device, start_processes
+from trainer.parallel.optimizer import OptimizerConfig
 from trainer.source import ModelSource, config_of
-from trainer.stop import Stop
 from trainer.train import Run, take_step
 
 STEPS = 5

@@ -40,9 +40,9 @@ GROWS = CASES[2]
 
 def question(case: Case) -> tuple[Any, ...]:
     """Return the workload, the flavor, the stack and the catalog of a case."""
-    from estimator.shape import load_shape  # noqa: PLC0415 - what the imports take is part of the memory
-    from estimator.stack import load_stack  # noqa: PLC0415
-    from estimator.workload import Workload  # noqa: PLC0415
+    from estimator.stack.stack import load_stack  # noqa: PLC0415
+    from estimator.work.shape import load_shape  # noqa: PLC0415 - what the imports take is part of the memory
+    from estimator.work.workload import Workload  # noqa: PLC0415
     from hardware.catalog import load_catalog  # noqa: PLC0415
 
     catalog = load_catalog()
@@ -57,7 +57,7 @@ def peak_mib() -> float:
 
 def whole(case: Case) -> dict[str, float]:
     """Search the full space of a case once: plans, those that fit, seconds, most memory [MiB]."""
-    from estimator.planner import search  # noqa: PLC0415 - as above
+    from estimator.search.planner import search  # noqa: PLC0415 - as above
 
     asked, before = question(case), peak_mib()
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def whole(case: Case) -> dict[str, float]:
 
 def every_flavor(case: Case) -> dict[str, float]:
     """Search the full space of every flavor and priced accelerator, the case's devices left aside."""
-    from estimator.planner import offers, search  # noqa: PLC0415 - as above
+    from estimator.search.planner import offers, search  # noqa: PLC0415 - as above
 
     (workload, _, stack, catalog), before = question(case), peak_mib()
     started = time.perf_counter()
@@ -81,9 +81,9 @@ def every_flavor(case: Case) -> dict[str, float]:
 
 def growth(case: Case) -> dict[str, float]:
     """Evaluate the first blocks of a case's space up to each size: seconds by the number of plans."""
-    from estimator.machine import Machine  # noqa: PLC0415 - as above
-    from estimator.spaces import full_space  # noqa: PLC0415
-    from estimator.sweep import sweep  # noqa: PLC0415
+    from estimator.formulas.machine import Machine  # noqa: PLC0415 - as above
+    from estimator.search.spaces import full_space  # noqa: PLC0415
+    from estimator.search.sweep import sweep  # noqa: PLC0415
 
     workload, flavor, stack, catalog = question(case)
     machine = Machine.of(catalog, flavor)

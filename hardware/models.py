@@ -33,7 +33,7 @@ class Source(Record):
     """A page that was read for a figure, or a measurement made on the machine itself."""
 
     url: str = Field(pattern=r"^(https?://\S+|measured:[a-z_]+(\.[a-z_]+)*)$", max_length=2000)
-    """The page's address; or `measured:` and the module of this project that measured, as `measured:trainer.cpu`."""
+    """The page's address; or `measured:` and the module of this project that measured, `measured:trainer.jobs.cpu`."""
 
     checked: Day
     """Day on which the page was read, or the measurement made."""

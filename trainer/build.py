@@ -2,11 +2,11 @@
 
 from transformers import PreTrainedConfig
 
-from estimator.plan import Plan
+from estimator.work.plan import Plan
 from trainer.config import TrainConfig
-from trainer.mesh import Place
-from trainer.model import Stage, meta_model
-from trainer.parallelize import attention_kernel, parallelize, weight_dtype
+from trainer.parallel.mesh import Place
+from trainer.parallel.model import Stage, meta_model
+from trainer.parallel.parallelize import attention_kernel, parallelize, weight_dtype
 
 
 def chunk_layers(plan: Plan, num_layers: int) -> list[range]:

@@ -9,24 +9,24 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from estimator.cli import SEED_EPOCHS, SEED_MODEL, SEED_ROWS
-from estimator.evaluate import PlanEstimate
-from estimator.stack import Stack, load_stack
-from estimator.workload import Workload, num_steps
+from estimator.cli.estimate import SEED_EPOCHS, SEED_MODEL, SEED_ROWS
+from estimator.predict.evaluate import PlanEstimate
+from estimator.stack.stack import Stack, load_stack
+from estimator.work.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, run_command
 from hardware.errors import unknown_name
 from hardware.models import Flavor
-from hardware.selection import current_flavor
+from hardware.smi.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
-from trainer.data import DataConfig
-from trainer.dry_run import check_dry_run, dry_runs, stage_ranks
-from trainer.dry_run_report import print_dry_run
-from trainer.emit import KINDS, emit
-from trainer.launch import launch
-from trainer.local import local_machine, machine_text, num_accelerators
-from trainer.mesh import World, is_launched, local_device
-from trainer.optimizer import DECAYS, OptimizerConfig
+from trainer.data.dataset import DataConfig
+from trainer.jobs.emit import KINDS, emit
+from trainer.jobs.launch import launch
+from trainer.jobs.local import local_machine, machine_text, num_accelerators
+from trainer.look_ahead.dry_run import check_dry_run, dry_runs, stage_ranks
+from trainer.look_ahead.dry_run_report import print_dry_run
+from trainer.parallel.mesh import World, is_launched, local_device
+from trainer.parallel.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
 from trainer.rank import leave, run_rank
 from trainer.source import ModelSource, find_config

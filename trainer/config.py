@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from estimator.plan import Plan
+from estimator.work.plan import Plan
 from hardware.errors import shown
-from trainer.data import DataConfig
-from trainer.optimizer import OptimizerConfig
+from trainer.data.dataset import DataConfig
+from trainer.parallel.optimizer import OptimizerConfig
 
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 """Kernels by their names in transformers; all but torch's own `sdpa`, `flex_attention` and `eager` need a package."""

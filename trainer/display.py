@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from estimator.evaluate import PlanEstimate
+from estimator.predict.evaluate import PlanEstimate
 from trainer.measure import Step, StepLog, read_records
 
 WARM_UP = 2

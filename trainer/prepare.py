@@ -4,22 +4,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from estimator.evaluate import PlanEstimate
-from estimator.plan import Plan, Plans, parse_plan
-from estimator.planner import search
-from estimator.reference import untrainable_reason
-from estimator.rules import reasons
-from estimator.shape import Shape, shape_from_config
-from estimator.stack import Stack
-from estimator.workload import Workload, num_steps
+from estimator.predict.evaluate import PlanEstimate
+from estimator.search.planner import search
+from estimator.stack.stack import Stack
+from estimator.work.plan import Plan, Plans, parse_plan
+from estimator.work.rules import reasons
+from estimator.work.shape import Shape, shape_from_config
+from estimator.work.trainer_limits import untrainable_reason
+from estimator.work.workload import Workload, num_steps
 from hardware.catalog import Catalog
 from hardware.errors import shown
 from hardware.files import write_atomically
 from hardware.models import Flavor
-from trainer.checkpoint import find_checkpoint
 from trainer.config import CHECKPOINT_FOLDER, TrainConfig
-from trainer.data import Data, load_data
-from trainer.packing import Packing
+from trainer.data.dataset import Data, load_data
+from trainer.data.packing import Packing
+from trainer.parallel.checkpoint import find_checkpoint
 from trainer.source import ModelSource, find_model
 
 

@@ -8,12 +8,13 @@ import traceback
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from estimator.evaluate import PlanEstimate, Range
+from estimator.predict.evaluate import PlanEstimate
+from estimator.predict.interval import Range
 from hardware.units import MIB
 from trainer.config import TrainConfig
 from trainer.display import spoken, steady
 from trainer.measure import read_records
-from trainer.mesh import is_launched
+from trainer.parallel.mesh import is_launched
 from trainer.prepare import Work
 from trainer.sample import sample
 from trainer.train import Outcome, train

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainer.prompt import FORM
+from trainer.data.prompt import FORM
 
 
 @torch.inference_mode()

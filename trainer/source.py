@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, MistralConfig, PreTrainedConfig
 
-from estimator.shape import builtin_configs
+from estimator.work.shape import builtin_configs
 from hardware.errors import shown
 
 TINY: dict[str, Any] = {

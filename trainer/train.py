@@ -13,23 +13,23 @@ import torch
 import transformers
 from torch import Tensor
 
-from estimator.document import plan_document
-from estimator.evaluate import PlanEstimate
-from hardware.jobs import Job, PublishedJob, publish
+from estimator.predict.evaluate import PlanEstimate
+from estimator.report.json import plan_document
+from hardware.smi.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
-from trainer.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
-from trainer.data import Data
+from trainer.data.dataset import Data
+from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
-from trainer.loader import Batch, Loader, evaluation_batches
+from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
-from trainer.mesh import World, local_device, make_place, start_processes
-from trainer.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
-from trainer.parallelize import compute_dtype, weight_dtype
-from trainer.pipeline import Passes, Rows
+from trainer.parallel.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
+from trainer.parallel.mesh import World, local_device, make_place, start_processes
+from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
+from trainer.parallel.parallelize import compute_dtype, weight_dtype
+from trainer.parallel.pipeline import Passes, Rows
+from trainer.parallel.weights import draw_weights, export_weights, load_weights
 from trainer.source import ModelSource
-from trainer.stop import Stop
-from trainer.weights import draw_weights, export_weights, load_weights
 
 COLLECT_EVERY = 100
 """Steps between garbage collections, which all ranks make together: one rank's pause is everybody's."""

@@ -114,7 +114,7 @@ def test_a_misspelt_key_is_an_error(model: type[Record], fields: dict[str, Any])
 
 def test_a_source_is_a_page_or_a_measurement() -> None:
     """Besides pages, a source may be the module of this project that measured on the spot."""
-    for url in ("https://example.com/a", "http://example.com", "measured:trainer.cpu", "measured:bench"):
+    for url in ("https://example.com/a", "http://example.com", "measured:trainer.jobs.cpu", "measured:bench"):
         assert Source.model_validate(SOURCE | {"url": url}).url == url
 
 

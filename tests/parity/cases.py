@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from estimator.plan import Plan, parse_plan
+from estimator.work.plan import Plan, parse_plan
 
 GLOBAL_BATCH = 8
 STEPS, QUICK_STEPS = 20, 5

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.parity.cases import CLIP_NORM, GLOBAL_BATCH, LR, WEIGHT_DECAY, Case
 from tests.parity.plain import Trained, train_plainly
-from tests.ranks import run_ranks
-from tests.tiny import tiny_config, train_tiny, write_work
+from tests.support.ranks import run_ranks
+from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
-from trainer.data import load_data
-from trainer.loader import Loader, evaluation_batches
+from trainer.data.dataset import load_data
+from trainer.data.loader import Loader, evaluation_batches
 from trainer.measure import read_records
-from trainer.optimizer import OptimizerConfig
+from trainer.parallel.optimizer import OptimizerConfig
 
 ROW, PACKED_ROW = 72, 144
 """Tokens of a row; a packed one has room for several documents."""

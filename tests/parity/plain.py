@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from trainer.loader import Batch
+from trainer.data.loader import Batch
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from estimator.plan import Plans
-from estimator.reference import untrainable_reason
-from estimator.rules import reasons
-from estimator.workload import Workload
+from estimator.work.plan import Plans
+from estimator.work.rules import reasons
+from estimator.work.trainer_limits import untrainable_reason
+from estimator.work.workload import Workload
 from tests.parity.cases import CASES, GLOBAL_BATCH, QUICK_STEPS, TOLERANCES, Case
 from tests.parity.compare import PACKED_ROW, ROW, Work
 from trainer.prepare import trainable_shape

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from estimator.plan import Plan, parse_plan
-from tests.legality import stage_lengths
+from estimator.work.plan import Plan, parse_plan
+from tests.support.legality import stage_lengths
 from trainer.build import build_stages, chunk_layers
 from trainer.config import TrainConfig
-from trainer.mesh import Place
+from trainer.parallel.mesh import Place
 
 
 @st.composite

@@ -8,7 +8,7 @@ import pytest
 
 import trainer.cli
 from hardware.command import run_command
-from tests.tiny import write_checkpoint, write_work
+from tests.support.tiny import write_checkpoint, write_work
 
 
 @pytest.fixture(scope="module")

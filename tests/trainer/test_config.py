@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from estimator.plan import Plan
+from estimator.work.plan import Plan
 from trainer.config import TrainConfig
-from trainer.data import DataConfig
+from trainer.data.dataset import DataConfig
 
 
 @pytest.mark.parametrize(

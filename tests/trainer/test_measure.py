@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 from trainer.measure import Gathered, Peak, Step, StepLog, Stopwatch, gather, peak_memory, read_records
-from trainer.mesh import World, start_processes
+from trainer.parallel.mesh import World, start_processes
 
 STEP = Step(
     step=1,

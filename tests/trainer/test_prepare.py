@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from estimator.stack import load_stack
-from estimator.workload import Workload
+from estimator.stack.stack import load_stack
+from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
-from tests.tiny import write_work
+from tests.support.tiny import write_work
 from trainer.config import TrainConfig
-from trainer.data import DataConfig
+from trainer.data.dataset import DataConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape
 from trainer.source import ModelSource, config_of, find_config
 

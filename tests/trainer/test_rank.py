@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import trainer.rank
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 from tests.trainer.test_measure import STEP
 from trainer.measure import StepLog
 from trainer.rank import FAILED, run_rank, summary

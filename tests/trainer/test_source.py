@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import MODELS, VOCAB, write_checkpoint
-from trainer.model import FAMILIES
+from tests.support.tiny import MODELS, VOCAB, write_checkpoint
+from trainer.parallel.model import FAMILIES
 from trainer.source import config_of, find_config, find_model
 
 

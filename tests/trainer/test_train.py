@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import trainer.train
-from estimator.plan import parse_plan
-from tests.ranks import Ended, Ranks, run_ranks
-from tests.tiny import tiny_config, train_tiny, write_work
-from trainer.checkpoint import find_checkpoint, step_of
+from estimator.work.plan import parse_plan
+from tests.support.ranks import Ended, Ranks, run_ranks
+from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
 from trainer.measure import read_records
-from trainer.mesh import World
-from trainer.optimizer import OptimizerConfig
+from trainer.parallel.checkpoint import find_checkpoint, step_of
+from trainer.parallel.mesh import World
+from trainer.parallel.optimizer import OptimizerConfig
 
 STEPS = 8
 TOLERANCE = 1e-5

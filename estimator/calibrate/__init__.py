@@ -1,0 +1,1 @@
+"""How a stack is learned from measured runs, and how wrong it is."""

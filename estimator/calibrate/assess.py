@@ -1,0 +1,237 @@
+"""Measured runs held against predictions: what a calibration's report, its tables and its JSON are drawn from.
+
+`assess` gives an `Assessment`: `rows`, one `Assessed` for each run that a stack can predict, in the order of the table,
+and `left`, each other row with the reason. An `Assessed` holds the `case` (what ran, and what was measured of it), the
+stack, whether that stack was fitted to this very run (`in_sample`), predicted seconds per step and reserved bytes with
+their 90 % intervals, the probability that it fits, and where the seconds go. `summarize` boils rows down to a
+`Summary` for each group: of sources, devices, models or plans, in and out of sample apart.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array
+from estimator.calibrate.batches import Batch, batched
+from estimator.predict.interval import Range, moved, spreads
+from estimator.predict.residual import corrected
+from estimator.runs.measured import Case
+from estimator.runs.read import Left
+from estimator.stack.fit import interval_ratio
+from estimator.stack.stack import ANY_TRAINER, Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """A run beside its prediction."""
+
+    case: Case
+    stack: str
+    in_sample: bool
+    """The stack was fitted to this run: its error says nothing of accuracy."""
+    step_s: Range
+    reserved_bytes: Range
+    fits_probability: float
+    step_breakdown: dict[str, float] = field(repr=False)
+    """Seconds of a step, by purpose."""
+
+    @property
+    def tokens_per_s(self) -> Range:
+        """Predicted tokens per second of all devices."""
+        return self.step_s.inverse(float(self.case.workload.tokens_per_step))
+
+    @property
+    def step_error(self) -> float | None:
+        """Predicted over measured seconds per step, less 1; None where they were not measured."""
+        return None if self.case.step_s is None else self.step_s.value / self.case.step_s - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """Predicted over measured reserved bytes, less 1; None where they were not measured."""
+        measured = self.case.reserved_bytes
+        return None if measured is None else self.reserved_bytes.value / measured - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A table of runs beside predictions."""
+
+    rows: tuple[Assessed, ...]
+    left: tuple[Left, ...]
+
+
+def assess(cases: Sequence[Case], stacks: Sequence[Stack]) -> Assessment:
+    """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given."""
+    of_trainer = {stack.trainer: stack for stack in stacks}
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    left: list[Left] = []
+    for i, case in enumerate(cases):
+        own = case.trainer if case.trainer in of_trainer else ANY_TRAINER
+        if len(stacks) > 1 and own not in of_trainer:
+            left.append(Left(case.name, f"trainer: no stack was fitted to {case.trainer!r}; name one with --stack"))
+        else:
+            groups[stacks[0].trainer if len(stacks) == 1 else own].append(i)
+    found: dict[int, Assessed] = {}
+    for trainer, places in groups.items():
+        stack = of_trainer[trainer]
+        known = {digest for table in stack.tables for digest in table.digests.split()}
+        chosen = [cases[i] for i in places]
+        for batch in batched(chosen, stack.habits):
+            try:
+                predicted = list(_assessed(batch, chosen, stack, known))
+            except ValueError as error:
+                left += [Left(chosen[i].name, str(error)) for i in batch.rows]
+            else:
+                found.update(zip((places[i] for i in batch.rows), predicted, strict=True))
+    return Assessment(tuple(found[i] for i in sorted(found)), tuple(left))
+
+
+def _assessed(batch: Batch, cases: Sequence[Case], stack: Stack, known: set[str]) -> Iterator[Assessed]:
+    prediction = predict_batch(batch, stack)
+    for k, row in enumerate(batch.rows):
+        case = cases[row]
+        yield Assessed(
+            case=case,
+            stack=stack.name,
+            in_sample=case.digest in known,
+            step_s=prediction.range_of(prediction.step_s, prediction.step_log_sd, k),
+            reserved_bytes=prediction.range_of(prediction.reserved_bytes, prediction.memory_log_sd, k),
+            fits_probability=float(prediction.fits_probability[k]),
+            step_breakdown={name: float(part[k]) for name, part in prediction.breakdown.items()},
+        )
+
+
+class Prediction(NamedTuple):
+    """Of the runs of a batch: medians, log standard deviations, each of shape (runs,)."""
+
+    step_s: Array
+    step_log_sd: Array
+    reserved_bytes: Array
+    memory_log_sd: Array
+    fits_probability: Array
+    breakdown: dict[str, Array]
+    degrees_of_freedom: int
+
+    def range_of(self, values: Array, log_sds: Array, i: int) -> Range:
+        """Return a run's value with its 90 % interval."""
+        ratio = float(interval_ratio(log_sds[i], self.degrees_of_freedom))
+        return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
+
+
+def predict_batch(batch: Batch, stack: Stack) -> Prediction:
+    """Predict the runs of a batch, with the uncertainty of the parameters and of what the model leaves unexplained."""
+    from scipy.special import stdtr  # noqa: PLC0415 - slow to import
+
+    fit, (family, accelerator, source), count = stack.fit, batch.labels, len(batch.rows)
+    efficiencies = stack.efficiencies(family, accelerator, source)
+    places = batch.places()
+    step, memory = corrected(batch.step(efficiencies), batch.memory(efficiencies), fit, places)
+    directions = stack.directions(family, accelerator, source)
+    after = moved(efficiencies, (*stack.priors, "family_factor"), directions)
+    new_source = 0.0 if source in fit.sources else fit.source_log_sd
+    moved_both = batch.step(after), batch.memory(after)
+    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, accelerator, new_source)
+    usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
+    margin = np.log(usable / memory.peak_bytes) / memory_log_sd
+
+    def each(values: Array) -> Array:
+        return np.broadcast_to(values, (count,))
+
+    return Prediction(
+        step_s=each(step.seconds),
+        step_log_sd=each(step_log_sd),
+        reserved_bytes=each(batch.read_bytes(memory)),
+        memory_log_sd=each(memory_log_sd),
+        fits_probability=each(stdtr(fit.degrees_of_freedom, margin)),
+        breakdown={name: each(part) for name, part in step.breakdown.items()},
+        degrees_of_freedom=fit.degrees_of_freedom,
+    )
+
+
+class Summary(NamedTuple):
+    """How far predictions are from measurements, over a group of runs."""
+
+    num_runs: int
+    median: float
+    """Of the absolute error, predicted over measured less 1."""
+    p90: float
+    """90 % of the absolute errors are smaller."""
+    mean: float
+    bias: float
+    """Median error."""
+    coverage: float
+    """Part of the measurements inside their 90 % interval."""
+
+
+def summary(predicted: Sequence[Range], measured: Sequence[float]) -> Summary:
+    """Return how far predictions are from measurements, of which there is at least one.
+
+    >>> summary([Range(1.1, 1.0, 1.2), Range(0.5, 0.4, 0.6)], [1.0, 1.0]).median
+    0.3
+    """
+    value, low, high = np.array(predicted).T
+    truth = np.array(measured)
+    error = value / truth - 1
+    size = np.abs(error)
+    inside = (low <= truth) & (truth <= high)
+    numbers = (np.median(size), np.quantile(size, 0.9), size.mean(), np.median(error), inside.mean())
+    return Summary(len(truth), *(round(float(number), 12) for number in numbers))
+
+
+def plan_kind(case: Case) -> str:
+    """Return the degrees of a run's plan, in a word."""
+    plan = case.plan
+    ways = {"dp": case.dp, "tp": plan.tp, "pp": plan.num_stages, "cp": plan.cp, "ep": plan.ep}
+    return " ".join(f"{name}{way}" for name, way in ways.items() if way > 1) or "one device"
+
+
+GROUPINGS: dict[str, Callable[[Case], str]] = {
+    "all": lambda case: "all",  # noqa: ARG005 - one group
+    "source": lambda case: case.source,
+    "device": lambda case: case.machine.accelerator.id,
+    "model": lambda case: case.model,
+    "plan": plan_kind,
+}
+"""How runs are grouped."""
+
+
+def summarize(rows: Sequence[Assessed], by: str) -> dict[str, dict[str, Summary]]:
+    """Return the summaries of seconds ("step") and reserved bytes ("memory") of each group of healthy runs."""
+    groups: defaultdict[str, list[Assessed]] = defaultdict(list)
+    for row in rows:
+        groups[GROUPINGS[by](row.case)].append(row)
+    found = {group: _measures(members) for group, members in sorted(groups.items())}
+    return {group: measures for group, measures in found.items() if measures}
+
+
+def _measures(rows: Sequence[Assessed]) -> dict[str, Summary]:
+    steps = [(row.step_s, row.case.step_s) for row in rows if row.case.step_s and not row.case.why_unhealthy]
+    held = [(row.reserved_bytes, row.case.reserved_bytes) for row in rows if row.case.reserved_bytes]
+    measures = {"step": steps, "memory": held}
+    return {name: summary(*zip(*pairs, strict=True)) for name, pairs in measures.items() if pairs}
+
+
+class FitCalls(NamedTuple):
+    """Runs that ran, or ran out of memory, against what was called: it fits where that is likelier than not."""
+
+    num_runs: int
+    right: float
+    """Part of the calls that were right."""
+    false_fits: int
+    """Called to fit, and ran out of memory."""
+    expected_false_fits: float
+    """How many of those called to fit should run out of memory, by the probabilities stated."""
+
+
+def fit_calls(rows: Sequence[Assessed]) -> FitCalls:
+    """Return how the calls of what fits fared."""
+    known = [(row.fits_probability, row.case.fits) for row in rows if row.case.fits is not None]
+    if not known:
+        return FitCalls(0, 1.0, 0, 0.0)
+    probability, fits = np.array([p for p, _ in known]), np.array([fit for _, fit in known])
+    called = probability > 0.5
+    expected = float((1 - probability)[called].sum())
+    return FitCalls(len(known), float((called == fits).mean()), int((called & ~fits).sum()), expected)

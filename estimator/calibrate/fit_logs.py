@@ -1,0 +1,379 @@
+"""Fit a stack to measured runs, and say how wrong it is on a run that it never saw.
+
+The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window
+of a log that times only the issue of work), memory M_r. With parameters theta (those of the stack, in logarithms) and a
+factor u_f on device seconds for each model family f:
+
+    log t_r = log step(theta, u_f) + e,   e ~ N(0, s_step^2 + se_r^2)      theta_j ~ N(log median_j, log_sd_j^2)
+    log w_r = log issue(theta) + e,       e ~ N(0, s_issue^2)              u_f ~ N(0, s_family^2)
+    log M_r = log memory(theta) + e,      e ~ N(0, s_memory^2)             log s ~ N(log median, SPREAD_LOG_SD^2)
+
+theta and u are fitted together (maximum a posteriori), so that families are pooled partially: a family with few or
+noisy runs stays near the population. The four spreads s maximise the evidence of the model linearised there. The
+covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array
+from estimator.formulas.launch import logged_tokens_per_s
+from estimator.formulas.layout import on_machine
+from estimator.formulas.machine import Machine
+from estimator.formulas.memory import total_bytes
+from estimator.formulas.step import plan_step
+from estimator.predict.interval import Range
+from estimator.runs.moai_runs import Run, sustained_step_s
+from estimator.search.planner import search
+from estimator.stack.efficiencies import Efficiencies
+from estimator.stack.fit import Family, Fit
+from estimator.stack.stack import Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
+from estimator.work.plan import Plans
+from estimator.work.rules import reasons
+from hardware.catalog import Catalog
+from hardware.units import MIB
+
+
+class Spread(NamedTuple):
+    """Standard deviations, in logarithms, of what the model does not explain."""
+
+    family: float
+    step: float
+    issue: float
+    memory: float
+
+
+PRIOR_SPREAD = Spread(family=0.10, step=0.04, issue=0.05, memory=0.04)
+"""Medians of the spreads before a run was measured.
+
+assumed: 4 % is what repeated cases of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
+families differ by their kernels, by more.
+"""
+
+MAX_ROUNDS = 20
+"""Rounds of fitting values and spreads in turn; a handful suffices."""
+
+SPREAD_LOG_SD = 0.5
+"""How sure these medians are.  # assumed: within a factor of e for 95 %"""
+
+UNSEEN_DEVICE_LOG_SD = 0.15
+"""Further spread of device seconds on a device the stack never ran on.
+
+assumed: trainers reach 410 to 614 TFLOP/s on MI300X and MI325X for the same model, 0.20 in log, with software that
+differs too (facts of published runs, 2024-2025).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A run as the fit sees it: what to predict with, and the logarithms of what was measured (nan where nothing)."""
+
+    run: Run
+    machine: Machine
+    log_step: float
+    log_step_se: float
+    log_issue: float
+    log_memory: float
+
+
+def observe(run: Run, catalog: Catalog) -> Observation:
+    """Return what the fit sees of a run.
+
+    Raises:
+        ValueError: its flavor is unknown, or its plan cannot have run there.
+    """
+    machine = Machine.of(catalog, catalog.flavor(run.flavor))
+    (why_not,) = reasons(Plans.of([run.plan]), run.workload, machine.num_devices)
+    if why_not:
+        raise ValueError(f"{run.log_name}: plan: {why_not}")
+    step, log_se = sustained_step_s(run)
+    windows = run.log.timed_windows()
+    return Observation(
+        run=run,
+        machine=machine,
+        log_step=float(np.log(step)),
+        log_step_se=log_se,
+        log_issue=float(np.log(windows.mean())) if len(windows) else np.nan,
+        log_memory=float(np.log(run.memory_mib * MIB)) if run.memory_mib else np.nan,
+    )
+
+
+def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
+    """Return the logarithms of a run's seconds per step, issue seconds and bytes, shape (3,)."""
+    run, machine = observation.run, observation.machine
+    shape, seq_len = run.workload.shape, run.workload.seq_len
+    plan = on_machine(run.plan, machine, shape, habits)
+    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.log.steps_per_line())
+    held = total_bytes(shape, seq_len, plan, habits, efficiencies)
+    return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
+
+
+def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:
+    """Fit a stack's parameters, family factors and spreads to one or more measured runs.
+
+    Values for given spreads, and spreads for given values, in turn, until the spreads stay.
+    """
+    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and only a fit needs it
+
+    problem = _Problem(observations, habits, priors)
+    spread, solution = PRIOR_SPREAD, problem.solve(PRIOR_SPREAD)
+    for _ in range(MAX_ROUNDS):
+        found = minimize(
+            lambda log_spread, at=solution: -problem.log_evidence(Spread(*np.exp(log_spread)), at),
+            np.log(spread),
+            method="Nelder-Mead",
+            options={"xatol": 1e-5, "fatol": 1e-8, "maxiter": 4000},
+        )
+        converged = np.allclose(found.x, np.log(spread), atol=1e-3)
+        spread = Spread(*np.exp(found.x).tolist())
+        solution = problem.solve(spread)
+        if converged:
+            break
+    families = {
+        name: Family(
+            log_factor=float(solution.values[i]),
+            log_sd=float(solution.covariance[i, i] ** 0.5),
+            runs=sum(o.run.workload.shape.family == name for o in observations),
+        )
+        for i, name in enumerate(problem.families, start=len(priors))
+    }
+    return Fit(
+        accelerators=(accelerator,),
+        names=(*priors, *families),
+        log_values=tuple(solution.values.tolist()),
+        covariance=tuple(tuple(row) for row in solution.covariance.tolist()),
+        families=families,
+        family_log_sd=spread.family,
+        step_log_sd=spread.step,
+        issue_log_sd=spread.issue,
+        memory_log_sd=spread.memory,
+        device_log_sd=UNSEEN_DEVICE_LOG_SD,
+        degrees_of_freedom=max(len(observations) - 1, 1),
+    )
+
+
+class _Solution(NamedTuple):
+    """Fitted values, their covariance, and the model there: measured less predicted, and its slopes."""
+
+    values: Array
+    covariance: Array
+    errors: Array
+    slopes: Array
+
+
+class _Problem:
+    """Parameters and family factors as one vector, to be fitted for given spreads."""
+
+    def __init__(self, observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior]) -> None:
+        self.observations = observations
+        self.habits = habits
+        self.families = tuple(sorted({o.run.workload.shape.family for o in observations}))
+        self.prior_mean = np.array([np.log(prior.median) for prior in priors.values()] + [0.0] * len(self.families))
+        self.prior_sd = np.array([prior.log_sd for prior in priors.values()])
+        self.names = tuple(priors)
+        self.measured = np.array([[o.log_step, o.log_issue, o.log_memory] for o in observations])
+        self.step_se = np.array([o.log_step_se for o in observations])
+        self.values = self.prior_mean
+
+    def predicted(self, values: Array) -> Array:
+        """Return the logarithms of what the model predicts, shape (runs, 3)."""
+        parameters = dict(zip(self.names, np.exp(values[: len(self.names)]), strict=True))
+        factors = dict(zip(self.families, np.exp(values[len(self.names) :]), strict=True))
+        return np.array([
+            predict_logs(o, self.habits, Efficiencies(**parameters, family_factor=factors[o.run.workload.shape.family]))
+            for o in self.observations
+        ])  # fmt: skip
+
+    def standard_deviations(self, spread: Spread) -> tuple[Array, Array]:
+        """Return those of the measurements, shape (runs, 3), and of the prior on the values."""
+        ones = np.ones(len(self.step_se))
+        measured = np.stack([np.hypot(spread.step, self.step_se), spread.issue * ones, spread.memory * ones], axis=1)
+        return measured, np.concatenate([self.prior_sd, np.full(len(self.families), spread.family)])
+
+    def solve(self, spread: Spread) -> _Solution:
+        """Return the values that are most probable for these spreads (Levenberg-Marquardt)."""
+        from scipy.optimize import least_squares  # noqa: PLC0415 - as above
+
+        measured_sd, prior_sd = self.standard_deviations(spread)
+        known = np.isfinite(self.measured)
+        sd = measured_sd[known]
+
+        def residuals(values: Array) -> Array:
+            errors = (self.predicted(values) - self.measured)[known] / sd
+            return np.concatenate([errors, (values - self.prior_mean) / prior_sd])
+
+        found = least_squares(residuals, self.values, method="lm", xtol=1e-9, ftol=1e-9)
+        self.values = found.x
+        return _Solution(
+            values=found.x,
+            covariance=np.linalg.inv(found.jac.T @ found.jac),
+            errors=-found.fun[: len(sd)] * sd,
+            slopes=found.jac[: len(sd)] * sd[:, None],
+        )
+
+    def log_evidence(self, spread: Spread, at: _Solution) -> float:
+        """Return the log probability of the measurements for these spreads, the model taken linear around `at`.
+
+        Then the measurements are jointly normal: errors + slopes (values - prior mean) ~ N(0, V), with
+        V = diag(sd^2) + slopes diag(prior_sd^2) slopes'.
+        """
+        measured_sd, prior_sd = self.standard_deviations(spread)
+        sd = measured_sd[np.isfinite(self.measured)]
+        off = at.errors + at.slopes @ (at.values - self.prior_mean)
+        covariance = np.diag(sd**2) + (at.slopes * prior_sd**2) @ at.slopes.T
+        log_prior = -0.5 * float(((np.log(spread) - np.log(PRIOR_SPREAD)) ** 2).sum()) / SPREAD_LOG_SD**2
+        return log_prior - 0.5 * float(off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1])
+
+
+def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
+    """Return the fraction of steps at the host's slow pace, and the slow pace's issue time over the fast one's.
+
+    In each log, the timed windows are split at their widest gap, if the means on its two sides differ by more than
+    10 %; a log without such a gap shows one pace and says nothing of the other. The fraction is pooled over windows,
+    the ratio is the geometric mean over logs.
+    """
+    slow, total, ratios = 0, 0, []
+    for run in runs:
+        windows = np.sort(run.log.timed_windows())
+        if len(windows) < 3:
+            continue
+        split = int(np.argmax(np.diff(windows))) + 1
+        ratio = windows[split:].mean() / windows[:split].mean()
+        if ratio > 1.1:
+            slow, total = slow + len(windows) - split, total + len(windows)
+            ratios.append(np.log(ratio))
+    if not ratios:
+        return 0.0, 1.0
+    return slow / total, float(np.exp(np.mean(ratios)))
+
+
+def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
+    """Return the one-off seconds of a run: medians over the logs.
+
+    Raises:
+        ValueError: no log holds the events of a startup.
+    """
+    request, per_candidate, first_step = [], [], []
+    for run in runs:
+        events, first = run.log.startup, run.log.steps[0]
+        if {"request", "ready", "train"} <= events.keys():
+            request.append(events["ready"] - events["request"])
+            per_candidate.append((events["train"] - events["ready"]) / run.num_candidates)
+            first_step.append(first.time_s - events["train"] - (first.step - 1) * run.log.mean_step_s()[0])
+    if not request:
+        raise ValueError("fit: no log holds the events of a startup; give at least one log from its first line on")
+    return Startup(
+        load_s=load_s,
+        request_s=float(np.median(request)),
+        search_s_per_candidate=float(np.median(per_candidate)),
+        first_step_s=float(np.median(first_step)),
+        evidence=f"medians over {len(request)} logs; the load as premised",
+    )
+
+
+def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> Stack:
+    """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
+    if not runs:
+        raise ValueError("fit: no measured runs; give a table with at least one")
+    observations = [observe(run, catalog) for run in runs]
+    accelerators = {o.machine.accelerator.id for o in observations}
+    if len(accelerators) > 1:
+        raise ValueError(f"fit: runs on {', '.join(sorted(accelerators))}; one fit takes runs on one accelerator")
+    fit = fit_stack(observations, premises.habits, premises.priors, *accelerators)
+    log, (fraction, ratio) = premises.log, host_paces(runs)
+    window = Window(times=log.times, slow_fraction=fraction, slow_ratio=ratio, evidence=log.evidence["times"].text)
+    found = {"startup": startup_of(runs, log.load_s), "window": window, "fit": fit, "runs": ()}
+    return Stack.model_validate(premises.model_dump(by_alias=True) | found)
+
+
+class Trial(NamedTuple):
+    """A run held against the prediction of a stack."""
+
+    run: Run
+    step_s: Range
+    measured_step_s: float
+    minutes: Range
+    """From the end of the first step to that of the last."""
+    logged_tokens_per_s: float
+    measured_logged_tokens_per_s: float | None
+    memory_mib: Range
+    num_candidates: int
+    num_possible: int
+    chosen: str
+    step_breakdown: dict[str, float]
+    """Predicted seconds of a step, by purpose."""
+
+    @property
+    def step_error(self) -> float:
+        """Predicted over measured seconds per step, less 1."""
+        return self.step_s.value / self.measured_step_s - 1
+
+    @property
+    def logged_error(self) -> float | None:
+        """Predicted over measured mean logged throughput, less 1; None where the log has no timed window."""
+        measured = self.measured_logged_tokens_per_s
+        return None if measured is None else self.logged_tokens_per_s / measured - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """Predicted over measured memory, less 1; None where it was not read."""
+        measured = self.run.memory_mib
+        return None if measured is None else self.memory_mib.value / measured - 1
+
+
+def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
+    """Predict a measured run: its own plan, as it ran, and the plan that the planner would choose."""
+    flavor = catalog.flavor(run.flavor)
+    space = search(run.workload, flavor, stack, catalog)
+    own = search(run.workload, flavor, stack, catalog, plan=run.plan).plans[0]
+    efficiencies = stack.efficiencies(run.workload.shape.family)
+    observed = observe(run, catalog)
+    log_step, log_issue, _ = predict_logs(observed, stack.habits, efficiencies)
+    step_s = float(np.exp(log_step))
+    as_it_ran = own.step_s.times(step_s / own.step_s.value)  # its loop may read the loss less often
+    tokens = run.workload.tokens_per_step
+    windows = run.log.timed_windows()
+    return Trial(
+        run=run,
+        step_s=as_it_ran,
+        measured_step_s=float(np.exp(observed.log_step)),
+        minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
+        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_issue)), stack.window)),
+        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
+        memory_mib=own.total_bytes.times(1 / MIB),
+        num_candidates=space.num_candidates,
+        num_possible=space.num_possible,
+        chosen=str(space.best.plan) if space.best else "none fits",
+        step_breakdown=own.step_breakdown,
+    )
+
+
+def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> list[Trial]:
+    """Predict each run with a stack that was fitted to all the others.
+
+    Raises:
+        ValueError: there is only one run.
+    """
+    if len(runs) < 2:
+        raise ValueError("fit: 1 measured run; give a table with at least two, so that each can be left out")
+    return [
+        try_run(run, stack_from_runs(premises, [r for r in runs if r is not run], catalog), catalog) for run in runs
+    ]
+
+
+def with_runs(stack: Stack, trials: Sequence[Trial]) -> Stack:
+    """Return a stack that lists the runs it was fitted to, and how far off it is on each when that run is left out."""
+    runs = tuple(
+        MeasuredRun(
+            log=trial.run.log_name,
+            sha256=trial.run.sha256,
+            model=trial.run.workload.shape.name,
+            step_s=round(trial.measured_step_s, 3),
+            left_out_step_error=round(trial.step_error, 4),
+        )
+        for trial in trials
+    )
+    return stack.model_copy(update={"runs": runs})

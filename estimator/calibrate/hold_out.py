@@ -1,0 +1,207 @@
+"""How wrong a stack is on runs that it never saw: each part of the runs predicted by a fit to the others.
+
+Everything in a prediction comes from the others: parameters, what the model leaves unexplained, and the spreads of the
+intervals, which are those of parts of the others held out in turn.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array
+from estimator.calibrate.assess import Assessed, assess, fit_calls, summarize
+from estimator.calibrate.fit_stack import fit_stack_to_cases, folds
+from estimator.formulas.counts import step_flop
+from estimator.predict.interval import Range
+from estimator.runs.measured import Case
+from estimator.stack.stack import ANY_TRAINER, Premises
+
+NUM_FOLDS = 3
+"""Of the others, from which the spreads are found; few, as there are many fits."""
+
+FEWEST_FITTED = 8
+"""Runs that a fit to the others needs, else the part is not predicted."""
+
+CLEARLY_APART = 1.05
+"""Ratio of two measured times from which on their order is asked for."""
+
+SANE_FLOP_PER_S, SANE_TP = 100e12, 8
+"""Of the rows on which other estimators were compared: rate per device, and tensor-parallel degree at most."""
+
+
+def _by(label: Callable[[Case], str]) -> Callable[[Sequence[Case]], list[Array]]:
+    def parts(cases: Sequence[Case]) -> list[Array]:
+        labels = np.array([label(case) for case in cases])
+        return [np.flatnonzero(labels == one) for one in np.unique(labels)]
+
+    return parts
+
+
+def _halves(cases: Sequence[Case]) -> list[Array]:
+    half = folds(len(cases), 2)
+    return [np.flatnonzero(half == one) for one in (0, 1)]
+
+
+def _most_nodes(cases: Sequence[Case]) -> list[Array]:
+    nodes = np.array([case.machine.num_nodes for case in cases])
+    return [np.flatnonzero(nodes == nodes.max())]
+
+
+SPLITS: dict[str, Callable[[Sequence[Case]], list[Array]]] = {
+    "random half": _halves,
+    "source": _by(lambda case: case.source),
+    "model size": _by(lambda case: f"hidden size {case.shape.hidden_size}"),
+    "most nodes": _most_nodes,
+}
+"""Ways to hold out runs: the parts that are predicted, each from all others."""
+
+
+def splits_of(premises: Premises) -> tuple[str, ...]:
+    """Return the ways to hold out a stack's runs: of one for any software, by halves and by source."""
+    return ("random half", "source") if premises.trainer == ANY_TRAINER else tuple(SPLITS)
+
+
+def hold_out(premises: Premises, cases: Sequence[Case], split: str) -> list[Assessed]:
+    """Return the runs of a stack's trainer, predicted without the part that they are in; see `SPLITS`."""
+    own = [case for case in cases if premises.is_of(case.trainer)]
+    return [row for part in SPLITS[split](own) for row in _hold_out_part(premises, own, part)]
+
+
+def _hold_out_part(premises: Premises, own: list[Case], part: Array) -> tuple[Assessed, ...]:
+    inside = np.zeros(len(own), dtype=bool)
+    inside[part] = True
+    others = [own[i] for i in np.flatnonzero(~inside)]
+    if sum(case.tells_speed for case in others) < FEWEST_FITTED:
+        return ()
+    return assess([own[i] for i in part], [fit_stack_to_cases(premises, others, {}, NUM_FOLDS)]).rows
+
+
+def hold_outs(premises: Mapping[str, Premises], cases: Sequence[Case]) -> dict[str, dict[str, list[Assessed]]]:
+    """Return the runs of each stack that has some, held out by each split as `hold_out` does, on all processors."""
+    own = {name: [case for case in cases if one.is_of(case.trainer)] for name, one in premises.items()}
+    parts = {
+        (name, split): SPLITS[split](runs) for name, runs in own.items() if runs for split in splits_of(premises[name])
+    }
+    with ProcessPoolExecutor() as pool:
+        # the largest stacks first, so that no processor is left with one at the end
+        waited = {
+            (name, split): [pool.submit(_hold_out_part, premises[name], own[name], part) for part in of_split]
+            for (name, split), of_split in sorted(parts.items(), key=lambda item: -len(own[item[0][0]]))
+        }
+        rows = {key: [row for one in futures for row in one.result()] for key, futures in waited.items()}
+    return {name: {split: rows[name, split] for split in splits_of(premises[name])} for name in own if own[name]}
+
+
+class Ranking(NamedTuple):
+    """Pairs of healthy runs of one model, batch and number of devices, whose plans and times differ."""
+
+    num_pairs: int
+    right: float
+    """Part of the pairs of which the faster is predicted faster."""
+
+
+def ranking(rows: Sequence[Assessed]) -> Ranking:
+    """Return how often the faster of two plans is predicted faster, of those that are clearly apart."""
+    groups: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
+    for row in rows:
+        case = row.case
+        if case.tells_speed:
+            machine = (case.machine.accelerator.id, case.machine.num_devices, case.machine.num_nodes)
+            work = (case.shape, case.seq_len, case.workload.global_batch, case.recipe, case.source)
+            groups[(*work, *machine)].append(row)
+    count = right = 0
+    for members in groups.values():
+        measured = np.log([row.case.step_s or np.nan for row in members])
+        predicted = np.log([row.step_s.value for row in members])
+        plans = np.array([str(row.case.plan) for row in members])
+        apart = np.subtract.outer(measured, measured)
+        pairs = (apart > np.log(CLEARLY_APART)) & (plans[:, None] != plans)
+        count += int(pairs.sum())
+        right += int((pairs & (np.subtract.outer(predicted, predicted) > 0)).sum())
+    return Ranking(count, right / count if count else 1.0)
+
+
+class Peer(NamedTuple):
+    """A measure that other estimators were held to on the same rows."""
+
+    rows: str
+    num_runs: int
+    mean_error: float
+    """Mean absolute error of seconds, predicted over measured less 1."""
+    best_peer: str
+
+
+def peers(rows: Sequence[Assessed]) -> list[Peer]:
+    """Return the errors on the rows and measures on which other estimators were compared."""
+    timed = [row for row in rows if row.case.step_s is not None]
+    h100 = [row for row in timed if row.case.source == "nanotron ultrascale"]
+    sane = [row for row in h100 if row.case.plan.tp <= SANE_TP and _flop_per_device_s(row.case) >= SANE_FLOP_PER_S]
+    healthy = [row for row in h100 if not row.case.why_unhealthy]
+    single = [row for row in timed if row.case.source == "vTrain single node"]
+    several = [row for row in timed if row.case.source.startswith("vTrain ground truth")]
+    asked = (
+        ("H100: all that succeeded", h100, False, "SimuMax 52.5 %"),
+        ("H100: healthy", healthy, False, "none published"),
+        ("H100: tp <= 8, 100 TFLOP/s or more, one scale", sane, True, "SimuMax 19.7 %; FLOP count 27.9 %"),
+        ("A100, single node", single, False, "SimuMax 24.6 %; 17.7 % after one scale; vTrain claims 8.4 % with traces"),
+        ("A100, several nodes", several, False, "Calculon 12.9 %; 9.6 % after one scale; vTrain claims 14.7 %"),
+    )
+    return [Peer(what, len(own), _mean_error(own, scaled=scaled), best) for what, own, scaled, best in asked if own]
+
+
+def _flop_per_device_s(case: Case) -> float:
+    tokens = case.workload.tokens_per_step
+    flop = step_flop(tokens, case.seq_len, case.shape, causal=False, keeps_scores=True, recompute=False)
+    return float(flop) / case.machine.num_devices / (case.step_s or np.inf)
+
+
+def _mean_error(rows: Sequence[Assessed], *, scaled: bool) -> float:
+    """Return the mean absolute error, of predictions all multiplied by the one factor that makes it least if scaled."""
+    ratio = np.array([row.step_s.value / (row.case.step_s or np.nan) for row in rows])
+    factors = np.exp(np.linspace(-0.5, 0.5, 1001)) if scaled else np.ones(1)
+    return float(min(np.abs(factor * ratio - 1).mean() for factor in factors))
+
+
+def holdout_document(found: dict[str, dict[str, list[Assessed]]]) -> dict[str, Any]:
+    """Return the object that `calibrate --runs --hold-out --json` prints, schema `holdout/1`, of stacks and splits."""
+    halves = [row for splits in found.values() for row in splits.get("random half", [])]
+    return {
+        "schema": "holdout/1",
+        "stacks": {
+            name: {split: _split_document(rows) for split, rows in splits.items() if rows}
+            for name, splits in found.items()
+        },
+        "peers": [peer._asdict() for peer in peers(halves)],
+    }
+
+
+def _split_document(rows: Sequence[Assessed]) -> dict[str, Any]:
+    measures = summarize(rows, "all").get("all", {})
+    return {
+        **{measure: one._asdict() for measure, one in measures.items()},
+        "fit_calls": fit_calls(rows)._asdict(),
+        "ranking": ranking(rows)._asdict(),
+        "by_model": {g: {m: s._asdict() for m, s in ms.items()} for g, ms in summarize(rows, "model").items()},
+        "by_source": {g: {m: s._asdict() for m, s in ms.items()} for g, ms in summarize(rows, "source").items()},
+        "rows": [
+            {
+                "name": row.case.name,
+                "source": row.case.source,
+                "unhealthy": row.case.why_unhealthy,
+                "step_s": row.case.step_s,
+                "predicted_step_s": _list(row.step_s),
+                "reserved_bytes": row.case.reserved_bytes,
+                "predicted_reserved_bytes": _list(row.reserved_bytes),
+                "fits": row.case.fits,
+                "fits_probability": round(row.fits_probability, 4),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _list(value: Range) -> list[float]:
+    return [float(f"{number:.5g}") for number in value]

@@ -1,0 +1,1 @@
+"""The commands `estimate` and `calibrate`."""

@@ -1,0 +1,1 @@
+"""What a step needs: pure functions over arrays."""

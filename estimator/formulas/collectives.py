@@ -1,0 +1,186 @@
+"""Seconds of a collective: latency and bandwidth over the links of a node and the network between nodes.
+
+A group has `members` devices in each of `nodes` nodes, every `stride`-th device of a node. Inside a node its bandwidth
+per device is that of the innermost link that spans it: a pair, a ring at its slowest edge, a switch, or a mesh, where
+a group of m devices drives m - 1 links at once. Between nodes all devices that a node lends share its network, each
+carrying an equal part. Ranks are laid over the devices tensor parallel first, then data parallel, then stages.
+"""
+
+import numpy as np
+
+from estimator.arrays import Array, Num
+from estimator.formulas.layout import Layout
+from estimator.formulas.machine import Machine
+from estimator.formulas.memory import fullest_rank
+from estimator.stack.stack import Habits
+from estimator.work.shape import Shape
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients in one message where nothing is sharded.  # datasheet: the default of DistributedDataParallel"""
+
+MESSAGES_PER_LAYER = 0.5
+"""Messages of a layer's sharded gradients, or weights, whose latencies add up.
+
+measured: with 0.5, of 0.5, 1, 2 and 6, nanotron's runs of ZeRO 1 on 64 and more replicas agree best with the others;
+their tensors, 6 a layer, are sent as one group
+"""
+
+
+def group_links(machine: Machine, members: Num, stride: Num = 1) -> tuple[Array, Array]:
+    """Bandwidth per device and direction [bytes/s] and latency [s] inside a node, for `members` devices `stride` apart.
+
+    Returns infinite bandwidth and no latency for a group of one.
+    """
+    count, span = np.broadcast_arrays(members, np.asarray(members) * stride)
+    bandwidth, latency = np.full(count.shape, np.inf), np.zeros(count.shape)
+    for link in reversed(machine.node.links):
+        fits = (count > 1) & ((span <= link.span) | (link is machine.node.links[-1]))
+        links = count - 1 if link.topology == "mesh" else 1
+        bandwidth = np.where(fits, link.bytes_per_s * link.efficiency.value * links, bandwidth)
+        latency = np.where(fits, link.latency_s, latency)
+    return bandwidth, latency
+
+
+def gather_seconds(
+    num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1, messages: Num = 1
+) -> Array:
+    """Seconds of an all-gather, or a reduce-scatter, of `num_bytes` in all over a group.
+
+    Hierarchical: between nodes every member gathers its 1/m of the bytes from the same member of the other nodes, the
+    node's network shared by all its devices; then the members exchange inside the node.
+
+    between: (n - 1) / n * (bytes / m) / (B_net / d) + (n - 1) a_net;  inside: (m - 1) / m * bytes / B + (m - 1) a
+    (ring terms of Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521, section 4.1; d devices per node).
+    One member of one node: 0. In several messages, the bytes take as long, and each message its latencies.
+    """
+    members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
+    bandwidth, latency = group_links(machine, members, stride)
+    share, hop_s = network_share(machine), network_hop_seconds(machine)
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + messages * (nodes - 1) * hop_s
+    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + messages * (members - 1) * latency
+    return np.asarray(between + inside)
+
+
+def network_share(machine: Machine) -> float:
+    """Bandwidth that each device has of its node's network, all of them sending [bytes/s]."""
+    network = machine.node.network
+    return network.bytes_per_s * network.efficiency.value / machine.devices_per_node
+
+
+def network_hop_seconds(machine: Machine) -> Num:
+    """Seconds that a hop between nodes adds to a message: as measured, else the catalog's latency."""
+    return machine.node.network.latency_s if machine.fabric is None else machine.fabric.hop_s
+
+
+def all_reduce_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
+    """Seconds of an all-reduce: a reduce-scatter and an all-gather (Rabenseifner's algorithm)."""
+    return 2.0 * gather_seconds(num_bytes, members, nodes, machine, stride)
+
+
+def transfer_seconds(num_bytes: Num, stage_devices: Num, machine: Machine) -> Array:
+    """Seconds of each device of a stage sending `num_bytes` to its peer of the next stage, all at once.
+
+    A pipeline over several nodes crosses between two of them somewhere, and is as fast as its slowest link.
+    """
+    sent, node = np.asarray(num_bytes, dtype=np.float64), machine.node
+    between = np.asarray(sent / network_share(machine) + node.network.latency_s)
+    if not node.links:
+        return between
+    link = node.links[-1]
+    inside = np.asarray(sent / (link.bytes_per_s * link.efficiency.value) + link.latency_s)
+    if machine.num_nodes == 1:
+        return inside
+    return np.where(np.asarray(stage_devices) < machine.devices_per_node, np.maximum(between, inside), between)
+
+
+def placed(count: Num, stride: Num, machine: Machine) -> tuple[Array, Array]:
+    """Members per node, and nodes, of a group of so many ranks, `stride` devices apart."""
+    count = np.asarray(count)
+    nodes = np.minimum(count, np.ceil(count * np.asarray(stride) / machine.devices_per_node))
+    return np.ceil(count / nodes), nodes
+
+
+def all_to_all_seconds(num_bytes: Num, members: Num, nodes: Num, machine: Machine, stride: Num = 1) -> Array:
+    """Seconds of every device sending `num_bytes` in all, in equal parts to all of its group, itself included.
+
+    What leaves the node, (n - 1) / n of it, goes over the device's share of the network; (m - 1) / (m n) goes inside.
+    """
+    members, nodes = np.asarray(members, dtype=np.float64), np.asarray(nodes, dtype=np.float64)
+    bandwidth, latency = group_links(machine, members, stride)
+    between = (nodes - 1) / nodes * np.asarray(num_bytes) / network_share(machine)
+    inside = (members - 1) / (members * nodes) * np.asarray(num_bytes) / bandwidth
+    return np.asarray(between + inside + (nodes > 1) * machine.node.network.latency_s + latency)
+
+
+def tensor_parallel_seconds(num_bytes: Num, plan: Layout, machine: Machine, hop_s: Num = 0.0) -> Array:
+    """Seconds of one all-reduce (or all-gather and reduce-scatter) over a tensor-parallel group.
+
+    Where it leaves the node, its ring of 2 (tp - 1) hops takes further `hop_s` for each.
+    """
+    return all_reduce_seconds(num_bytes, *placed(plan.tp, 1, machine), machine) + plan.tensor_parallel_hops * hop_s
+
+
+def context_parallel_seconds(tokens: Num, shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of passing a layer's keys and values around the context-parallel ring: once forward, twice backward.
+
+    Backward, their gradients travel along (Liu et al. 2023, arXiv:2310.01889, section 3).
+    """
+    ring = 2.0 * habits.activation_bytes * np.asarray(tokens) * plan.cp * shape.kv_size / plan.tp
+    return 3.0 * gather_seconds(ring, *placed(plan.cp, plan.tp, machine), machine, plan.tp)
+
+
+def expert_parallel_seconds(tokens: Num, shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of sending a layer's tokens to their experts and back, once: two all-to-alls."""
+    sent = habits.activation_bytes * np.asarray(tokens) * shape.num_experts_per_token * shape.hidden_size
+    stride = np.asarray(plan.tp) * plan.cp
+    seconds = all_to_all_seconds(sent / plan.tp, *placed(plan.ep, stride, machine), machine, stride)
+    return np.where(np.asarray(plan.ep) > 1, 2.0 * seconds, 0.0)
+
+
+def stage_transfer_seconds(shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of sending activations forward and gradients back, for every slot of the pipeline and every chunk."""
+    stages = np.asarray(plan.stages)
+    num_bytes = plan.tokens(seq_len) * shape.hidden_size * habits.activation_bytes / plan.tp
+    slots = np.where(stages > 1, np.asarray(plan.micro_batches) * plan.virtual_stages + stages - 2, 0)
+    return np.asarray(2.0 * slots * transfer_seconds(num_bytes, plan.replicas * plan.tp, machine))
+
+
+def data_parallel_seconds(shape: Shape, plan: Layout, machine: Machine, habits: Habits) -> Array:
+    """Seconds of the collectives that keep replicas alike, none of them hidden.
+
+    ZeRO 0 reduces and gathers gradients; 1 and 2 reduce gradients and gather weights; 3 the same where the stack keeps
+    gathered weights, else it gathers them for every forward and backward pass (Rajbhandari et al. 2020,
+    arXiv:1910.02054, section 7). Sharded within nodes, each shard is also reduced over the nodes (Zhao et al. 2023,
+    arXiv:2304.11277, section 3.2.2). Experts have 1/ep of the replicas. What is frozen has no gradient, and is gathered
+    only where it is not kept.
+    """
+    params, trained = fullest_rank(shape, plan), fullest_rank(shape, plan, trained=True)
+    regathers = ~habits.gathers_once(plan.stages)
+    micro_batches, zero = np.asarray(plan.micro_batches), np.asarray(plan.zero_stage)
+    num_reductions = np.where((zero >= 2) & habits.reduces_often(plan.stages), micro_batches, 1)
+    num_gathers = np.where((zero == 3) & regathers, 2 * micro_batches, 1)
+    messages = MESSAGES_PER_LAYER * plan.most_of_stages(plan.stage_layers(shape.num_layers))
+    seconds = np.zeros(())
+    for held, count, replicas, shards, stride in (
+        (params.dense, trained.dense, plan.replicas, plan.shard_ranks, np.asarray(plan.tp)),
+        (
+            params.experts,
+            trained.experts,
+            plan.replicas // plan.ep,
+            plan.expert_shard_ranks,
+            np.asarray(plan.tp) * plan.ep,
+        ),
+    ):
+        if not np.any(held):
+            continue
+        gradients, weights = count * habits.gradient_bytes, count * habits.weight_bytes
+        if shape.lora_rank:
+            weights = weights + np.where((zero == 3) & regathers, (held - count) * habits.bytes_of_frozen, 0.0)
+        everyone, sharers = placed(replicas, stride, machine), placed(shards, stride, machine)
+        reduced = num_reductions * gather_seconds(gradients, *sharers, machine, stride, messages)
+        gathered = num_gathers * gather_seconds(weights, *sharers, machine, stride, messages)
+        copies = placed(replicas // shards, stride * shards, machine)
+        copied = all_reduce_seconds(gradients / shards, *copies, machine, stride * shards)
+        unsharded = 2.0 * gather_seconds(gradients, *everyone, machine, stride, np.ceil(gradients / BUCKET_BYTES))
+        seconds = seconds + np.where(zero == 0, unsharded, reduced + gathered + copied)
+    return seconds

@@ -1,0 +1,56 @@
+"""A whole run: startup and steps to wall time, and what that costs in money and energy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from estimator.stack.stack import Startup
+from hardware.models import Accelerator, Price
+
+SECONDS_PER_HOUR = 3600.0
+
+
+class Wall(NamedTuple):
+    """Seconds of a run, from the start of the program to the end of its last step."""
+
+    startup_s: float
+    """Until the first step begins: imports, checkpoint, request, plan search."""
+    first_step_s: float
+    later_steps_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all of it."""
+        return self.startup_s + self.first_step_s + self.later_steps_s
+
+
+def wall(step_s: float, num_steps: int, startup: Startup, num_candidates: int) -> Wall:
+    """Return the wall time of a run: startup + first step + (n - 1) steps.
+
+    The first step compiles lazily and is never faster than the others. Evaluation, checkpoints and failures are not
+    part of it.
+    """
+    search_s = startup.search_s_per_candidate * num_candidates
+    return Wall(
+        startup_s=startup.load_s + startup.request_s + search_s,
+        first_step_s=max(startup.first_step_s, step_s),
+        later_steps_s=step_s * (num_steps - 1),
+    )
+
+
+def price_range(prices: Sequence[Price]) -> tuple[float, float, float] | None:
+    """Return the median, least and greatest price [USD per device and hour], None where none is known.
+
+    A price whose unit its source leaves unclear counts with its mean, and spans both readings.
+    """
+    if not prices:
+        return None
+    readings = [(p.usd_per_device_h, p.usd_per_device_h_high or p.usd_per_device_h) for p in prices]
+    middles = sorted((low + high) / 2 for low, high in readings)
+    count = len(middles)
+    median = (middles[(count - 1) // 2] + middles[count // 2]) / 2
+    return median, min(low for low, _ in readings), max(high for _, high in readings)
+
+
+def energy_kwh(seconds: float, num_devices: int, accelerator: Accelerator) -> float:
+    """Energy of the devices at their design power, hosts and network not counted [kWh]."""
+    return accelerator.tdp_w * num_devices * seconds / SECONDS_PER_HOUR / 1000

@@ -1,0 +1,69 @@
+"""Values with their 90 % intervals: how parameters move a prediction, and what is added that they leave."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array, Num
+from estimator.formulas.memory import Memory
+from estimator.formulas.step import Step
+from estimator.predict.residual import left_log_sd
+from estimator.stack.efficiencies import Efficiencies
+from estimator.stack.fit import Fit
+
+
+class Range(NamedTuple):
+    """A value with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        """Return the range of a quantity in proportion to this one."""
+        return Range(self.value * factor, self.low * factor, self.high * factor)
+
+    def inverse(self, numerator: float) -> "Range":
+        """Return the range of `numerator` over this quantity."""
+        return Range(numerator / self.value, numerator / self.high, numerator / self.low)
+
+
+def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
+    """Return the named parameters after each 1-sigma move forward, then after each backward, as arrays (moves, 1)."""
+    both = np.exp(np.concatenate([directions, -directions]))[:, :, None]
+    return efficiencies._replace(**{name: getattr(efficiencies, name) * both[:, i] for i, name in enumerate(names)})
+
+
+def moved_variance(logs: Array) -> Array:
+    """Return the variance of a quantity from its logarithms after each move forward, then after each backward."""
+    forward, backward = np.split(logs, 2)
+    return np.asarray((((forward - backward) / 2) ** 2).sum(axis=0))
+
+
+def log_sd(moved_values: Array, residual: Num) -> Array:
+    """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
+    return np.asarray(np.sqrt(moved_variance(np.log(moved_values)) + np.asarray(residual) ** 2))
+
+
+def spreads(
+    step: Step, after: tuple[Step, Memory], fit: Fit, places: Array, accelerator: str, new_source: float
+) -> tuple[Array, Array]:
+    """Return the log standard deviations of seconds per step and of bytes: of parameters, and of what they leave.
+
+    Args:
+        step: as predicted.
+        after: step and memory after each move of the parameters.
+        fit: what the stack's fit found.
+        places: `residual.features` of the plans.
+        accelerator: further spread is added where the stack never ran on it.
+        new_source: further spread of device seconds of a source of runs that was never measured.
+    """
+    new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
+    device_share = 1 - step.breakdown["host"] / step.seconds
+    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
+    left_bytes = left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
+    return (
+        log_sd(after[0].seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share)),
+        log_sd(after[1].peak_bytes, left_bytes),
+    )

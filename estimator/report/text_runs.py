@@ -1,0 +1,215 @@
+"""What a user reads of measured runs beside predictions, on a terminal; and the JSON document of them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from estimator.calibrate.assess import GROUPINGS, Assessed, Assessment, fit_calls, plan_kind, summarize
+from estimator.predict.interval import Range
+from estimator.report.text import number, plain_table
+from estimator.runs.measured import Case
+from estimator.stack.stack import Stack
+from hardware.command import open_console
+from hardware.units import MIB
+
+SAMPLES = {False: "out of sample", True: "in sample: these runs were fitted, their error is no accuracy"}
+
+WIDEST = 400
+"""Characters of a line of the table of runs."""
+
+CONSTRAINED = 0.8
+"""Standard deviation after the fit, over that of the prior, from which on the data said nothing of a parameter."""
+
+TOLD_APART = 0.9
+"""Correlation of two parameters from which on the data did not tell them apart."""
+
+
+def print_assessment(console: Console, assessment: Assessment) -> None:
+    """Print a line for each run, a line for each that is none, then the summaries."""
+    table = plain_table(
+        "run", "model", "device", "plan", "step s (90 %)", "measured", "error", "tokens/s (90 %)", "measured",
+        "MiB reserved (90 %)", "measured", "fits", "did", "sample",
+    )  # fmt: skip
+    for row in assessment.rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    for name, why in assessment.left:
+        console.print(f"left: {name}: {why}", style="dim", highlight=False)
+    unhealthy = [row for row in assessment.rows if row.case.why_unhealthy]
+    for in_sample, title in SAMPLES.items():
+        rows = [row for row in assessment.rows if row.in_sample == in_sample]
+        if rows:
+            console.print(f"\n{title}")
+            print_summaries(console, rows)
+    console.print(
+        f"\n{len(assessment.rows)} runs predicted, {len(assessment.left)} left, {len(unhealthy)} of the predicted not "
+        "healthy: their seconds are in no summary"
+    )
+
+
+def wide_console() -> Console:
+    """Return where the table of runs goes, its lines unbroken where there is no terminal."""
+    console = open_console()
+    if not console.is_terminal:
+        console.width = WIDEST
+    return console
+
+
+def _cells(row: Assessed) -> list[str]:
+    case = row.case
+    did = {True: "yes", False: "no", None: "-"}[case.fits]
+    unhealthy = " unhealthy" if case.why_unhealthy else ""
+    return [
+        case.name, case.model, f"{case.machine.num_devices} {case.machine.accelerator.id}", plan_kind(case),
+        _ranged(row.step_s), _measured(case.step_s), _error(row.step_error),
+        _ranged(row.tokens_per_s), _measured(case.tokens_per_s),
+        _ranged(row.reserved_bytes.times(1 / MIB)), _measured(case.reserved_bytes and case.reserved_bytes / MIB),
+        f"{row.fits_probability:.0%}", did, ("in" if row.in_sample else "out") + unhealthy,
+    ]  # fmt: skip
+
+
+def _ranged(value: Range) -> str:
+    return f"{number(value.value)} ({number(value.low)}-{number(value.high)})"
+
+
+def _measured(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{error:+.1%}"
+
+
+def print_summaries(console: Console, rows: Sequence[Assessed]) -> None:
+    """Print how far predictions are off, by each grouping."""
+    table = plain_table("by", "group", "measure", "runs", "median", "90 % below", "mean", "bias", "inside 90 %")
+    for by in GROUPINGS:
+        for group, measures in summarize(rows, by).items():
+            for measure, found in measures.items():
+                errors = (f"{error:.1%}" for error in (found.median, found.p90, found.mean))
+                table.add_row(
+                    by, group, measure, str(found.num_runs), *errors, f"{found.bias:+.1%}", f"{found.coverage:.0%}"
+                )
+    console.print(table)
+    calls = fit_calls(rows)
+    if calls.num_runs:
+        console.print(
+            f"fits or not: {calls.right:.1%} of {calls.num_runs} calls right; {calls.false_fits} called to fit ran out "
+            f"of memory, {calls.expected_false_fits:.1f} expected by the probabilities"
+        )
+
+
+def print_holdout(console: Console, document: dict[str, Any]) -> None:
+    """Print how wrong stacks are on runs that they never saw, and beside other estimators."""
+    table = plain_table(
+        "stack", "held out", "measure", "runs", "median", "90 % below", "bias", "inside 90 %", "ranked right"
+    )
+    for stack, splits in document["stacks"].items():
+        for split, found in splits.items():
+            order = found["ranking"]
+            for measure in ("step", "memory"):
+                if one := found.get(measure):
+                    errors = (f"{one['median']:.1%}", f"{one['p90']:.1%}", f"{one['bias']:+.1%}")
+                    ranked = (
+                        f"{order['right']:.1%} of {order['num_pairs']}"
+                        if measure == "step" and order["num_pairs"]
+                        else ""
+                    )
+                    table.add_row(
+                        stack, split, measure, str(one["num_runs"]), *errors, f"{one['coverage']:.0%}", ranked
+                    )
+            if (calls := found["fit_calls"])["num_runs"]:
+                false = f"{calls['false_fits']} false fits, {calls['expected_false_fits']:.1f} expected"
+                table.add_row(stack, split, "fits or not", str(calls["num_runs"]), f"{calls['right']:.1%} right", false)
+    console.print(table)
+    for peer in document["peers"]:
+        console.print(
+            f"{peer['rows']}: {peer['num_runs']} runs, mean error {peer['mean_error']:.1%}; {peer['best_peer']}"
+        )
+
+
+def print_fit(console: Console, stack: Stack) -> None:
+    """Print what a fit found, and what the data could not tell."""
+    fit = stack.fit
+    covariance = np.array(fit.covariance)
+    sd = covariance.diagonal() ** 0.5
+    table = plain_table("parameter", "prior", "fitted", "unit", "from data")
+    values = dict(zip(fit.names, fit.log_values, strict=True))
+    for i, (name, prior) in enumerate(stack.priors.items()):
+        told = "no: the prior stands" if sd[i] > CONSTRAINED * prior.log_sd else "yes"
+        fitted = f"{np.exp(values[name]):.4g} +- {sd[i]:.1%}"
+        table.add_row(name, f"{prior.median:g} +- {prior.log_sd:.0%}", fitted, prior.unit, told)
+    for name, factor in fit.factors.items():
+        fitted = f"{np.exp(factor.log_factor):.3f} +- {factor.log_sd:.1%}"
+        table.add_row(f"factor of {name}", "1", fitted, "device seconds", f"{factor.runs} runs")
+    console.print(table)
+    correlation = covariance / sd[:, None] / sd
+    for i, first in enumerate(fit.names):
+        for j in range(i):
+            if abs(correlation[i, j]) > TOLD_APART:
+                console.print(f"not told apart: {fit.names[j]} and {first}, correlation {correlation[i, j]:+.2f}")
+
+
+def assessment_document(assessment: Assessment) -> dict[str, Any]:
+    """Return the object that `calibrate --runs --json` prints, schema `calibration/1`."""
+    summaries = [
+        {"sample": "in" if in_sample else "out", "by": by, "group": group, "measure": measure, **found._asdict()}
+        for in_sample in SAMPLES
+        for by in GROUPINGS
+        for group, measures in summarize([r for r in assessment.rows if r.in_sample == in_sample], by).items()
+        for measure, found in measures.items()
+    ]
+    calls = {
+        "in" if in_sample else "out": fit_calls([r for r in assessment.rows if r.in_sample == in_sample])._asdict()
+        for in_sample in SAMPLES
+    }
+    return {
+        "schema": "calibration/1",
+        "rows": [_row_document(row) for row in assessment.rows],
+        "left": [left._asdict() for left in assessment.left],
+        "summary": summaries,
+        "fit_calls": calls,
+    }
+
+
+def _row_document(row: Assessed) -> dict[str, Any]:
+    case = row.case
+    return {
+        **_case_document(case),
+        "stack": row.stack,
+        "in_sample": row.in_sample,
+        "measured": {
+            "step_s": case.step_s,
+            "tokens_per_s": case.tokens_per_s,
+            "reserved_mib": case.reserved_bytes and case.reserved_bytes / MIB,
+            "fits": case.fits,
+        },
+        "predicted": {
+            "step_s": row.step_s._asdict(),
+            "tokens_per_s": row.tokens_per_s._asdict(),
+            "reserved_mib": row.reserved_bytes.times(1 / MIB)._asdict(),
+            "fits_probability": row.fits_probability,
+            "breakdown_s": row.step_breakdown,
+        },
+        "error": {"step": row.step_error, "memory": row.memory_error},
+    }
+
+
+def _case_document(case: Case) -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "source": case.source,
+        "trainer": case.trainer,
+        "model": case.model,
+        "accelerator": case.machine.accelerator.id,
+        "num_devices": case.machine.num_devices,
+        "num_nodes": case.machine.num_nodes,
+        "seq_len": case.seq_len,
+        "plan": {"data_parallel": case.dp, **asdict(case.plan)},
+        "recipe": str(case.recipe),
+        "unhealthy": case.why_unhealthy,
+        "assumes": case.assumes,
+    }

@@ -1,0 +1,189 @@
+"""The run record: what a run trained, how and on what. The first line of a `steps.jsonl`; for another log, a file."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from estimator.formulas.machine import Machine
+from estimator.work.plan import MAX_DEGREE, Plan
+from estimator.stack.recipe import PRECISIONS, Recipe
+from estimator.work.shape import Shape, shape_from_config
+from estimator.work.workload import MAX_COUNT, Workload
+from hardware.catalog import Catalog
+from hardware.errors import first_error, shown, unknown_name
+from hardware.models import MOST_DEVICES
+
+Degree = Annotated[int, Field(strict=True, ge=1, lt=MAX_DEGREE)]
+Layers = Annotated[int, Field(strict=True, ge=0, lt=MAX_DEGREE)]
+Devices = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=MAX_COUNT)]
+Label = Annotated[str, Field(max_length=200)]
+
+MOST_RECORD_BYTES = 2**20
+
+
+class PlanRecord(BaseModel):
+    """A plan under the keys of `estimate --json`, or of `Plan`; keys that are not fields are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_stages: Degree
+    num_micro_batches: Degree
+    batch_per_device: Degree
+    data_parallel: Degree | None = None
+    tensor_parallel: Degree = Field(1, validation_alias=AliasChoices("tensor_parallel", "tp"))
+    context_parallel: Degree = Field(1, validation_alias=AliasChoices("context_parallel", "cp"))
+    expert_parallel: Degree = Field(1, validation_alias=AliasChoices("expert_parallel", "ep"))
+    recomputation: Literal["none", "selective", "full"] = "none"
+    recomputed_layers: Layers = 0
+    distribute_param: Annotated[bool, Field(strict=True)] | None = None
+    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
+    shard_within_node: Annotated[bool, Field(strict=True)] = False
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    virtual_stages: Degree = 1
+    first_layers: Layers = 0
+    last_layers: Layers = 0
+    sequence_parallel: Annotated[bool, Field(strict=True)] = True
+    offload_optimizer: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _sharding_is_told_once(self) -> Self:
+        if self.distribute_param is None and self.zero_stage is None:
+            raise ValueError("zero_stage is missing, and distribute_param too; add one of them")
+        if None not in (self.distribute_param, self.zero_stage) and self.distribute_param != (self.zero_stage == 3):
+            raise ValueError(
+                f"distribute_param = {self.distribute_param} contradicts zero_stage = {self.zero_stage}; "
+                "true is stage 3"
+            )
+        return self
+
+    def plan(self) -> Plan:
+        """Return the plan."""
+        return Plan(
+            num_stages=self.num_stages,
+            num_micro_batches=self.num_micro_batches,
+            batch_per_device=self.batch_per_device,
+            tp=self.tensor_parallel,
+            cp=self.context_parallel,
+            ep=self.expert_parallel,
+            recomputation=self.recomputation,
+            recomputed_layers=self.recomputed_layers,
+            zero_stage=self.zero_stage if self.zero_stage is not None else 3 if self.distribute_param else 0,
+            shard_within_node=self.shard_within_node,
+            schedule=self.schedule,
+            virtual_stages=self.virtual_stages,
+            first_layers=self.first_layers,
+            last_layers=self.last_layers,
+            sequence_parallel=self.sequence_parallel,
+            offload_optimizer=self.offload_optimizer,
+        )
+
+
+class RunRecord(BaseModel):
+    """What a run trained, with which plan, on what; keys that are not fields are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    schema_: Literal["steps/1"] = Field(alias="schema")
+    model: dict[str, Any]
+    """A Hugging Face config."""
+    plan: PlanRecord
+    accelerator: Label
+    num_devices: Devices
+    num_nodes: Devices
+    tokens_per_step: Count
+    seq_len: Count | None = None
+    precision: Label
+    attention: Label = ""
+    trainer: Label = ""
+    versions: dict[str, Any] = {}
+    started: Label = ""
+
+    def shape(self) -> Shape:
+        """Return the model's shape."""
+        name = self.model.get("_name_or_path") or self.model.get("name")
+        plain = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name.strip()) <= 200
+        return shape_from_config(self.model, str(name) if plain else str(self.model.get("model_type")))
+
+    def machine(self, catalog: Catalog) -> Machine:
+        """Return the devices.
+
+        Raises:
+            ValueError: the accelerator is not in the catalog, or there are more nodes than devices.
+        """
+        if self.num_nodes > self.num_devices:
+            raise ValueError(f"num_nodes: {self.num_nodes} is more than num_devices = {self.num_devices}")
+        accelerator = catalog.accelerator(self.accelerator)
+        return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
+
+    def recipe(self) -> Recipe:
+        """Return the precision; None in it for mixed precision in bfloat16, the stack's own."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
+        return Recipe(None if self.precision == "bf16-mixed" else self.precision)
+
+    def workload(self) -> Workload:
+        """Return one step, whose rows are as long as makes its tokens.
+
+        Raises:
+            ValueError: the plan does not divide the devices, or its rows do not make the tokens of a step.
+        """
+        plan = self.plan.plan()
+        ways = plan.num_stages * plan.tp * plan.cp
+        if self.num_devices % ways:
+            raise ValueError(f"plan: num_stages * tp * cp = {ways} does not divide num_devices = {self.num_devices}")
+        dp = self.num_devices // ways
+        if self.plan.data_parallel not in (None, dp):
+            raise ValueError(f"plan: data_parallel = {self.plan.data_parallel} is stated, {dp} follows from the rest")
+        rows = dp * plan.num_micro_batches * plan.batch_per_device
+        if self.tokens_per_step % rows:
+            raise ValueError(
+                f"tokens_per_step: {self.tokens_per_step} is not a whole number of tokens in each of {rows} rows "
+                f"({dp} data parallel * {plan.num_micro_batches} micro-batches * {plan.batch_per_device})"
+            )
+        seq_len = self.tokens_per_step // rows
+        if self.seq_len not in (None, seq_len):
+            raise ValueError(f"seq_len: {self.seq_len} is stated, {seq_len} follows from tokens_per_step and the plan")
+        return Workload(self.shape(), seq_len, rows, num_steps=1)
+
+    def is_same_run(self, other: "RunRecord") -> bool:
+        """Whether another record is of this run, begun again."""
+        left_out = {"started", "versions"}
+        return self.model_dump(exclude=left_out) == other.model_dump(exclude=left_out)
+
+
+def parse_run_record(text: str, where: str) -> RunRecord:
+    """Return the run record that a JSON text describes.
+
+    Raises:
+        ValueError: it breaks a rule: which, and where.
+    """
+    try:
+        return RunRecord.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {first_error(error)}") from error
+
+
+def record_path(log: Path) -> Path:
+    """Return where the run record of a log lies that holds none."""
+    return log.with_name(f"{log.name}.run.json")
+
+
+def read_run_record(log: Path) -> RunRecord:
+    """Return the run record that lies beside a log.
+
+    Raises:
+        ValueError: there is none, or it breaks a rule.
+    """
+    path = record_path(log)
+    where = f"run record {shown(str(path), 200)}"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_RECORD_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{where}: cannot be read; the log does not say what was trained: write there a line such as begins a "
+            'steps.jsonl, {"record": "run", ...}'
+        ) from error
+    return parse_run_record(text, where)

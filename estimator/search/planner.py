@@ -1,0 +1,182 @@
+"""Which plan, which flavor: the plans of a space on a flavor, ranked, and flavors held against each other."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from estimator.formulas.counts import num_parameters, trained_parameters
+from estimator.formulas.failures import NODE_WRITE_BYTES_PER_S, Endurance, checkpoint_bytes, endurance
+from estimator.formulas.machine import Machine
+from estimator.formulas.wall import price_range
+from estimator.predict.evaluate import PlanEstimate, evaluate, usable_bytes
+from estimator.search.spaces import full_space, moai_space
+from estimator.search.sweep import sweep
+from estimator.stack.stack import Stack
+from estimator.work.plan import Plan, Plans
+from estimator.work.workload import Workload
+from hardware.catalog import Catalog
+from hardware.models import Flavor, Price
+
+SPACES = ("moai", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The plans of one space on one flavor, best first."""
+
+    workload: Workload
+    flavor: Flavor
+    machine: Machine
+    stack: Stack
+    space: str
+    usable_bytes: float
+    """Bytes per device that a plan may fill."""
+    num_candidates: int
+    """Plans of the space."""
+    num_possible: int
+    """Those of them that divide evenly and fit."""
+    num_faster: int
+    """Those of them that take fewer seconds per step than asked for."""
+    plans: tuple[PlanEstimate, ...]
+    """Plans in order, of a large space only the best."""
+    prices: tuple[Price, ...]
+    """Latest prices of the accelerator, which the cost is taken from."""
+    search_s: float
+
+    @property
+    def best(self) -> PlanEstimate | None:
+        """The plan that the stack would choose, if any fits."""
+        return self.plans[0] if self.plans and self.plans[0].possible else None
+
+    @property
+    def fastest(self) -> PlanEstimate | None:
+        """The plan that fits with the shortest step, which need not be the one that the stack would choose."""
+        return min((p for p in self.plans if p.possible), key=lambda p: p.step_s.value, default=None)
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the model."""
+        return num_parameters(self.workload.shape)
+
+    @property
+    def nearest_miss(self) -> PlanEstimate | None:
+        """The plan that divides evenly and comes nearest to fitting, where none fits."""
+        legal = (plan for plan in self.plans if not plan.is_illegal)
+        return min(legal, key=lambda plan: plan.device_bytes.value, default=None)
+
+
+def search(
+    workload: Workload,
+    flavor: Flavor,
+    stack: Stack,
+    catalog: Catalog,
+    plan: Plan | None = None,
+    space: str = "moai",
+    *,
+    faster_than: float = 0.0,
+) -> Estimate:
+    """Estimate the plans of a space on a flavor, or one given plan, and rank them.
+
+    Possible plans come first: of the platform's space by the seconds that the stack's planner compares, of the full
+    space by those of the step, those whose interval of memory fits before those that may not; then plans that do not
+    fit, by memory; then those that cannot run. Of the full space only the best are kept.
+
+    Args:
+        workload: the work.
+        flavor: the devices.
+        stack: the software.
+        catalog: where the flavor's hardware and prices are.
+        plan: the one plan to estimate, instead of a space.
+        space: one of `SPACES`.
+        faster_than: seconds per step; how many plans that fit take less is counted.
+    """
+    started = time.perf_counter()
+    machine = Machine.of(catalog, flavor)
+    sweeps = space == "full" and plan is None
+    if sweeps:
+        blocks = full_space(workload, machine, stack.habits)
+        swept = sweep(blocks, workload, machine, stack, faster_than=faster_than)
+        plans = Plans.of(swept.best)
+    else:
+        plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
+    table = evaluate(plans, workload, machine, stack, num_compiled=1 if sweeps else len(plans))
+    prices = catalog.latest_prices(machine.accelerator.id)
+    found = [table.row(i, price_range(prices)) for i in range(len(plans))]
+    by_device = stack.habits.ranks_by == "device" and not sweeps
+    found.sort(key=lambda p: _rank(p, by_device=by_device, prefers_safe=sweeps))
+    possible = [p for p in found if p.possible]
+    return Estimate(
+        workload=workload,
+        flavor=flavor,
+        machine=machine,
+        stack=stack,
+        space=space,
+        usable_bytes=usable_bytes(machine, stack),
+        num_candidates=swept.num_plans if sweeps else len(plans),
+        num_possible=swept.num_possible if sweeps else len(possible),
+        num_faster=swept.num_faster if sweeps else sum(p.step_s.value < faster_than for p in possible),
+        plans=tuple(found),
+        prices=prices,
+        search_s=time.perf_counter() - started,
+    )
+
+
+def _rank(plan: PlanEstimate, *, by_device: bool, prefers_safe: bool) -> tuple[float, float, float]:
+    if plan.possible:
+        return 0.0, float(prefers_safe and plan.is_risky), plan.device_s if by_device else plan.step_s.value
+    return 1.0 + plan.is_illegal, 0.0, plan.device_bytes.value
+
+
+def with_failures(estimate: Estimate, device_mtbf_s: float) -> Estimate:
+    """Return an estimate whose plans also write checkpoints, fail, and start again; wall time, cost and energy grow.
+
+    Args:
+        estimate: without them.
+        device_mtbf_s: mean seconds between interruptions of a run on one device.
+    """
+    stack, machine = estimate.stack, estimate.machine
+    written = NODE_WRITE_BYTES_PER_S * machine.num_nodes
+    held = float(checkpoint_bytes(trained_parameters(estimate.workload.shape), stack.habits))
+    found = endurance(machine.num_devices, held, written, device_mtbf_s=device_mtbf_s)
+    longer = 1.0 / float(found.goodput_fraction)
+    plans = (
+        replace(
+            plan,
+            endurance=Endurance(*map(float, found)),
+            wall_s=plan.wall_s.times(longer),
+            usd=plan.usd.times(longer) if plan.usd else None,
+            kwh=plan.kwh * longer,
+        )
+        for plan in estimate.plans
+    )
+    return replace(estimate, plans=tuple(plans))
+
+
+def not_modelled(estimate: Estimate) -> Iterator[str]:
+    """Yield what the estimate leaves out."""
+    yield from estimate.stack.not_modelled
+    if not any(plan.endurance for plan in estimate.plans):
+        yield "checkpoints during the run and failures: --failures adds them"
+    if estimate.workload.padding is None:
+        yield "padding: --lengths says how much of the rows is useful, and what packing would save"
+
+
+NODE_COUNTS = (1, 2, 4, 8)
+"""Nodes on which an accelerator that no flavor has is offered."""
+
+
+def offers(catalog: Catalog, precision: str = "bf16") -> tuple[Flavor, ...]:
+    """Return every flavor of a catalog, and a few sizes of each priced accelerator that no flavor has.
+
+    Raises:
+        ValueError: no accelerator has matrix units of the precision.
+    """
+    have = {catalog.node(flavor.node).accelerator for flavor in catalog.flavors}
+    others = [a.id for a in catalog.accelerators if a.id not in have and catalog.latest_prices(a.id)]
+    sizes = [(name, nodes * catalog.node_of(name).num_devices) for name in others for nodes in NODE_COUNTS]
+    every = (*catalog.flavors, *(catalog.flavor_of(name, num_devices) for name, num_devices in sizes))
+    able = {a.id for a in catalog.accelerators if precision != "fp8" or a.fp8_flop_per_s}
+    found = tuple(flavor for flavor in every if catalog.node(flavor.node).accelerator in able)
+    if not found:
+        raise ValueError(f"precision: no flavor has matrix units of {precision}; use bf16-mixed")
+    return found

@@ -1,0 +1,83 @@
+"""The parameters of a stack: what they are called, and their values as numbers or arrays."""
+
+from typing import NamedTuple
+
+from estimator.arrays import Num
+
+PARAMETERS = (
+    "matmul_efficiency",
+    "memory_efficiency",
+    "exposed_communication",
+    "issue_s_per_layer",
+    "issue_s_per_step",
+    "memory_ratio",
+)
+"""What every stack has, in the order of its file."""
+
+FURTHER_PARAMETERS = (
+    "issue_s_per_split_layer",
+    "issue_s_per_stalled_rank",
+    "issue_s_per_routed_layer",
+    "attention_efficiency",
+    "fp8_efficiency",
+    "expert_efficiency",
+    "tensor_exposure",
+    "sharded_exposure",
+    "hop_s",
+    "workspace_bytes",
+    "gathered_bytes",
+    "flight_bytes",
+    "base_bytes",
+)
+"""What a stack has where its premises have a prior of it; else it has the value that changes nothing."""
+
+
+def are_parameters(names: tuple[str, ...]) -> bool:
+    """Whether names are those of a stack's parameters, in their order."""
+    further = names[len(PARAMETERS) :]
+    return names[: len(PARAMETERS)] == PARAMETERS and further == tuple(n for n in FURTHER_PARAMETERS if n in further)
+
+
+class Efficiencies(NamedTuple):
+    """The parameters of a stack, as numbers, or as arrays that broadcast against those of the plans."""
+
+    matmul_efficiency: Num
+    """Sustained 16-bit matrix rate of large products, over the device's best measured rate."""
+    memory_efficiency: Num
+    """Sustained memory bandwidth of element-wise ops, over the device's best measured bandwidth."""
+    exposed_communication: Num
+    """Part of the seconds of data-parallel collectives and stage transfers that no computation hides."""
+    issue_s_per_layer: Num
+    """Host seconds to issue one layer's forward and backward pass of one micro-batch."""
+    issue_s_per_step: Num
+    """Host seconds per step whatever its size."""
+    memory_ratio: Num
+    """Bytes that devices hold, over the bytes counted: allocator, runtime, and what the count misses."""
+    issue_s_per_split_layer: Num = 0.0
+    """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
+    issue_s_per_stalled_rank: Num = 0.0
+    """Further host seconds per split layer of a micro-batch for each tensor-parallel rank, where collectives stall."""
+    issue_s_per_routed_layer: Num = 0.0
+    """Further host seconds per layer of a micro-batch whose tokens are routed to experts."""
+    attention_efficiency: Num = 1.0
+    """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
+    fp8_efficiency: Num = 1.0
+    """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts apart."""
+    expert_efficiency: Num = 1.0
+    """Rate of products with the weights of experts over that of others of their shapes: grouped, of unequal loads."""
+    tensor_exposure: Num = 1.0
+    """Part of the seconds of tensor-parallel collectives that no computation hides."""
+    sharded_exposure: Num = 1.0
+    """Exposed part of data-parallel collectives where something is sharded, over that where nothing is."""
+    hop_s: Num = 0.0
+    """Further seconds of each hop of a tensor-parallel ring that leaves the node."""
+    workspace_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that the layer in work holds on every tensor-parallel rank."""
+    gathered_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that a layer keeps of what it gathered from tensor-parallel ranks."""
+    flight_bytes: Num = 0.0
+    """Bytes per token and unit of the hidden size that every tensor-parallel rank of a stage keeps of a micro-batch."""
+    base_bytes: Num = 0.0
+    """Bytes per device whatever it trains: context, libraries, communicators."""
+    family_factor: Num = 1.0
+    """Device seconds of this model family over those of the population."""

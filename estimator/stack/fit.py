@@ -1,0 +1,150 @@
+"""What a fit found: parameters and factors with their uncertainty, what the model leaves unexplained, and intervals."""
+
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+
+from estimator.arrays import Array, Num
+from estimator.stack.efficiencies import are_parameters
+
+NORMAL_90 = 1.6448536269514722
+"""Standard deviations either side of the mean that hold 90 % of a normal distribution."""
+
+STUDENT_95 = {1: 6.313752, 2: 2.919986}
+"""95 % quantiles of Student's t where the degrees of freedom are too few for an expansion."""
+
+# Wide enough for any stack, and narrow enough that no exponential of a sum of them overflows.
+MOST_LOG_SD = 10.0
+MOST_COUNT = 10**6
+
+NUM_FEATURES = 16
+"""By which `residual` places runs."""
+
+Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+LogValue = Annotated[float, Field(ge=-50, le=50)]
+LogSd = Annotated[float, Field(ge=0, le=MOST_LOG_SD)]
+Covariance = Annotated[float, Field(ge=-(MOST_LOG_SD**2), le=MOST_LOG_SD**2)]
+Runs = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+
+ROUNDING = 1e-5
+"""More than the six digits of a stack file's numbers round off."""
+
+
+class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Base of the tables of a stack file: immutable, and a misspelt key is an error."""
+
+
+class Family(Record):
+    """A model family measured on the stack: its factor on device seconds."""
+
+    log_factor: LogValue
+    log_sd: LogSd
+    runs: Runs
+
+
+class Discrepancy(Record):
+    """What the model leaves unexplained (`residual`): where it was learned, and the weight of each place."""
+
+    places: tuple[tuple[Number, ...], ...] = Field(min_length=1)
+    """`residual.features` of the runs."""
+    weights: tuple[Number, ...]
+    noise: tuple[Annotated[float, Field(ge=1e-4, le=100)], ...]
+    """Of each place, what no feature explains, in logarithms; large of an outlier."""
+    lengths: tuple[Annotated[float, Field(ge=0.01, le=1000)], ...]
+    """Distance along each feature over which errors stay alike."""
+    scale: Annotated[float, Field(gt=0, le=1)]
+    noise_of_one: Annotated[float, Field(gt=0, le=1)]
+    """What no feature explains, on one device."""
+    growth: Annotated[float, Field(ge=0, le=0.5)]
+    """Of that, in logarithms per doubling of devices."""
+    widened_by: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Errors of predictions that never saw the run, over the spreads stated, where 90 % of them are smaller."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        sizes = {len(place) for place in self.places} | {len(self.lengths)}
+        if sizes != {NUM_FEATURES} or {len(self.weights), len(self.noise)} != {len(self.places)}:
+            raise ValueError(
+                f"places and lengths must have {NUM_FEATURES} numbers, and weights and noise one for each place; write "
+                "them as the fit found them"
+            )
+        return self
+
+
+class Fit(Record):
+    """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
+
+    accelerators: tuple[str, ...]
+    """The devices that runs were measured on; none of a stack that was fitted to nothing."""
+    names: tuple[str, ...]
+    """The stack's parameters, then the families and then the factors in their orders."""
+    log_values: tuple[LogValue, ...]
+    covariance: tuple[tuple[Covariance, ...], ...]
+    families: dict[str, Family] = {}
+    family_log_sd: LogSd
+    """Spread of the factors between families."""
+    factors: dict[str, Family] = {}
+    """Factors on device seconds of accelerators, by their ids, and of sources of runs, by their names."""
+    source_log_sd: LogSd = 0.0
+    """Spread of the factors between sources."""
+    step_log_sd: LogSd
+    """Spread of a run's seconds per step around the model, in one number; intervals follow the discrepancy, if any."""
+    issue_log_sd: LogSd
+    """Spread of a run's issue seconds around the model."""
+    memory_log_sd: LogSd
+    """Spread of a run's memory around the model; likewise."""
+    device_log_sd: LogSd
+    """Further spread of device seconds on a device the stack was never measured on."""
+    degrees_of_freedom: Runs
+    """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
+
+    usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""
+    step_discrepancy: Discrepancy | None = None
+    """Of seconds per step; None where too few runs were fitted to learn one."""
+    memory_discrepancy: Discrepancy | None = None
+    """Of reserved bytes."""
+    sources: tuple[str, ...] = ()
+    """Whose measurements the fit took, where that is told apart."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        factors = (*self.families, *self.factors)
+        parameters = self.names[: len(self.names) - len(factors)]
+        expected = parameters + factors
+        if self.names != expected or not are_parameters(parameters):
+            what = "the parameters in their order, then the families in theirs, then the factors"
+            raise ValueError(f"names are {', '.join(self.names)}; they must be {what}")
+        n = len(expected)
+        square = len(self.covariance) == n and all(len(row) == n for row in self.covariance)
+        if len(self.log_values) != n or not square:
+            raise ValueError(f"log_values and covariance must have {n} rows, as names has")
+        covariance = np.array(self.covariance)
+        least = -ROUNDING * np.trace(covariance)
+        if (covariance - covariance.T).min() < least or np.linalg.eigvalsh(covariance)[0] < least:
+            raise ValueError("covariance is not symmetric and positive semidefinite; write it as the fit found it")
+        return self
+
+
+def covariance_root(covariance: Array) -> Array:
+    """Return independent 1-sigma moves, one per row: a matrix square root, even of a semidefinite covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors * np.sqrt(np.clip(values, 0, None))).T)
+
+
+def interval_ratio(log_sd: Num, degrees_of_freedom: int) -> Array:
+    """Ratio of the upper end of a quantity's 90 % interval to its median, its logarithm Student's t.
+
+    From 3 degrees of freedom on, the quantile is the expansion of Cornish and Fisher in 1 / dof to the third order
+    (Abramowitz and Stegun 1964, 26.7.5), within 0.5 %; of 1 and 2 degrees it is tabulated.
+
+    >>> round(float(interval_ratio(np.log(2), degrees_of_freedom=10**6)), 3)
+    3.127
+    """
+    if degrees_of_freedom in STUDENT_95:
+        return np.exp(STUDENT_95[degrees_of_freedom] * np.asarray(log_sd))
+    x, n = NORMAL_90, float(degrees_of_freedom)
+    quantile = x + (x**3 + x) / (4 * n) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * n**2)
+    quantile += (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * n**3)
+    return np.exp(quantile * np.asarray(log_sd))

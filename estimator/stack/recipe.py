@@ -1,0 +1,126 @@
+"""How a model is trained, whatever the plan: precision, optimizer, adapters, quantized base weights."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from estimator.stack.stack import Habits, Stack
+from estimator.work.shape import Shape
+from hardware.errors import unknown_name
+
+
+class Precision(NamedTuple):
+    """Bytes per number, and the unit that multiplies matrices."""
+
+    weight: float
+    master: float
+    """Of the copy that the optimizer updates; 0 where it updates the weights themselves."""
+    gradient: float
+    moment: float
+    """Of each of the optimizer's moments."""
+    activation: int
+    matmul: str
+    """Which peak of an accelerator products run at."""
+
+
+PRECISIONS = {
+    "bf16-mixed": Precision(2, 4, 2, 4, 2, "bf16"),
+    "fp16-mixed": Precision(2, 4, 2, 4, 2, "bf16"),
+    "bf16": Precision(2, 0, 2, 2, 2, "bf16"),
+    "fp32": Precision(4, 0, 4, 4, 4, "fp32"),
+    "fp8-mixed": Precision(2, 4, 2, 4, 2, "fp8"),
+}
+"""Mixed: 32-bit master weights and moments (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
+
+fp16 and bf16 have one peak on every accelerator of the catalog. In fp8, weights and activations are kept in 16 bits
+and cast at each product (Micikevicius et al. 2022, arXiv:2209.05433, section 3).
+"""
+
+OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "sgd-momentum", "sgd")
+
+EIGHT_BIT_MOMENT = 1 + 4 / 2048
+"""Bytes of a moment in 8 bits with a 32-bit scale per 2,048.
+
+paper: Dettmers et al. 2021, arXiv:2110.02861, section 2.1.
+"""
+
+QUANTIZED_BYTES = {"8": 1 + 4 / 64, "4": 0.5 + 0.127 / 8}
+"""Bytes per frozen weight: 8 bits with a 32-bit scale per 64; NF4 with double quantization, 0.127 bits of constants.
+
+paper: Dettmers et al. 2023, arXiv:2305.14314, section 3 (4 bits). assumed: blocks of 64 for 8 bits.
+"""
+
+MOST_RANK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is asked of the training; None where the stack's own habit stays."""
+
+    precision: str | None = None
+    optimizer: str | None = None
+    lora_rank: int = 0
+    quantize: str | None = None
+    overlaps: bool = True
+    """Collectives run beside the computation, as the stack has them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is unknown or contradicts itself."""
+        for name, given, known in (
+            ("precision", self.precision, tuple(PRECISIONS)),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("quantize", self.quantize, tuple(QUANTIZED_BYTES)),
+        ):
+            if given is not None and given not in known:
+                raise ValueError(unknown_name(name, given, known))
+        if not 0 <= self.lora_rank <= MOST_RANK:
+            raise ValueError(f"lora: rank {self.lora_rank} is not from 1 to {MOST_RANK}; use for example --lora 16")
+        if self.quantize and not self.lora_rank:
+            raise ValueError(f"quantize: {self.quantize}-bit weights cannot be trained; freeze them with --lora RANK")
+
+    def shape(self, shape: Shape) -> Shape:
+        """Return a shape with its adapters."""
+        return replace(shape, lora_rank=self.lora_rank)
+
+    def habits(self, habits: Habits, shape: Shape) -> Habits:
+        """Return a stack's habits as the recipe changes them."""
+        changes: dict[str, object] = {}
+        moment = 4.0
+        if self.precision:
+            precision = PRECISIONS[self.precision]
+            moment = precision.moment
+            changes |= {
+                "weight_bytes": precision.weight,
+                "master_bytes": precision.master,
+                "gradient_bytes": precision.gradient,
+                "optimizer_bytes": 2 * moment,
+                "activation_bytes": precision.activation,
+                "matmul_precision": precision.matmul,
+            }
+            if self.precision == "fp8-mixed" and habits.master_bytes:
+                changes["gradient_bytes"] = habits.gradient_bytes  # accumulated as the stack does in 16 bits
+            if precision.activation != habits.activation_bytes:
+                changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
+        if self.optimizer:
+            changes["optimizer_bytes"] = {
+                "adamw": 2 * moment,
+                "adamw-8bit": 2 * EIGHT_BIT_MOMENT,
+                "adafactor": 2 * moment / shape.hidden_size,  # a row's and a column's mean for each matrix
+                "sgd-momentum": moment,
+                "sgd": 0.0,
+            }[self.optimizer]
+        if self.quantize:
+            changes["frozen_weight_bytes"] = QUANTIZED_BYTES[self.quantize]
+        if not self.overlaps:
+            changes["overlaps_communication"] = False
+        return habits.model_copy(update=changes)
+
+    def stack(self, stack: Stack, shape: Shape) -> Stack:
+        """Return a stack that trains by the recipe."""
+        return stack.model_copy(update={"habits": self.habits(stack.habits, shape)})
+
+    def __str__(self) -> str:
+        """Return the recipe in words, "" where it is the stack's own."""
+        lora = f"LoRA of rank {self.lora_rank} on every matrix" if self.lora_rank else ""
+        frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
+        apart = "" if self.overlaps else "communication not overlapped"
+        return ", ".join(word for word in (lora, frozen, self.precision or "", self.optimizer or "", apart) if word)

@@ -1,0 +1,297 @@
+"""A software stack: its efficiencies and habits, with their uncertainty.
+
+A stack file (TOML) has two halves: habits and priors, written by hand with their evidence, and what the fit found
+(`calibrate` writes it).
+"""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from estimator.arrays import Array, Num
+from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficiencies, are_parameters
+from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, Record, Runs, covariance_root
+from estimator.work.shape import Shape
+from hardware.errors import first_error, shown
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BytesEach = Annotated[float, Field(ge=0, le=64)]
+PositiveBytesEach = Annotated[float, Field(gt=0, le=64)]
+Seconds = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class Evidence(Record):
+    """Why a table of the file says what it says."""
+
+    kind: Literal["documented", "measured", "assumed"]
+    text: str
+
+
+class Habits(Record):
+    """What the stack keeps in memory, in which precision, and how it issues and overlaps its work."""
+
+    weight_bytes: PositiveBytesEach
+    """Bytes per parameter of the copy that the devices compute with."""
+    master_bytes: BytesEach
+    """Bytes per parameter of the copy that the optimizer updates; 0 without one."""
+    optimizer_bytes: BytesEach
+    """Bytes per parameter of the optimizer's state."""
+    gradient_bytes: PositiveBytesEach
+    activation_bytes: int = Field(ge=1, le=4)
+    logit_bytes: PositiveBytesEach
+    """Bytes per logit that the loss holds at once."""
+    fused_attention: Literal["always"] | tuple[str, ...]
+    """Model families whose attention runs in one kernel that never writes the scores; the others write them."""
+    keeps_weights_gathered: bool
+    """With parameters sharded (ZeRO-3), a stage still holds all of its compute copy for the whole step."""
+    reduces_every_micro_batch: bool
+    """Gradients are reduced after each micro-batch, since only their shard is kept; else once per step."""
+    single_controller: bool
+    """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
+    usable_memory_fraction: float = Field(gt=0, le=1)
+    """Part of a device's memory that a plan may fill."""
+    ranks_by: Literal["device", "step"]
+    """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
+    frozen_weight_bytes: BytesEach | None = None
+    """Bytes per parameter that is not trained, where they differ from `weight_bytes`."""
+    reduction_bytes: BytesEach = 0.0
+    """Bytes per parameter held for reducing its gradient, where there are replicas."""
+    fuses_activation: bool = False
+    """The activation function of a gated block is fused with its gate: its own output is not kept."""
+    fuses_accumulation: bool = False
+    """Gradients of micro-batches are added up by the products that make them; else by a pass of their own."""
+    pipeline_keeps_whole: bool = False
+    """A pipeline keeps weights gathered, and gradients whole, over all its micro-batches, whatever is sharded."""
+    balances_stages: bool = False
+    """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
+    overlaps_communication: bool = True
+    """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
+    matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """Which of an accelerator's peaks the products of a layer's weights run at."""
+    evidence: dict[str, Evidence]
+
+    @property
+    def bytes_of_frozen(self) -> float:
+        """Bytes per parameter that is not trained."""
+        return self.weight_bytes if self.frozen_weight_bytes is None else self.frozen_weight_bytes
+
+    def gathers_once(self, num_stages: Num) -> Array:
+        """Whether sharded weights are gathered once per step and kept until its end."""
+        return np.asarray(self.keeps_weights_gathered | (self.pipeline_keeps_whole & (np.asarray(num_stages) > 1)))
+
+    def reduces_often(self, num_stages: Num) -> Array:
+        """Whether gradients are reduced after each micro-batch."""
+        once = self.pipeline_keeps_whole & (np.asarray(num_stages) > 1)
+        return np.asarray(self.reduces_every_micro_batch & ~once)
+
+    def fuses_attention(self, shape: Shape) -> bool:
+        """Whether the model's attention runs fused on this stack."""
+        return self.fused_attention == "always" or shape.family in self.fused_attention
+
+
+class LogHabits(Record):
+    """What the stack's log times, and the seconds that no fit finds."""
+
+    times: Literal["issue", "step"]
+    """The clock covers only the issue of the work, or the whole step."""
+    load_s: Seconds
+    """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
+    evidence: dict[Literal["times", "load_s"], Evidence] = Field(min_length=2)
+
+
+class Window(Record):
+    """What the stack's log times, and the two paces of its host."""
+
+    times: Literal["issue", "step"]
+    """The clock covers only the issue of the work, or the whole step."""
+    slow_fraction: Fraction
+    """Part of the steps in which the host issues at its slow pace."""
+    slow_ratio: float = Field(ge=1, lt=100)
+    """Issue time at the slow pace over that at the fast pace."""
+    evidence: str
+
+
+class Startup(Record):
+    """One-off seconds of a run."""
+
+    load_s: Seconds
+    """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
+    request_s: Seconds
+    """From asking for the accelerator until it is ready."""
+    search_s_per_candidate: Seconds
+    """Compiling and costing one candidate plan."""
+    first_step_s: Seconds
+    """First step, once its plan is chosen: lazy compilation and weights to the devices included."""
+    evidence: str
+
+
+class Prior(Record):
+    """A log-normal belief about a parameter before any run was measured."""
+
+    median: float = Field(ge=1e-20, le=1e20)
+    log_sd: float = Field(ge=1e-6, le=MOST_LOG_SD)
+    unit: str
+    evidence: str
+
+
+class MeasuredRun(Record):
+    """A run the stack was fitted to, and how far the prediction was without it."""
+
+    log: str
+    sha256: str
+    model: str
+    step_s: float = Field(gt=0, le=1e6)
+    left_out_step_error: float = Field(ge=-1, allow_inf_nan=False)
+    """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
+
+
+ANY_TRAINER = "any"
+
+
+class MeasuredTable(Record):
+    """A table of runs that the stack was fitted to."""
+
+    name: str
+    sha256: str
+    rows: Runs
+    """Rows of it that the fit took."""
+    digests: str = Field(pattern=r"^([0-9a-f]{10}( |$))*$")
+    """`Case.digest` of each: a run predicted by this stack is in sample where its own is among them."""
+
+
+class Premises(Record):
+    """The half of a stack file that is written by hand."""
+
+    schema_: Literal["stack/1"] = Field(alias="schema")
+    name: str
+    about: str
+    trainer: str = ""
+    """What tables of runs call the software; `ANY_TRAINER`: all without a stack; "": none has runs of it."""
+    unlike: tuple[str, ...] = ()
+    """Of `ANY_TRAINER`, those that work too differently to be fitted along."""
+    not_modelled: tuple[str, ...]
+    habits: Habits
+    log: LogHabits
+    priors: dict[str, Prior]
+
+    def is_of(self, trainer: str) -> bool:
+        """Whether the stack is fitted to runs of a trainer."""
+        return trainer not in self.unlike and self.trainer in (trainer, ANY_TRAINER)
+
+    @model_validator(mode="after")
+    def _has_every_prior(self) -> Self:
+        if not are_parameters(tuple(self.priors)):
+            raise ValueError(
+                f"priors are {', '.join(self.priors)}; they must be {', '.join(PARAMETERS)}, then any of "
+                f"{', '.join(FURTHER_PARAMETERS)} in this order"
+            )
+        return self
+
+
+class Stack(Premises):
+    """A software stack on accelerators."""
+
+    startup: Startup
+    window: Window
+    fit: Fit
+    runs: tuple[MeasuredRun, ...] = ()
+    tables: tuple[MeasuredTable, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the packages that the fit was made with."""
+
+    @property
+    def usable_memory_fraction(self) -> float:
+        """Part of a device's memory that a plan may fill: as found, else as premised."""
+        return self.fit.usable_memory_fraction or self.habits.usable_memory_fraction
+
+    def efficiencies(self, family: str, accelerator: str = "", source: str = "") -> Efficiencies:
+        """Return the fitted parameters for a model family on an accelerator, as a source of runs has them.
+
+        The factor of a family that was never measured is 1; of an accelerator or a source, the mean of those that were.
+        """
+        values = dict(zip(self.fit.names, self.fit.log_values, strict=True))
+        factor = values.get(family, 0.0)
+        factor += self._log_factor(accelerator, self.fit.accelerators) + self._log_factor(source, self.fit.sources)
+        found = {name: float(np.exp(values[name])) for name in self.priors}
+        return Efficiencies(**found, family_factor=float(np.exp(factor)))
+
+    def _log_factor(self, label: str, measured: tuple[str, ...]) -> float:
+        """Return the logarithm of a label's factor, or the mean of those measured, by their precision."""
+        factors = self.fit.factors
+        if label in factors:
+            return factors[label].log_factor
+        members = [factors[name] for name in measured if name in factors]
+        weights = [1 / max(member.log_sd, ROUNDING) ** 2 for member in members]
+        total = sum(weight * member.log_factor for weight, member in zip(weights, members, strict=True))
+        return total / sum(weights) if members else 0.0
+
+    def directions(self, family: str, *labels: str) -> Array:
+        """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the joint factor.
+
+        The rows of a matrix square root of the covariance: a quantity's log variance is the sum over rows of its
+        squared change. An unseen family's factor moves by the spread between families.
+        """
+        num_parameters = len(self.priors)
+        root = covariance_root(np.array(self.fit.covariance))
+        moves = np.zeros((len(root) + 1, num_parameters + 1))
+        moves[:-1, :num_parameters] = root[:, :num_parameters]
+        for label in (family, *labels):
+            if label in self.fit.names:
+                moves[:-1, -1] += root[:, self.fit.names.index(label)]
+        if family not in self.fit.families:
+            moves[-1, -1] = self.fit.family_log_sd
+        return moves
+
+
+def builtin_stacks() -> tuple[str, ...]:
+    """Return the names of the stacks that come with the package."""
+    folder = resources.files("estimator").joinpath("data/stacks")
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def stack_path(name: str) -> Path:
+    """Return the file of a built-in stack, or else the name as a path."""
+    folder = resources.files("estimator").joinpath("data/stacks")
+    return Path(str(folder.joinpath(f"{name}.toml"))) if name in builtin_stacks() else Path(name)
+
+
+def load_stack(name: str) -> Stack:
+    """Return a built-in stack by name, or the one a TOML file holds.
+
+    Raises:
+        ValueError: there is no such stack, or the file breaks a rule: which one, and where.
+    """
+    return parse_stack(Stack, read_stack_text(name), name)
+
+
+def read_stack_text(name: str) -> str:
+    """Return the text of a stack's file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return stack_path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        known = ", ".join(builtin_stacks())
+        raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
+
+
+DocumentT = TypeVar("DocumentT", bound=Record)
+
+
+def parse_stack(kind: type[DocumentT], text: str, name: str) -> DocumentT:
+    """Return the stack, or the half of one, that a TOML document describes; `name` stands in errors."""
+    where = f"stack {shown(name, 200)}"
+    try:
+        return kind.model_validate(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid TOML: nested too deep; correct it there") from error
+    except ValidationError as error:
+        raise ValueError(f"{where}: {first_error(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid TOML: {shown(str(error), 200)}; correct it there") from error

@@ -1,0 +1,152 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from estimator.stack.stack import load_stack
+from tests.support.commands import calibrate as call
+from tests.support.paths import GOLDEN, ROOT, TABLES
+
+OPS = os.path.relpath(TABLES / "op_microbench.csv")
+LINKS = os.path.relpath(TABLES / "collective_microbench.csv")
+MOAI = os.path.relpath(TABLES.parent / "moai" / "runs.csv")
+STEPS = os.path.relpath(GOLDEN / "logs" / "steps.jsonl")
+FEW = 30
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a table of the first of a node's runs."""
+    lines = (TABLES / "vtrain_a100_single_node.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    path = tmp_path_factory.mktemp("tables") / "few.csv"
+    path.write_text("".join(lines[: FEW + 1]), encoding="utf-8")
+    return path
+
+
+def test_check_predicts_without_fitting(table: Path) -> None:
+    """`--check` prints a line per run by its trainer's stack, and the summaries."""
+    status, out, err = call("--runs", str(table), "--check")
+    assert (status, err) == (0, "")
+    assert f"{FEW} runs predicted, 0 left" in out
+    assert "in sample" in out
+
+
+def test_json_is_one_object(table: Path) -> None:
+    """`--json` prints one object and nothing else, the stack as named."""
+    status, out, _ = call("--runs", str(table), "--check", "--stack", "megatron", "--json")
+    document = json.loads(out)
+    assert (status, document["schema"], len(document["rows"])) == (0, "calibration/1", FEW)
+    assert {row["stack"] for row in document["rows"]} == {"megatron"}
+    assert not any(row["in_sample"] for row in document["rows"])
+
+
+def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
+    """Fitted with --write to a file of one's own, the stack there has these runs, and checks them as in sample."""
+    mine = tmp_path / "mine.toml"
+    built_in = ROOT / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml"
+    mine.write_bytes(built_in.read_bytes())
+    status, out, _ = call("--runs", str(table), "--stack", str(mine), "--write")
+    assert status == 0
+    assert "matmul_efficiency" in out
+    (fitted,) = load_stack(str(mine)).tables
+    assert (fitted.name, fitted.rows) == ("few.csv", FEW)
+
+
+def test_a_log_is_checked_as_a_run() -> None:
+    """A step log is predicted by its trainer's stack; what it says of its steps stands above."""
+    status, out, err = call(STEPS, "--check", "--stack", "reference")
+    assert (status, err) == (0, "")
+    assert "32% by 34%" in out
+    assert "steps.jsonl: seconds from the end of a step to the end of the next" in out
+    assert "1 runs predicted, 0 left" in out
+
+
+def test_a_log_in_json() -> None:
+    """`--json` has a log's pace, its two paces, what its times include, and its refused lines."""
+    status, out, _ = call(STEPS, STEPS, "--check", "--stack", "reference", "--json")
+    document = json.loads(out)
+    (log,) = document["logs"]
+    assert (status, log["format"], log["num_steps"], log["num_outliers"]) == (0, "steps.jsonl", 37, 1)
+    assert log["modes"]["slow_ratio"] == pytest.approx(1.35, rel=0.02)
+    assert log["times_include"]["synchronized"]
+    assert document["left"] == [{"name": STEPS, "why": "log: the same as one before"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not what --hold-out --json prints; make it anew, or remove it"),
+        ("[]", "is not what --hold-out --json prints; make it anew, or remove it"),
+        ('{"schema": "holdout/2"}', "its schema is 'holdout/2', not 'holdout/1'; make it anew"),
+    ],
+)
+def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str, message: str) -> None:
+    """A file of hold-outs in the report's folder that is none ends in one line, and nothing is written."""
+    (tmp_path / "holdout.json").write_text(text, encoding="utf-8")
+    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--report", str(tmp_path))
+    assert (status, out) == (2, "")
+    assert err == f"report: {str(tmp_path / 'holdout.json')!r}: {message}\n"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_needs_no_option(table: Path) -> None:
+    """A table of published runs is known by its columns."""
+    assert (
+        call(str(table), "--check", "--stack", "megatron", "--json")[1]
+        == call("--runs", str(table), "--check", "--stack", "megatron", "--json")[1]
+    )
+
+
+def test_microbenchmarks_tell_priors() -> None:
+    """Tables of microbenchmarks are known by their columns: errors by device and kind, priors beside the stacks'."""
+    status, out, err = call(OPS, "--runs", LINKS)
+    assert (status, err) == (0, "")
+    assert all(
+        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "left: row")
+    )
+    status, out, _ = call(OPS, LINKS, "--json")
+    document = json.loads(out)
+    assert (status, document["schema"]) == (0, "microbench/1")
+    priors = {prior["parameter"]: prior for prior in document["priors"]}
+    assert 0.7 < priors["matmul_efficiency"]["median"] < 1
+    assert priors["matmul_efficiency"]["stacks"]["nanotron"].keys() == {"median", "log_sd"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (OPS, "--stack", "nanotron"),
+            f"files: {OPS!r}, a table of microbenchmarks, is given beside --stack; leave one out",
+        ),
+        (
+            (OPS, STEPS),
+            f"files: {OPS!r}, a table of microbenchmarks, is given beside another file; leave one out",
+        ),
+        ((), "files: nothing is given; give step logs, or tables of runs"),
+        ((MOAI, "--check"), f"files: {MOAI!r}, a table of runs with logs, is given beside --check"),
+        ((MOAI, "--json"), f"files: {MOAI!r}, a table of runs with logs, is given beside --json"),
+        ((MOAI, STEPS, "--write"), f"files: {MOAI!r}, a table of runs with logs, is given beside another file"),
+        (("none.log", "--check"), "log 'none.log': cannot be read; check the path"),
+        ((STEPS,), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
+        ((STEPS, "--report", "x", "--json"), "report: --report is given beside --json; it writes files; leave one out"),
+        ((STEPS, "--report", "x", "--check"), "check: --check and --report are given together; give one"),
+        (
+            (STEPS, "--report", "x", "--stack", "torchtune"),
+            "report: no run of a trainer of torchtune; give the runs that a stack was fitted to",
+        ),
+        (
+            ("--runs", "x.csv"),
+            "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict",
+        ),
+        (("--runs", "x.csv", "--check", "--write"), "check: --check and --write are given together; give one"),
+        (("--runs", "none.csv", "--check"), "runs table 'none.csv': cannot be read; check the path"),
+        (("--runs", "none.csv", "--check", "--stack", "mine"), "runs table 'none.csv': cannot be read; check the path"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    """What contradicts itself or cannot be read ends in one line and status 2, and nothing on standard output."""
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert err == message + "\n"

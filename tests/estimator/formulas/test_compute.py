@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.formulas.compute import (
+    Rates,
+    attention_passes,
+    matmul_passes,
+    matmul_seconds,
+    roofline_seconds,
+    shape_efficiency,
+    sustained_rates,
+)
+from estimator.formulas.counts import attention_backward_flop, attention_flop, layer_matmuls, matmul_flop
+from estimator.work.shape import Shape, load_shape
+from hardware.catalog import load_catalog
+from hardware.models import Accelerator
+from tests.support.strategies import EFFICIENCIES, shapes
+
+sizes = st.integers(1, 50_000)
+units = st.integers(1, 400)
+amounts = st.floats(0, 1e18)
+rates = st.floats(1e6, 1e18)
+RATES = {"flop_per_s": 1e14, "bytes_per_s": 1e12}
+
+
+@given(sizes, sizes, sizes, units)
+def test_efficiency_is_a_fraction(rows: int, columns: int, inner: int, num_units: int) -> None:
+    """A product of any shape reaches some of a device's best rate, and no more than all of it."""
+    assert 0 < shape_efficiency(rows, columns, inner, num_units) <= 1
+
+
+@given(st.integers(1, 30), st.integers(1, 30), units)
+def test_whole_tiles_and_waves_reach_the_best_rate(waves: int, columns: int, num_units: int) -> None:
+    """A deep product that fills its tiles and its waves is as fast as any."""
+    efficiency = shape_efficiency(256 * waves * num_units, 128 * columns, 1e15, num_units)
+    assert efficiency == pytest.approx(1)
+
+
+@given(sizes, sizes, sizes, sizes, units)
+def test_a_deeper_product_is_more_efficient(rows: int, columns: int, inner: int, deeper: int, num_units: int) -> None:
+    """The longer the inner dimension, the nearer to the best rate."""
+    shallow = shape_efficiency(rows, columns, inner, num_units)
+    assert shape_efficiency(rows, columns, inner + deeper, num_units) >= shallow
+
+
+@given(amounts, rates, amounts, rates)
+def test_roofline_is_free_of_units(flop: float, flop_per_s: float, moved: float, bytes_per_s: float) -> None:
+    """Twice the work at twice the rates takes the same seconds."""
+    seconds = roofline_seconds(flop, flop_per_s, moved, bytes_per_s)
+    assert roofline_seconds(2 * flop, 2 * flop_per_s, 2 * moved, 2 * bytes_per_s) == seconds
+
+
+@given(amounts, amounts, rates, amounts, amounts, rates)
+def test_roofline_grows_with_work(
+    flop: float, more_flop: float, flop_per_s: float, moved: float, more_moved: float, bytes_per_s: float
+) -> None:
+    """More work never takes less time, and either part alone takes no more than both."""
+    seconds = roofline_seconds(flop, flop_per_s, moved, bytes_per_s)
+    assert roofline_seconds(flop + more_flop, flop_per_s, moved + more_moved, bytes_per_s) >= seconds
+    assert seconds == max(roofline_seconds(flop, flop_per_s, 0, 1), roofline_seconds(0, 1, moved, bytes_per_s))
+
+
+@given(sizes, sizes, sizes, sizes, units, st.integers(0, 2))
+def test_a_larger_product_never_takes_less(
+    rows: int, columns: int, inner: int, added: int, num_units: int, grown: int
+) -> None:
+    """A product that grows in any of its sizes never takes less time, tiles and waves included."""
+    small = [rows, columns, inner]
+    large = [size + added * (i == grown) for i, size in enumerate(small)]
+    seconds = float(matmul_seconds(*small, num_compute_units=num_units, **RATES))
+    assert matmul_seconds(*large, num_compute_units=num_units, **RATES) >= seconds * (1 - 1e-12)
+
+
+@given(sizes, sizes, sizes, units)
+def test_a_product_keeps_below_both_peaks(rows: int, columns: int, inner: int, num_units: int) -> None:
+    """A product runs no faster than the matrix rate, nor than memory brings its operands."""
+    seconds = matmul_seconds(rows, columns, inner, num_compute_units=num_units, **RATES)
+    assert seconds >= 2 * rows * columns * inner / RATES["flop_per_s"] * (1 - 1e-12)
+    assert seconds >= 2 * (rows * inner + inner * columns + rows * columns) / RATES["bytes_per_s"] * (1 - 1e-12)
+
+
+@given(st.lists(st.tuples(sizes, sizes, sizes), min_size=1, max_size=5), units)
+def test_arrays_are_their_elements(products: list[tuple[int, int, int]], num_units: int) -> None:
+    """Seconds of an array of products are those of each alone."""
+    columns = [np.array(column) for column in zip(*products, strict=True)]
+    together = matmul_seconds(*columns, num_compute_units=num_units, **RATES)
+    alone = [matmul_seconds(*product, num_compute_units=num_units, **RATES) for product in products]
+    np.testing.assert_array_equal(together, alone)
+
+
+accelerators = st.sampled_from(load_catalog().accelerators)
+tokens = st.integers(1, 10**6)
+degrees = st.sampled_from([1, 2, 3, 4, 8])
+
+
+def device_of(accelerator: Accelerator) -> Rates:
+    """Return what a device sustains under a stack."""
+    return sustained_rates(accelerator, EFFICIENCIES)
+
+
+@given(accelerators)
+def test_a_device_sustains_less_than_its_peaks(accelerator: Accelerator) -> None:
+    """What a device sustains is the stack's part of the best measured part of each peak."""
+    rates = device_of(accelerator)
+    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
+    best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
+    assert rates.flop_per_s == pytest.approx(EFFICIENCIES.matmul_efficiency * best_flop_per_s)
+    assert rates.bytes_per_s == pytest.approx(EFFICIENCIES.memory_efficiency * best_bytes_per_s)
+    assert rates.num_compute_units == accelerator.num_compute_units
+
+
+@given(shapes(), tokens, degrees, degrees, accelerators)
+def test_ranks_together_do_every_product(
+    shape: Shape, num_tokens: int, tp: int, ep: int, accelerator: Accelerator
+) -> None:
+    """No pass of a matrix is faster than its FLOP, shared by the ranks of tensor parallelism, at the device's rate."""
+    rates = device_of(accelerator)
+    for matmul in layer_matmuls(shape):
+        shared = matmul_passes(num_tokens, matmul, tp, ep, rates)
+        least = matmul_flop(num_tokens, matmul) / tp / rates.flop_per_s
+        assert all(seconds >= least * (1 - 1e-9) for seconds in shared)
+
+
+@given(shapes("mixtral"), tokens, degrees, accelerators)
+def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, accelerator: Accelerator) -> None:
+    """Fewer experts with more tokens each take no longer than all with few; what is no expert's is not concerned."""
+    rates = device_of(accelerator)
+    for matmul in layer_matmuls(shape):
+        split, whole = (matmul_passes(num_tokens, matmul, 1, ways, rates) for ways in (ep, 1))
+        if matmul.num_copies == 1:
+            assert split == whole
+        assert sum(split) <= sum(whole) * (1 + 1e-9)
+
+
+@given(shapes("mixtral"), tokens, accelerators)
+def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, accelerator: Accelerator) -> None:
+    """At half the rate of other products those of experts take longer, up to twice as long, and no other does."""
+    usual, slow = (sustained_rates(accelerator, EFFICIENCIES._replace(expert_efficiency=e)) for e in (1.0, 0.5))
+    for matmul in layer_matmuls(shape):
+        fast, slower = (sum(matmul_passes(num_tokens, matmul, 1, 1, rates)) for rates in (usual, slow))
+        if matmul.num_copies == 1:
+            assert slower == fast
+        else:
+            assert fast <= slower <= 2 * fast * (1 + 1e-9)
+
+
+def test_a_large_expert_takes_twice_as_long_at_half_the_rate() -> None:
+    """Products of an expert that are bound by their FLOP take as much longer as their rate is lower."""
+    (down,) = (m for m in layer_matmuls(load_shape("mistralai/Mixtral-8x7B-v0.1")) if m.name == "down")
+    device = load_catalog().accelerator("h100-sxm-80gb")
+    usual, slow = (
+        sum(matmul_passes(2**20, down, 1, 1, sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e))))
+        for e in (1.0, 0.5)
+    )
+    assert slow == pytest.approx(2 * usual)
+
+
+@given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())
+def test_attention_keeps_below_the_matrix_rate(
+    shape: Shape, num_tokens: int, seq_len: int, tp: int, accelerator: Accelerator, fused: bool
+) -> None:
+    """Attention takes its FLOP at the device's rate at least, forward and backward, on each of its ranks."""
+    rates = device_of(accelerator)
+    flop = attention_flop(num_tokens, seq_len, shape, causal=fused) / tp
+    forward, backward = attention_passes(num_tokens, seq_len, shape, tp, rates, fused=fused)
+    assert forward >= flop / rates.flop_per_s * (1 - 1e-9)
+    assert backward >= attention_backward_flop(flop, keeps_scores=not fused) / rates.flop_per_s * (1 - 1e-9)

@@ -1,0 +1,172 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.work.plan import MAX_DEGREE, Plan, Plans, parse_plan
+from tests.support.strategies import plans
+
+KEYS = "|".join([*(field.name for field in fields(Plan)), "distribute_param"])
+any_degree = st.integers(1, MAX_DEGREE - 1)
+
+
+@given(plans(any_degree, any_degree))
+def test_text_is_read_back(plan: Plan) -> None:
+    """Any plan is the one that its text describes."""
+    assert parse_plan(str(plan)) == plan
+
+
+@given(st.text() | st.from_regex(rf"(({KEYS})=\w*,?){{1,4}}", fullmatch=True))
+def test_any_text_is_a_plan_or_one_line(text: str) -> None:
+    """Any text is a plan, or is refused in one line."""
+    try:
+        plan = parse_plan(text)
+    except ValueError as error:
+        assert str(error).startswith("plan: ")  # noqa: PT017 - a text that is a plan raises nothing
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - a text that is a plan raises nothing
+    else:
+        assert parse_plan(str(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"^plan: '' is not key=value; write for example num_stages=2"),
+        ("num_stages=2,", r"^plan: '' is not key=value"),
+        ("num_stages", r"^plan: 'num_stages' is not key=value"),
+        ("tp=2,tp=2", r"^plan: 'tp=2' is given twice; write for example"),
+        ("stages=2", r"^plan: unknown key 'stages'; use one of num_stages, .*, offload_optimizer$"),
+        ("tp=0", r"^plan: tp='0' is not a positive integer below 2\*\*31$"),
+        ("tp=-1", r"^plan: tp='-1' is not a positive integer"),
+        ("tp=1.5", r"^plan: tp='1.5' is not a positive integer"),
+        ("recomputed_layers=0", r"^plan: recomputed_layers='0' is not a positive integer"),
+        ("first_layers=few", r"^plan: first_layers='few' is not a positive integer"),
+        (f"tp={MAX_DEGREE}", r"^plan: tp='2147483648' is not a positive integer"),
+        ("num_stages=" + "1" * 5000, r"^plan: num_stages='1+\.\.\. is not a positive integer"),
+        ("tp=\N{SUPERSCRIPT TWO}", r"^plan: tp='\\xb2' is not a positive integer"),
+        ("recomputation=some", r"^plan: recomputation='some' is not one of none, selective, full, false, true$"),
+        ("schedule=zb", r"^plan: schedule='zb' is not one of gpipe, 1f1b, interleaved, zero_bubble$"),
+        ("shard_within_node=1", r"^plan: shard_within_node='1' is not one of true, false$"),
+        ("sequence_parallel=no", r"^plan: sequence_parallel='no' is not one of true, false$"),
+        ("offload_optimizer=cpu", r"^plan: offload_optimizer='cpu' is not one of true, false$"),
+        ("zero_stage=4", r"^plan: zero_stage='4' is not one of 0, 1, 2, 3$"),
+        ("distribute_param=yes", r"^plan: distribute_param='yes' is not one of true, false$"),
+        ("distribute_param=true,zero_stage=1", r"^plan: distribute_param=true contradicts zero_stage=1; "),
+        ("zero_stage=3,distribute_param=false", r"^plan: distribute_param=false contradicts zero_stage=3; "),
+    ],
+)
+def test_text_that_is_no_plan(text: str, message: str) -> None:
+    """A text that is no plan is refused with what it says, the rule and the mend."""
+    with pytest.raises(ValueError, match=message):
+        parse_plan(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        (" num_stages = 2 , tp=4", Plan(num_stages=2, tp=4)),
+        ("recomputation=true", Plan(recomputation="full")),
+        ("recomputation=false", Plan(recomputation="none")),
+        ("distribute_param=false", Plan(zero_stage=0)),
+        ("distribute_param=false,zero_stage=2", Plan(zero_stage=2)),
+        ("zero_stage=3,distribute_param=true,schedule=gpipe", Plan(schedule="gpipe")),
+        (
+            "schedule=interleaved,virtual_stages=2,cp=2,ep=4,shard_within_node=true",
+            Plan(schedule="interleaved", virtual_stages=2, cp=2, ep=4, shard_within_node=True),
+        ),
+        (
+            "recomputation=full,recomputed_layers=3,sequence_parallel=false,offload_optimizer=true",
+            Plan(recomputation="full", recomputed_layers=3, sequence_parallel=False, offload_optimizer=True),
+        ),
+        (
+            "num_stages=2,first_layers=7,last_layers=9,schedule=zero_bubble",
+            Plan(num_stages=2, first_layers=7, last_layers=9, schedule="zero_bubble"),
+        ),
+    ],
+)
+def test_text_that_is_a_plan(text: str, plan: Plan) -> None:
+    """Spaces are free, the platform's words are known, and what is left out takes its default."""
+    assert parse_plan(text) == plan
+
+
+@given(plans(any_degree, any_degree))
+def test_text_names_what_is_unusual(plan: Plan) -> None:
+    """A text names the platform's own fields, and each other field exactly where it differs from a plain plan's."""
+    named = {item.partition("=")[0] for item in str(plan).split(",")}
+    usual = Plan(zero_stage=3 if plan.distribute_param else 0)
+    always = {"num_stages", "num_micro_batches", "batch_per_device", "tp", "recomputation"}
+    unusual = {f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(usual, f.name)}
+    assert named == always | unusual | {"distribute_param"}
+
+
+@given(st.lists(plans(any_degree, any_degree), max_size=5))
+def test_plans_are_a_sequence(drawn: list[Plan]) -> None:
+    """The arrays of plans give each plan back."""
+    many = Plans.of(drawn)
+    assert [many[i] for i in range(len(many))] == drawn
+
+
+lists = st.lists(plans(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5)
+from_either = st.lists(st.booleans(), min_size=len(fields(Plan)), max_size=len(fields(Plan)))
+
+
+@given(lists, lists, from_either, st.sampled_from([1, 2, 12, 16, 60]))
+def test_a_grid_is_its_list(down: list[Plan], across: list[Plan], is_across: list[bool], num_devices: int) -> None:
+    """A grid of fields of shape (g, 1) and (1, w) holds each of the g w plans, row by row."""
+    rows, columns = Plans.of(down), Plans.of(across)
+    names = [field.name for field in fields(Plans)]
+    of_grid = {
+        name: getattr(columns, name)[None, :] if turned else getattr(rows, name)[:, None]
+        for name, turned in zip(names, is_across, strict=True)
+    }
+    grid = Plans(**of_grid)
+    source = dict(zip(names, is_across, strict=True))
+    listed = [
+        Plan(**{name: getattr(right if source[name] else left, name) for name in names})
+        for left in (down if not all(is_across) else down[:1])
+        for right in (across if any(is_across) else across[:1])
+    ]
+    flat = Plans.of(listed)
+    assert len(grid) == len(flat) == len(listed)
+    assert [grid[i] for i in range(len(grid))] == listed
+    degrees = np.broadcast_to(grid.data_parallel(num_devices), grid.shape).ravel()
+    np.testing.assert_array_equal(degrees, flat.data_parallel(num_devices))
+
+
+@given(plans(st.integers(1, 12), st.integers(1, 12)), st.integers(1, 100))
+def test_data_parallel_ranks_are_what_is_left(plan: Plan, num_devices: int) -> None:
+    """Data parallelism takes the devices that stages, tensor and context parallelism leave; 0 where they do not fit."""
+    taken = plan.num_stages * plan.tp * plan.cp
+    expected = num_devices // taken if num_devices % taken == 0 else 0
+    assert Plans.of([plan]).data_parallel(num_devices).tolist() == [expected]
+
+
+def test_every_plan_field_is_an_array_field() -> None:
+    """A plan and the arrays of many plans have the same fields, in the same order."""
+    assert [f.name for f in fields(Plan)] == [f.name for f in fields(Plans)]
+
+
+@pytest.mark.parametrize(
+    ("plan", "line"),
+    [
+        (
+            Plan(num_stages=2, num_micro_batches=16, recomputation="full"),
+            (
+                "num_stages : 2, num_micro_batches : 16, batch_per_device : 1, No TP, recomputation : true, "
+                "distribute_param : true"
+            ),
+        ),
+        (
+            Plan(num_micro_batches=4, batch_per_device=2, tp=4, zero_stage=1),
+            (
+                "No PP, num_micro_batches : 4, batch_per_device : 2, TP : 4, recomputation : false, "
+                "distribute_param : false"
+            ),
+        ),
+    ],
+)
+def test_platform_line(plan: Plan, line: str) -> None:
+    """A plan reads as in the platform's log."""
+    assert plan.platform_line() == line

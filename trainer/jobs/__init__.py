@@ -1,0 +1,1 @@
+"""Where and how the processes of a run start and stop."""

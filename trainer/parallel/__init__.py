@@ -1,0 +1,1 @@
+"""A model laid over ranks."""

@@ -1,0 +1,178 @@
+"""A plan applied to a stage, in the one order that works: tensor parallel, recomputation, compilation, sharding.
+
+torchtitan applies them so (pytorch/torchtitan#1554): sharding must wrap what is recomputed, so that the repeated
+forward pass finds its parameters gathered; compilation must see recomputation to place it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from estimator.work.plan import Plan
+from trainer.parallel.mesh import Place
+from trainer.parallel.model import Stage
+
+RECOMPUTED = "recomputed_"
+"""Before the name of an attention kernel: the same, repeated in the backward pass instead of kept."""
+
+
+def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_recomputed: int, compiles: bool) -> None:
+    """Lay a stage over its ranks; its parameters are still on the meta device.
+
+    Args:
+        stage: the whole stage.
+        plan: one that the trainer can run.
+        place: the mesh.
+        precision: one of `config.PRECISIONS`.
+        num_recomputed: its first layers that full recomputation repeats.
+        compiles: whether each layer is compiled.
+    """
+    if plan.tp > 1:
+        split_tensors(stage, place.mesh["tp"], sequence_parallel=plan.sequence_parallel)
+    recompute_layers(stage, num_recomputed)
+    if compiles:
+        for _, layer in stage.layers:
+            layer.compile()
+    if place.dp > 1 or precision == "bf16-mixed":
+        shard(stage, plan, place.data_mesh, precision)
+
+
+# --- tensor parallelism -----------------------------------------------------------------------------------------------
+
+
+class Copied(ParallelStyle):
+    """A module whose parameters every tensor-parallel rank has whole, whatever the layout of its input over them."""
+
+    def __init__(self, layout: Placement) -> None:
+        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for their heads."""
+        super().__init__()
+        self.layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
+            return tuple(DTensor.from_local(x, mesh, [self.layout], run_check=False) for x in inputs)
+
+        def leave(_: nn.Module, output: Any, __: DeviceMesh) -> Any:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, None, enter, leave)
+
+
+def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+    """Split the products of each layer, the embedding and the vocabulary over tensor-parallel ranks.
+
+    Megatron's column- then row-parallel products (Shoeybi et al. 2019, arXiv:1909.08053, section 3); with sequence
+    parallelism, what lies between them is split over tokens (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2).
+    """
+    between = Shard(1) if sequence_parallel else Replicate()
+    norm: ParallelStyle = SequenceParallel() if sequence_parallel else Copied(Replicate())
+    for _, layer in stage.layers:
+        plan: dict[str, ParallelStyle] = {
+            "input_layernorm": norm,
+            "post_attention_layernorm": norm,
+            "self_attn": PrepareModuleInput(
+                input_kwarg_layouts={"hidden_states": between},
+                desired_input_kwarg_layouts={"hidden_states": Replicate()},
+            ),
+            "mlp": PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),)),
+            **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
+            **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
+            **{name: RowwiseParallel(output_layouts=between) for name in ("self_attn.o_proj", "mlp.down_proj")},
+        }
+        if hasattr(layer.self_attn, "q_norm"):
+            plan |= {f"self_attn.{name}_norm": Copied(Shard(2)) for name in "qk"}  # of a head (B, T, heads, D)
+        parallelize_module(layer, mesh, plan)
+    if stage.first:
+        embed = RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
+        parallelize_module(stage.model.embed_tokens, mesh, embed)
+    if stage.last:
+        parallelize_module(stage.model.norm, mesh, norm)
+        head = ColwiseParallel(input_layouts=between, output_layouts=Shard(-1), use_local_output=False)
+        parallelize_module(stage.lm_head, mesh, head)
+
+
+# --- recomputation ----------------------------------------------------------------------------------------------------
+
+
+def recompute_layers(stage: Stage, count: int) -> None:
+    """Keep only the input of the first so many layers, and repeat them in the backward pass.
+
+    The repetition ends with the last tensor that the backward pass asks for, so that a layer's last product is not
+    repeated (`torch.utils.checkpoint`, early stop).
+    """
+    for number, (_, layer) in enumerate(stage.layers):
+        if number < count:
+            layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+
+def attention_kernel(name: str, recomputation: str) -> str:
+    """Return the name under which transformers finds an attention kernel, repeated where recomputation is selective."""
+    if recomputation != "selective":
+        return name
+    kernel, mask = ALL_ATTENTION_FUNCTIONS[name], ALL_MASK_ATTENTION_FUNCTIONS[name]
+    AttentionInterface.register(RECOMPUTED + name, _recomputed(kernel))
+    AttentionMaskInterface.register(RECOMPUTED + name, mask)
+    return RECOMPUTED + name
+
+
+# --- sharding ---------------------------------------------------------------------------------------------------------
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """Return the type of the weights that the optimizer updates."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the type of activations."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+def shard(stage: Stage, plan: Plan, mesh: DeviceMesh, precision: str) -> None:
+    """Shard or copy parameters over the data-parallel ranks, layer by layer (FSDP2), reducing gradients in 32 bits.
+
+    ZeRO-3 gathers a layer's weights for its forward and again for its backward pass; ZeRO-1 and 2 keep them between.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    # a pipeline keeps weights gathered over all its micro-batches, whatever is asked here
+    reshards = plan.zero_stage == 3 and plan.num_stages == 1
+    wrap = partial(fully_shard, mesh=mesh, mp_policy=policy)
+    for _, layer in stage.layers:
+        wrap(layer, reshard_after_forward=reshards)
+    if stage.first and not stage.ties_embeddings:
+        wrap(stage.model.embed_tokens, reshard_after_forward=reshards)
+    if stage.last and not stage.ties_embeddings:
+        # needed again at once: the backward pass starts with them
+        wrap([stage.model.norm, stage.lm_head], reshard_after_forward=False)
+    wrap(stage, reshard_after_forward=False)
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            # the loss is divided by all ranks' tokens already; gloo and older NCCL have no scaled sum (pytorch#190747)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
