@@ -1,7 +1,7 @@
 """Measured runs held against predictions: what a calibration's report, its tables and its JSON are drawn from.
 
 `assess` gives an `Assessment`: `rows`, one `Assessed` for each run that a stack can predict, in the order of the table,
-and `left`, each other row with the reason. An `Assessed` holds the `case` (what ran, and what was measured of it), the
+and `skipped`, each other row with the reason. An `Assessed` holds the `run` (what ran, and what was measured), the
 stack, whether that stack was fitted to this very run (`in_sample`), predicted seconds per step and reserved bytes with
 their 90 % intervals, the probability that it fits, and where the seconds go. `summarize` boils rows down to a
 `Summary` for each group: of sources, devices, models or plans, in and out of sample apart.
@@ -18,8 +18,8 @@ from estimator.arrays import Array
 from estimator.calibrate.batches import Batch, batched
 from estimator.predict.interval import Range, moved, spreads
 from estimator.predict.residual import corrected
-from estimator.runs.measured import Case
-from estimator.runs.read import Left
+from estimator.runs.measured import Run
+from estimator.runs.read import Skipped
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import ANY_TRAINER, Stack
 
@@ -28,7 +28,7 @@ from estimator.stack.stack import ANY_TRAINER, Stack
 class Assessed:
     """A run beside its prediction."""
 
-    case: Case
+    run: Run
     stack: str
     in_sample: bool
     """The stack was fitted to this run: its error says nothing of accuracy."""
@@ -41,17 +41,17 @@ class Assessed:
     @property
     def tokens_per_s(self) -> Range:
         """Predicted tokens per second of all devices."""
-        return self.step_s.inverse(float(self.case.workload.tokens_per_step))
+        return self.step_s.inverse(float(self.run.workload.tokens_per_step))
 
     @property
     def step_error(self) -> float | None:
         """Predicted over measured seconds per step, less 1; None where they were not measured."""
-        return None if self.case.step_s is None else self.step_s.value / self.case.step_s - 1
+        return None if self.run.step_s is None else self.step_s.value / self.run.step_s - 1
 
     @property
     def memory_error(self) -> float | None:
         """Predicted over measured reserved bytes, less 1; None where they were not measured."""
-        measured = self.case.reserved_bytes
+        measured = self.run.reserved_bytes
         return None if measured is None else self.reserved_bytes.value / measured - 1
 
 
@@ -60,43 +60,43 @@ class Assessment:
     """A table of runs beside predictions."""
 
     rows: tuple[Assessed, ...]
-    left: tuple[Left, ...]
+    skipped: tuple[Skipped, ...]
 
 
-def assess(cases: Sequence[Case], stacks: Sequence[Stack]) -> Assessment:
+def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
     """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given."""
     of_trainer = {stack.trainer: stack for stack in stacks}
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    left: list[Left] = []
-    for i, case in enumerate(cases):
-        own = case.trainer if case.trainer in of_trainer else ANY_TRAINER
+    skipped: list[Skipped] = []
+    for i, run in enumerate(runs):
+        own = run.trainer if run.trainer in of_trainer else ANY_TRAINER
         if len(stacks) > 1 and own not in of_trainer:
-            left.append(Left(case.name, f"trainer: no stack was fitted to {case.trainer!r}; name one with --stack"))
+            skipped.append(Skipped(run.name, f"trainer: no stack was fitted to {run.trainer!r}; name one with --stack"))
         else:
             groups[stacks[0].trainer if len(stacks) == 1 else own].append(i)
     found: dict[int, Assessed] = {}
     for trainer, places in groups.items():
         stack = of_trainer[trainer]
         known = {digest for table in stack.tables for digest in table.digests.split()}
-        chosen = [cases[i] for i in places]
+        chosen = [runs[i] for i in places]
         for batch in batched(chosen, stack.habits):
             try:
                 predicted = list(_assessed(batch, chosen, stack, known))
             except ValueError as error:
-                left += [Left(chosen[i].name, str(error)) for i in batch.rows]
+                skipped += [Skipped(chosen[i].name, str(error)) for i in batch.rows]
             else:
                 found.update(zip((places[i] for i in batch.rows), predicted, strict=True))
-    return Assessment(tuple(found[i] for i in sorted(found)), tuple(left))
+    return Assessment(tuple(found[i] for i in sorted(found)), tuple(skipped))
 
 
-def _assessed(batch: Batch, cases: Sequence[Case], stack: Stack, known: set[str]) -> Iterator[Assessed]:
+def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) -> Iterator[Assessed]:
     prediction = predict_batch(batch, stack)
     for k, row in enumerate(batch.rows):
-        case = cases[row]
+        run = runs[row]
         yield Assessed(
-            case=case,
+            run=run,
             stack=stack.name,
-            in_sample=case.digest in known,
+            in_sample=run.digest in known,
             step_s=prediction.range_of(prediction.step_s, prediction.step_log_sd, k),
             reserved_bytes=prediction.range_of(prediction.reserved_bytes, prediction.memory_log_sd, k),
             fits_probability=float(prediction.fits_probability[k]),
@@ -151,7 +151,7 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
     )
 
 
-class Summary(NamedTuple):
+class ErrorSummary(NamedTuple):
     """How far predictions are from measurements, over a group of runs."""
 
     num_runs: int
@@ -166,7 +166,7 @@ class Summary(NamedTuple):
     """Part of the measurements inside their 90 % interval."""
 
 
-def summary(predicted: Sequence[Range], measured: Sequence[float]) -> Summary:
+def summary(predicted: Sequence[Range], measured: Sequence[float]) -> ErrorSummary:
     """Return how far predictions are from measurements, of which there is at least one.
 
     >>> summary([Range(1.1, 1.0, 1.2), Range(0.5, 0.4, 0.6)], [1.0, 1.0]).median
@@ -178,38 +178,38 @@ def summary(predicted: Sequence[Range], measured: Sequence[float]) -> Summary:
     size = np.abs(error)
     inside = (low <= truth) & (truth <= high)
     numbers = (np.median(size), np.quantile(size, 0.9), size.mean(), np.median(error), inside.mean())
-    return Summary(len(truth), *(round(float(number), 12) for number in numbers))
+    return ErrorSummary(len(truth), *(round(float(number), 12) for number in numbers))
 
 
-def plan_kind(case: Case) -> str:
+def plan_kind(run: Run) -> str:
     """Return the degrees of a run's plan, in a word."""
-    plan = case.plan
-    ways = {"dp": case.dp, "tp": plan.tp, "pp": plan.num_stages, "cp": plan.cp, "ep": plan.ep}
+    plan = run.plan
+    ways = {"dp": run.dp, "tp": plan.tp, "pp": plan.num_stages, "cp": plan.cp, "ep": plan.ep}
     return " ".join(f"{name}{way}" for name, way in ways.items() if way > 1) or "one device"
 
 
-GROUPINGS: dict[str, Callable[[Case], str]] = {
-    "all": lambda case: "all",  # noqa: ARG005 - one group
-    "source": lambda case: case.source,
-    "device": lambda case: case.machine.accelerator.id,
-    "model": lambda case: case.model,
+GROUPINGS: dict[str, Callable[[Run], str]] = {
+    "all": lambda run: "all",  # noqa: ARG005 - one group
+    "source": lambda run: run.source,
+    "device": lambda run: run.machine.accelerator.id,
+    "model": lambda run: run.model,
     "plan": plan_kind,
 }
 """How runs are grouped."""
 
 
-def summarize(rows: Sequence[Assessed], by: str) -> dict[str, dict[str, Summary]]:
+def summarize(rows: Sequence[Assessed], by: str) -> dict[str, dict[str, ErrorSummary]]:
     """Return the summaries of seconds ("step") and reserved bytes ("memory") of each group of healthy runs."""
     groups: defaultdict[str, list[Assessed]] = defaultdict(list)
     for row in rows:
-        groups[GROUPINGS[by](row.case)].append(row)
+        groups[GROUPINGS[by](row.run)].append(row)
     found = {group: _measures(members) for group, members in sorted(groups.items())}
     return {group: measures for group, measures in found.items() if measures}
 
 
-def _measures(rows: Sequence[Assessed]) -> dict[str, Summary]:
-    steps = [(row.step_s, row.case.step_s) for row in rows if row.case.step_s and not row.case.why_unhealthy]
-    held = [(row.reserved_bytes, row.case.reserved_bytes) for row in rows if row.case.reserved_bytes]
+def _measures(rows: Sequence[Assessed]) -> dict[str, ErrorSummary]:
+    steps = [(row.step_s, row.run.step_s) for row in rows if row.run.step_s and not row.run.why_unhealthy]
+    held = [(row.reserved_bytes, row.run.reserved_bytes) for row in rows if row.run.reserved_bytes]
     measures = {"step": steps, "memory": held}
     return {name: summary(*zip(*pairs, strict=True)) for name, pairs in measures.items() if pairs}
 
@@ -228,7 +228,7 @@ class FitCalls(NamedTuple):
 
 def fit_calls(rows: Sequence[Assessed]) -> FitCalls:
     """Return how the calls of what fits fared."""
-    known = [(row.fits_probability, row.case.fits) for row in rows if row.case.fits is not None]
+    known = [(row.fits_probability, row.run.fits) for row in rows if row.run.fits is not None]
     if not known:
         return FitCalls(0, 1.0, 0, 0.0)
     probability, fits = np.array([p for p, _ in known]), np.array([fit for _, fit in known])

@@ -1,11 +1,11 @@
 """Fit a stack to measured runs, and say how wrong it is on a run that it never saw.
 
-The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window
-of a log that times only the issue of work), memory M_r. With parameters theta (those of the stack, in logarithms) and a
-factor u_f on device seconds for each model family f:
+The model. Each run r gives up to three numbers: mean seconds per step t_r, mean launch seconds w_r (the timed window
+of a log that times only the launch of work), memory M_r. With parameters theta (those of the stack, in logarithms) and
+a factor u_f on device seconds for each model family f:
 
     log t_r = log step(theta, u_f) + e,   e ~ N(0, s_step^2 + se_r^2)      theta_j ~ N(log median_j, log_sd_j^2)
-    log w_r = log issue(theta) + e,       e ~ N(0, s_issue^2)              u_f ~ N(0, s_family^2)
+    log w_r = log launch(theta) + e,       e ~ N(0, s_launch^2)              u_f ~ N(0, s_family^2)
     log M_r = log memory(theta) + e,      e ~ N(0, s_memory^2)             log s ~ N(log median, SPREAD_LOG_SD^2)
 
 theta and u are fitted together (maximum a posteriori), so that families are pooled partially: a family with few or
@@ -26,7 +26,7 @@ from estimator.formulas.machine import Machine
 from estimator.formulas.memory import total_bytes
 from estimator.formulas.step import plan_step
 from estimator.predict.interval import Range
-from estimator.runs.moai_runs import Run, sustained_step_s
+from estimator.runs.moai_runs import MoaiRun, sustained_step_s
 from estimator.search.planner import search
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.fit import Family, Fit
@@ -42,14 +42,14 @@ class Spread(NamedTuple):
 
     family: float
     step: float
-    issue: float
+    launch: float
     memory: float
 
 
-PRIOR_SPREAD = Spread(family=0.10, step=0.04, issue=0.05, memory=0.04)
+PRIOR_SPREAD = Spread(family=0.10, step=0.04, launch=0.05, memory=0.04)
 """Medians of the spreads before a run was measured.
 
-assumed: 4 % is what repeated cases of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
+assumed: 4 % is what repeated runs of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
 families differ by their kernels, by more.
 """
 
@@ -71,15 +71,15 @@ differs too (facts of published runs, 2024-2025).
 class Observation:
     """A run as the fit sees it: what to predict with, and the logarithms of what was measured (nan where nothing)."""
 
-    run: Run
+    run: MoaiRun
     machine: Machine
     log_step: float
     log_step_se: float
-    log_issue: float
+    log_launch: float
     log_memory: float
 
 
-def observe(run: Run, catalog: Catalog) -> Observation:
+def observe(run: MoaiRun, catalog: Catalog) -> Observation:
     """Return what the fit sees of a run.
 
     Raises:
@@ -96,19 +96,19 @@ def observe(run: Run, catalog: Catalog) -> Observation:
         machine=machine,
         log_step=float(np.log(step)),
         log_step_se=log_se,
-        log_issue=float(np.log(windows.mean())) if len(windows) else np.nan,
+        log_launch=float(np.log(windows.mean())) if len(windows) else np.nan,
         log_memory=float(np.log(run.memory_mib * MIB)) if run.memory_mib else np.nan,
     )
 
 
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
-    """Return the logarithms of a run's seconds per step, issue seconds and bytes, shape (3,)."""
+    """Return the logarithms of a run's seconds per step, launch seconds and bytes, shape (3,)."""
     run, machine = observation.run, observation.machine
     shape, seq_len = run.workload.shape, run.workload.seq_len
     plan = on_machine(run.plan, machine, shape, habits)
     step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.log.steps_per_line())
     held = total_bytes(shape, seq_len, plan, habits, efficiencies)
-    return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
+    return np.log([float(step.seconds.item()), float(step.launch_s.item()), float(held.item())])
 
 
 def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:
@@ -148,7 +148,7 @@ def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[
         families=families,
         family_log_sd=spread.family,
         step_log_sd=spread.step,
-        issue_log_sd=spread.issue,
+        launch_log_sd=spread.launch,
         memory_log_sd=spread.memory,
         device_log_sd=UNSEEN_DEVICE_LOG_SD,
         degrees_of_freedom=max(len(observations) - 1, 1),
@@ -174,7 +174,7 @@ class _Problem:
         self.prior_mean = np.array([np.log(prior.median) for prior in priors.values()] + [0.0] * len(self.families))
         self.prior_sd = np.array([prior.log_sd for prior in priors.values()])
         self.names = tuple(priors)
-        self.measured = np.array([[o.log_step, o.log_issue, o.log_memory] for o in observations])
+        self.measured = np.array([[o.log_step, o.log_launch, o.log_memory] for o in observations])
         self.step_se = np.array([o.log_step_se for o in observations])
         self.values = self.prior_mean
 
@@ -190,7 +190,7 @@ class _Problem:
     def standard_deviations(self, spread: Spread) -> tuple[Array, Array]:
         """Return those of the measurements, shape (runs, 3), and of the prior on the values."""
         ones = np.ones(len(self.step_se))
-        measured = np.stack([np.hypot(spread.step, self.step_se), spread.issue * ones, spread.memory * ones], axis=1)
+        measured = np.stack([np.hypot(spread.step, self.step_se), spread.launch * ones, spread.memory * ones], axis=1)
         return measured, np.concatenate([self.prior_sd, np.full(len(self.families), spread.family)])
 
     def solve(self, spread: Spread) -> _Solution:
@@ -228,8 +228,8 @@ class _Problem:
         return log_prior - 0.5 * float(off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1])
 
 
-def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return the fraction of steps at the host's slow pace, and the slow pace's issue time over the fast one's.
+def host_paces(runs: Sequence[MoaiRun]) -> tuple[float, float]:
+    """Return the fraction of steps at the host's slow pace, and the slow pace's launch time over the fast one's.
 
     In each log, the timed windows are split at their widest gap, if the means on its two sides differ by more than
     10 %; a log without such a gap shows one pace and says nothing of the other. The fraction is pooled over windows,
@@ -250,7 +250,7 @@ def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     return slow / total, float(np.exp(np.mean(ratios)))
 
 
-def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
+def startup_of(runs: Sequence[MoaiRun], load_s: float) -> Startup:
     """Return the one-off seconds of a run: medians over the logs.
 
     Raises:
@@ -274,7 +274,7 @@ def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
     )
 
 
-def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> Stack:
+def stack_from_runs(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> Stack:
     """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
     if not runs:
         raise ValueError("fit: no measured runs; give a table with at least one")
@@ -292,7 +292,7 @@ def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -
 class Trial(NamedTuple):
     """A run held against the prediction of a stack."""
 
-    run: Run
+    run: MoaiRun
     step_s: Range
     measured_step_s: float
     minutes: Range
@@ -324,14 +324,14 @@ class Trial(NamedTuple):
         return None if measured is None else self.memory_mib.value / measured - 1
 
 
-def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
+def try_run(run: MoaiRun, stack: Stack, catalog: Catalog) -> Trial:
     """Predict a measured run: its own plan, as it ran, and the plan that the planner would choose."""
     flavor = catalog.flavor(run.flavor)
     space = search(run.workload, flavor, stack, catalog)
     own = search(run.workload, flavor, stack, catalog, plan=run.plan).plans[0]
     efficiencies = stack.efficiencies(run.workload.shape.family)
     observed = observe(run, catalog)
-    log_step, log_issue, _ = predict_logs(observed, stack.habits, efficiencies)
+    log_step, log_launch, _ = predict_logs(observed, stack.habits, efficiencies)
     step_s = float(np.exp(log_step))
     as_it_ran = own.step_s.times(step_s / own.step_s.value)  # its loop may read the loss less often
     tokens = run.workload.tokens_per_step
@@ -341,7 +341,7 @@ def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
         step_s=as_it_ran,
         measured_step_s=float(np.exp(observed.log_step)),
         minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
-        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_issue)), stack.window)),
+        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_launch)), stack.window)),
         measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
         memory_mib=own.total_bytes.times(1 / MIB),
         num_candidates=space.num_candidates,
@@ -351,7 +351,7 @@ def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
     )
 
 
-def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> list[Trial]:
+def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> list[Trial]:
     """Predict each run with a stack that was fitted to all the others.
 
     Raises:

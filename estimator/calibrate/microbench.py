@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from estimator.runs.csv_rows import Left, Table, read_table
+from estimator.runs.csv_rows import RowsRead, Skipped, read_table
 from estimator.runs.microbench_tables import FORMS, CollectiveRow, OpRow
 from estimator.runs.microbench_vocabulary import SETTINGS, Timing
 from estimator.stack.stack import Prior
@@ -41,7 +41,7 @@ Groups = dict[str, dict[tuple[str, str], npt.NDArray[np.float64]]]
 """Logarithms of ratios by setting, then by device and source."""
 
 
-class Summary(NamedTuple):
+class TimingSummary(NamedTuple):
     """How far predictions at best rates are off; errors are predicted over measured seconds, less one."""
 
     device: str
@@ -71,7 +71,7 @@ class Implied(NamedTuple):
     """Devices and sources that tell how far apart they are."""
 
 
-def read_timings(path: Path, catalog: Catalog) -> Table[Timing]:
+def read_timings(path: Path, catalog: Catalog) -> RowsRead[Timing]:
     """Read a table of microbenchmarks, which its columns tell: of kernels, or of collectives.
 
     Rows of the same kernels under another op's name, as a profiler nests them, count once.
@@ -92,7 +92,7 @@ def read_timings(path: Path, catalog: Catalog) -> Table[Timing]:
     return read_table(path, "microbenchmarks", FORMS, item_of)
 
 
-def summarize_timings(timings: Sequence[Timing]) -> tuple[Summary, ...]:
+def summarize_timings(timings: Sequence[Timing]) -> tuple[TimingSummary, ...]:
     """Return how far predictions are off, by device, kind and setting; in that order."""
     ratios: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for timing in timings:
@@ -100,11 +100,11 @@ def summarize_timings(timings: Sequence[Timing]) -> tuple[Summary, ...]:
     return tuple(_summary(*key, np.array(found)) for key, found in sorted(ratios.items()))
 
 
-def _summary(device: str, kind: str, setting: str, ratios: npt.NDArray[np.float64]) -> Summary:
+def _summary(device: str, kind: str, setting: str, ratios: npt.NDArray[np.float64]) -> TimingSummary:
     sizes, middle = np.abs(ratios - 1), np.median(ratios)
     shape = np.median(np.abs(ratios / middle - 1))
     errors = (np.median(sizes), np.quantile(sizes, 0.9), middle - 1, shape)
-    return Summary(device, kind, setting, len(ratios), *map(float, errors))
+    return TimingSummary(device, kind, setting, len(ratios), *map(float, errors))
 
 
 def implied_priors(timings: Sequence[Timing]) -> dict[str, Implied]:
@@ -198,7 +198,7 @@ def _differences(settings: Sequence[Mapping[tuple[str, str], npt.NDArray[np.floa
     return [abs(a - b) for found in middles for a, b in combinations(found, 2)]
 
 
-def microbench_document(table: Table[Timing], stacks: Mapping[str, Mapping[str, Prior]]) -> dict[str, Any]:
+def microbench_document(table: RowsRead[Timing], stacks: Mapping[str, Mapping[str, Prior]]) -> dict[str, Any]:
     """Return the JSON document of timings, and of the priors they imply beside those of stacks."""
     return {
         "schema": "microbench/1",
@@ -216,12 +216,12 @@ def microbench_document(table: Table[Timing], stacks: Mapping[str, Mapping[str, 
             for name, implied in implied_priors(table.items).items()
         ],
         "rows": [timing._asdict() for timing in table.items],
-        "left": [left._asdict() for left in table.left],
+        "skipped": [skipped._asdict() for skipped in table.skipped],
     }
 
 
-def joined(tables: Sequence[Table[Timing]]) -> Table[Timing]:
+def joined(tables: Sequence[RowsRead[Timing]]) -> RowsRead[Timing]:
     """Return several tables as one."""
     items: tuple[Timing, ...] = tuple(timing for table in tables for timing in table.items)
-    left: tuple[Left, ...] = tuple(row for table in tables for row in table.left)
-    return Table(items, left)
+    skipped: tuple[Skipped, ...] = tuple(row for table in tables for row in table.skipped)
+    return RowsRead(items, skipped)

@@ -16,7 +16,7 @@ from estimator.calibrate.assess import Assessed, assess, plan_kind
 from estimator.calibrate.batches import batched
 from estimator.calibrate.hold_out import hold_out, splits_of
 from estimator.predict.interval import Range, moved
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.stack.fit import Fit, interval_ratio
 from estimator.stack.stack import Stack
 from hardware.errors import shown
@@ -51,19 +51,19 @@ class Study:
     """Measurements that would narrow the intervals most, best first."""
 
 
-def study(stack: Stack, cases: Sequence[Case], known: Mapping[str, Any] | None = None) -> Study:
+def study(stack: Stack, runs: Sequence[Run], known: Mapping[str, Any] | None = None) -> Study:
     """Return the study of a stack that was fitted to these runs.
 
     Args:
         stack: the stack.
-        cases: the runs, those of other trainers among them.
+        runs: the runs, those of other trainers among them.
         known: what `calibrate --hold-out --json` printed of the stack before, by its ways of holding out; without it,
             the fits to parts of the runs are made here.
 
     Raises:
         ValueError: none of the runs is of the stack's trainer, or the known hold-outs are of other runs.
     """
-    own = [case for case in cases if stack.is_of(case.trainer)]
+    own = [run for run in runs if stack.is_of(run.trainer)]
     if not own:
         raise ValueError(f"report: no run of trainer {stack.trainer!r}; give the tables or logs that it was fitted to")
     after = assess(own, [stack]).rows
@@ -84,7 +84,7 @@ def _held_out_before(document: Sequence[Mapping[str, Any]], rows: Sequence[Asses
     """Return runs as a document of hold-outs has them predicted; the parts of a step in proportion to the fit's."""
     own: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
     for row in rows:
-        own[row.case.name, row.case.source, row.case.step_s, row.case.reserved_bytes].append(row)
+        own[row.run.name, row.run.source, row.run.step_s, row.run.reserved_bytes].append(row)
     found = []
     for known in document:
         same = own[known["name"], known["source"], known["step_s"], known["reserved_bytes"]]
@@ -110,7 +110,7 @@ def prior_fit(stack: Stack) -> Fit:
         covariance=tuple(tuple(row) for row in np.diag([prior.log_sd**2 for prior in priors]).tolist()),
         family_log_sd=stack.fit.family_log_sd,
         step_log_sd=stack.fit.step_log_sd,
-        issue_log_sd=stack.fit.issue_log_sd,
+        launch_log_sd=stack.fit.launch_log_sd,
         memory_log_sd=stack.fit.memory_log_sd,
         device_log_sd=stack.fit.device_log_sd,
         degrees_of_freedom=stack.fit.degrees_of_freedom,
@@ -119,12 +119,12 @@ def prior_fit(stack: Stack) -> Fit:
 
 def timed(rows: Sequence[Assessed]) -> list[Assessed]:
     """Return the healthy runs whose steps were timed."""
-    return [row for row in rows if row.case.tells_speed]
+    return [row for row in rows if row.run.tells_speed]
 
 
 def log_error(row: Assessed) -> float:
     """Logarithm of predicted over measured seconds."""
-    return float(np.log(row.step_s.value / (row.case.step_s or np.nan)))
+    return float(np.log(row.step_s.value / (row.run.step_s or np.nan)))
 
 
 def coverages(rows: Sequence[Assessed], degrees_of_freedom: int) -> list[float]:
@@ -143,8 +143,8 @@ def coverages(rows: Sequence[Assessed], degrees_of_freedom: int) -> list[float]:
 # Trends
 
 
-FEATURES: dict[str, tuple[Callable[[Case], float], str]] = {
-    "tensor-parallel degree": (lambda c: c.plan.tp, "collectives inside a layer, and the host's time to issue them"),
+TREND_FEATURES: dict[str, tuple[Callable[[Run], float], str]] = {
+    "tensor-parallel degree": (lambda c: c.plan.tp, "collectives inside a layer, and the host's time to launch them"),
     "pipeline stages": (lambda c: c.plan.num_stages, "the bubble, transfers between stages, and their host"),
     "data-parallel degree": (lambda c: c.dp, "how much of the gradients' reduction computation hides"),
     "nodes": (lambda c: c.machine.num_nodes, "the network between nodes, and waiting for the slowest of them"),
@@ -180,7 +180,7 @@ def trends(rows: Sequence[Assessed]) -> list[Trend]:
     own = timed(rows)
     if len(own) < FEWEST:
         return []
-    columns = {name: np.log2([feature(row.case) for row in own]) for name, (feature, _) in FEATURES.items()}
+    columns = {name: np.log2([feature(row.run) for row in own]) for name, (feature, _) in TREND_FEATURES.items()}
     varying = {name: column - column.mean() for name, column in columns.items() if np.ptp(column) > 0}
     if not varying:
         return []
@@ -190,7 +190,7 @@ def trends(rows: Sequence[Assessed]) -> list[Trend]:
     left = error - error.mean() - x @ slopes
     variance = float(left @ left) / max(len(own) - x.shape[1] - 1, 1)
     t = slopes / np.sqrt(variance * np.diag(inverse) + 1e-30)
-    found = [Trend(n, float(s), float(v), FEATURES[n][1]) for n, s, v in zip(varying, slopes, t, strict=True)]
+    found = [Trend(n, float(s), float(v), TREND_FEATURES[n][1]) for n, s, v in zip(varying, slopes, t, strict=True)]
     return sorted((trend for trend in found if abs(trend.t) >= STRONGEST_T), key=lambda trend: -abs(trend.t))
 
 
@@ -215,14 +215,14 @@ def worst(rows: Sequence[Assessed]) -> list[Miss]:
 
 
 def _miss(row: Assessed, rows: Sequence[Assessed]) -> Miss:
-    measured = row.case.step_s or 0.0
+    measured = row.run.step_s or 0.0
     inside = row.step_s.low <= measured <= row.step_s.high
     return Miss(row, row.step_s.value / measured - 1, inside, f"{_part_to_blame(row)}; {_like_it(row, rows)}")
 
 
 def _part_to_blame(row: Assessed) -> str:
     """Return which part of the step, changed by the least factor, would make up the difference."""
-    missing = (row.case.step_s or 0.0) - row.step_s.value
+    missing = (row.run.step_s or 0.0) - row.step_s.value
     parts = {name: seconds for name, seconds in row.step_breakdown.items() if seconds > 0 and seconds + missing > 0}
     if not parts:
         return "no single part of the step could make up the difference"
@@ -234,22 +234,22 @@ def _part_to_blame(row: Assessed) -> str:
 
 def _like_it(row: Assessed, rows: Sequence[Assessed]) -> str:
     """Return the nearest other run on the same device, what of it differs, and how it fares."""
-    others = [r for r in timed(rows) if r is not row and r.case.machine.accelerator == row.case.machine.accelerator]
+    others = [r for r in timed(rows) if r is not row and r.run.machine.accelerator == row.run.machine.accelerator]
     if not others:
         return "no other run on this device"
-    own = _features(row.case)
-    near = min(others, key=lambda other: (float(np.abs(_features(other.case) - own).sum()), other.case.name))
+    own = _features(row.run)
+    near = min(others, key=lambda other: (float(np.abs(_features(other.run) - own).sum()), other.run.name))
     differs = [
-        f"{name} {feature(near.case):g} for {feature(row.case):g}"
-        for name, (feature, _) in FEATURES.items()
-        if feature(near.case) != feature(row.case)
+        f"{name} {feature(near.run):g} for {feature(row.run):g}"
+        for name, (feature, _) in TREND_FEATURES.items()
+        if feature(near.run) != feature(row.run)
     ]
     what = f"with {', '.join(differs)}" if differs else "of the same features"
-    return f"the nearest run, {near.case.name} {what}, is off by {near.step_error:+.1%}"
+    return f"the nearest run, {near.run.name} {what}, is off by {near.step_error:+.1%}"
 
 
-def _features(case: Case) -> Array:
-    return np.log2([feature(case) for feature, _ in FEATURES.values()])
+def _features(run: Run) -> Array:
+    return np.log2([feature(run) for feature, _ in TREND_FEATURES.values()])
 
 
 # What to measure next
@@ -264,21 +264,21 @@ class Gain(NamedTuple):
     after: float
 
 
-def gains(stack: Stack, cases: Sequence[Case], count: int = 6) -> list[Gain]:
+def gains(stack: Stack, runs: Sequence[Run], count: int = 6) -> list[Gain]:
     """Return the measurements that would narrow the intervals most, best first.
 
     With parameters as independent 1-sigma moves, g_i the change of log seconds of run i by each, a measurement of run k
     with noise s turns the variance g_i g_i into g_i g_i - (g_i g_k)^2 / (g_k g_k + s^2); of a parameter alone, g_k is
     its change by each move.
     """
-    slopes = np.zeros((len(cases), 0))
-    for batch in batched(cases, stack.habits):
+    slopes = np.zeros((len(runs), 0))
+    for batch in batched(runs, stack.habits):
         directions = stack.directions(*batch.labels)
         after = moved(stack.efficiencies(*batch.labels), (*stack.priors, "family_factor"), directions)
         forward, backward = np.split(np.log(batch.step(after).seconds), 2)
         change = ((forward - backward) / 2).T
         if slopes.shape[1] == 0:
-            slopes, parameters = np.zeros((len(cases), change.shape[1])), directions
+            slopes, parameters = np.zeros((len(runs), change.shape[1])), directions
         slopes[batch.rows] = np.broadcast_to(change, (len(batch.rows), change.shape[1]))
     variance = (slopes**2).sum(axis=1)
     ratio = float(np.log(interval_ratio(1.0, stack.fit.degrees_of_freedom)))
@@ -299,8 +299,8 @@ def gains(stack: Stack, cases: Sequence[Case], count: int = 6) -> list[Gain]:
         for i, name in enumerate(stack.priors)
     ]
     kinds: defaultdict[str, list[int]] = defaultdict(list)
-    for i, case in enumerate(cases):
-        kinds[f"{case.model}, {plan_kind(case)}, on {case.machine.num_devices} {case.machine.accelerator.id}"].append(i)
+    for i, run in enumerate(runs):
+        kinds[f"{run.model}, {plan_kind(run)}, on {run.machine.num_devices} {run.machine.accelerator.id}"].append(i)
     for what, places in kinds.items():
         best = min(remaining(slopes[i], stack.fit.step_log_sd) for i in places)
         found.append(Gain(f"a further run of {what}", now, best))

@@ -10,7 +10,7 @@ import typer
 
 from estimator.calibrate.assess import Assessment, assess
 from estimator.calibrate.fit_logs import leave_one_out, stack_from_runs, try_run, with_runs
-from estimator.calibrate.fit_stack import fit_stack_to_cases
+from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs, holdout_document
 from estimator.calibrate.microbench import joined, microbench_document, read_timings
 from estimator.calibrate.residual_study import prior_fit, study
@@ -131,19 +131,19 @@ def _hold_benchmarks(tables: Sequence[Path], hardware: Catalog, *, as_json: bool
 
 
 def _check(inputs: Inputs, stacks: Sequence[Stack], *, as_json: bool) -> int:
-    found = assess(inputs.cases, stacks)
-    _show(Assessment(found.rows, (*inputs.left, *found.left)), inputs, as_json=as_json)
+    found = assess(inputs.runs, stacks)
+    _show(Assessment(found.rows, (*inputs.skipped, *found.skipped)), inputs, as_json=as_json)
     return EXIT_DONE
 
 
 def _report(inputs: Inputs, names: Sequence[str], folder: Path) -> int:
     stacks = [load_stack(name) for name in names]
-    stacks = [stack for stack in stacks if any(stack.is_of(case.trainer) for case in inputs.cases)]
+    stacks = [stack for stack in stacks if any(stack.is_of(run.trainer) for run in inputs.runs)]
     if not stacks:
         raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
     held_out = _held_out_in(folder)
     for stack in stacks:
-        for path in write_report(study(stack, inputs.cases, held_out.get(stack.name)), folder):
+        for path in write_report(study(stack, inputs.runs, held_out.get(stack.name)), folder):
             print(path)
     return EXIT_DONE
 
@@ -166,7 +166,7 @@ def _held_out_in(folder: Path) -> dict[str, Any]:
 
 def _hold_out(inputs: Inputs, names: Sequence[str], *, as_json: bool) -> int:
     premises = {name: read_premises(read_stack_text(name), name) for name in names}
-    document = holdout_document(hold_outs(premises, inputs.cases))
+    document = holdout_document(hold_outs(premises, inputs.runs))
     if as_json:
         print_json(document)
     else:
@@ -187,9 +187,9 @@ def _show(assessment: Assessment, inputs: Inputs, *, as_json: bool) -> None:
 
 def _fit(inputs: Inputs, name: str, *, write: bool, as_json: bool) -> int:
     text = read_stack_text(name)
-    found = fit_stack_to_cases(read_premises(text, name), inputs.cases, inputs.origin)
+    found = fit_stack_to_runs(read_premises(text, name), inputs.runs, inputs.origin)
     found = found.model_copy(update={"startup": logged_startup(found.startup, inputs.logged)})
-    own = [case for case in inputs.cases if found.is_of(case.trainer)]
+    own = [run for run in inputs.runs if found.is_of(run.trainer)]
     if not as_json:
         text_runs.print_fit(open_console(), found)
     _show(assess(own, [found]), inputs, as_json=as_json)

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     stages: Num
     micro_batches: Num
-    rows: Num
+    sequences: Num
     """Rows of a micro-batch."""
     dp: Num
     tp: Num
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
     def tokens(self, seq_len: Num) -> Array:
         """Tokens of a micro-batch on one context-parallel rank."""
-        return np.asarray(self.rows, dtype=np.float64) * seq_len / self.cp
+        return np.asarray(self.sequences, dtype=np.float64) * seq_len / self.cp
 
     def stage_layers(self, num_layers: int) -> StageLayers:
         """Layers of the first, of a middle and of the last stage."""

@@ -14,7 +14,7 @@ from estimator.formulas.collectives import (
 )
 from estimator.formulas.compute import Rates, attention_passes, matmul_passes, sustained_rates
 from estimator.formulas.counts import LOSS_TRAFFIC_BYTES, adapter_matmuls, head_matmul, layer_matmuls, layer_traffic
-from estimator.formulas.launch import issue_seconds, num_repeated, stage_issue_seconds
+from estimator.formulas.launch import launch_seconds, num_repeated, stage_launch_seconds
 from estimator.formulas.layout import Layout, StageLayers
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import RankParameters, fullest_rank, rank_parameters
@@ -143,13 +143,13 @@ def without_overlap(efficiencies: Efficiencies) -> Efficiencies:
     )
 
 
-class Step(NamedTuple):
-    """One optimizer step: seconds by purpose, which add up, and how long the host issues work for it."""
+class StepTime(NamedTuple):
+    """One optimizer step: seconds by purpose, which add up, and how long the host launches work for it."""
 
     breakdown: dict[str, Array]
     """Mean seconds of a device, by purpose; `pipeline_bubble` is its wait for other stages."""
-    issue_s: Array
-    """Mean seconds that the host takes to issue the step's work."""
+    launch_s: Array
+    """Mean seconds that the host takes to launch the step's work."""
 
     @property
     def seconds(self) -> Array:
@@ -165,10 +165,10 @@ def plan_step(
     habits: Habits,
     efficiencies: Efficiencies,
     steps_per_read: int = 1,
-) -> Step:
+) -> StepTime:
     """Return the time of one step of a plan, or of many.
 
-    A single controller issues a step before the devices run it. Where each device has its host, a stage takes for a
+    A single controller launches a step before the devices run it. Where each device has its host, a stage takes for a
     micro-batch as long as the slower of both.
 
     Args:
@@ -207,15 +207,17 @@ def plan_step(
         **update_seconds(trained, plan, machine, habits, rates),
     }
     device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
-    issue = issue_seconds(shape, plan, habits, efficiencies)
+    launch = launch_seconds(shape, plan, habits, efficiencies)
     if habits.single_controller:
-        # it issues before the devices run; only until the next read of the loss does it run ahead
-        hidden = np.maximum(issue - sum(device.values()), 0.0)
-        return Step({**device, "host": np.asarray((issue + (steps_per_read - 1) * hidden) / steps_per_read)}, issue)
-    factor, issued = efficiencies.family_factor, stage_issue_seconds(shape, plan, habits, efficiencies)
-    slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in stage), issued))
+        # it launches before the devices run; only until the next read of the loss does it run ahead
+        hidden = np.maximum(launch - sum(device.values()), 0.0)
+        return StepTime(
+            {**device, "host": np.asarray((launch + (steps_per_read - 1) * hidden) / steps_per_read)}, launch
+        )
+    factor, launched = efficiencies.family_factor, stage_launch_seconds(shape, plan, habits, efficiencies)
+    slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in stage), launched))
     waits = pipeline_seconds(slower, plan, weight_gradient) - factor * work
-    return Step({**device, "host": np.maximum(waits, 0.0) + efficiencies.issue_s_per_step}, issue)
+    return StepTime({**device, "host": np.maximum(waits, 0.0) + efficiencies.launch_s_per_step}, launch)
 
 
 def busy_seconds(shape: Shape, plan: Layout, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from estimator.formulas.launch import logged_tokens_per_s, paces
 from estimator.formulas.layout import on_machine
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import Memory, host_bytes, plan_memory, total_bytes
-from estimator.formulas.step import Step, plan_step
+from estimator.formulas.step import StepTime, plan_step
 from estimator.formulas.wall import SECONDS_PER_HOUR, Wall, energy_kwh, wall
 from estimator.predict.interval import Range, log_sd, moved, spreads
 from estimator.predict.residual import corrected, features
@@ -44,7 +44,7 @@ class PlanEstimate:
     device_s: float
     """Seconds of a step without the host's."""
     fast_step_s: float
-    """Seconds of a step in which the host issues at its fast pace."""
+    """Seconds of a step in which the host launches at its fast pace."""
     slow_step_s: float
     logged_tokens_per_s: Range
     flop_per_device_s: float
@@ -77,7 +77,7 @@ def usable_bytes(machine: Machine, stack: Stack) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Evaluation:
     """Every quantity of many plans, as arrays of shape (plans,), and their log standard deviations."""
 
     plans: Plans
@@ -86,7 +86,7 @@ class Table:
     stack: Stack
     num_compiled: int
     """Plans that the stack compiles before it trains."""
-    step: Step
+    step: StepTime
     memory: Memory
     memory_parts: dict[str, Array]
     total_bytes: Array
@@ -111,9 +111,9 @@ class Table:
         device_bytes = ranged(self.memory.peak_bytes, self.memory_log_sd)
         breakdown = {name: float(part[i]) for name, part in self.step.breakdown.items()}
         device_s = step_s.value - breakdown["host"]
-        issue = paces(float(self.step.issue_s[i]), stack.window)
+        launch = paces(float(self.step.launch_s[i]), stack.window)
         if stack.habits.single_controller:
-            fast_s, slow_s = (device_s + float(seconds) for seconds in issue)
+            fast_s, slow_s = (device_s + float(seconds) for seconds in launch)
         else:
             fast_s = slow_s = step_s.value
         duration = wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)
@@ -167,7 +167,7 @@ def host_memory(machine: Machine) -> float:
 
 def predict(
     plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
-) -> tuple[Step, Memory]:
+) -> tuple[StepTime, Memory]:
     """Return the step and the memory of plans, fields of any shapes that broadcast; by the formulas alone."""
     where = on_machine(plans, machine, workload.shape, stack.habits)
     step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
@@ -182,7 +182,7 @@ def _reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -
     return [reason or untrainable_reason(plans[i], workload.shape) for i, reason in enumerate(found)]
 
 
-def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1) -> Table:
+def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1) -> Evaluation:
     """Evaluate plans at once: time, memory, what the log will print, and the uncertainty of each.
 
     Args:
@@ -202,26 +202,26 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
     moved_both = predict(plans, workload, machine, stack, after)
     step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, device, fit.source_log_sd)
-    issue_log_sd = log_sd(moved_both[0].issue_s, fit.issue_log_sd)
+    launch_log_sd = log_sd(moved_both[0].launch_s, fit.launch_log_sd)
     shape, count = workload.shape, len(plans)
 
     def each(values: Array) -> Array:
         return np.broadcast_to(values, (count,))
 
-    return Table(
+    return Evaluation(
         plans=plans,
         workload=workload,
         machine=machine,
         stack=stack,
         num_compiled=num_compiled,
-        step=Step({name: each(part) for name, part in step.breakdown.items()}, each(step.issue_s)),
+        step=StepTime({name: each(part) for name, part in step.breakdown.items()}, each(step.launch_s)),
         memory=memory,
         memory_parts={name: each(part) for name, part in memory.peak.items()},
         total_bytes=each(total_bytes(shape, workload.seq_len, where, stack.habits, efficiencies)),
         host_bytes=each(host_bytes(shape, where, stack.habits)),
-        logged_tokens_per_s=logged_tokens_per_s(workload.tokens_per_step, step.seconds, step.issue_s, stack.window),
+        logged_tokens_per_s=logged_tokens_per_s(workload.tokens_per_step, step.seconds, step.launch_s, stack.window),
         step_log_sd=step_log_sd,
-        logged_log_sd=issue_log_sd if stack.window.times == "issue" else step_log_sd,
+        logged_log_sd=launch_log_sd if stack.window.times == "launch" else step_log_sd,
         memory_log_sd=memory_log_sd,
         reasons=tuple(_reasons(plans, workload, machine, stack)),
     )

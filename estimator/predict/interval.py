@@ -7,8 +7,8 @@ import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.memory import Memory
-from estimator.formulas.step import Step
-from estimator.predict.residual import left_log_sd
+from estimator.formulas.step import StepTime
+from estimator.predict.residual import residual_log_sd
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.fit import Fit
 
@@ -47,7 +47,7 @@ def log_sd(moved_values: Array, residual: Num) -> Array:
 
 
 def spreads(
-    step: Step, after: tuple[Step, Memory], fit: Fit, places: Array, accelerator: str, new_source: float
+    step: StepTime, after: tuple[StepTime, Memory], fit: Fit, places: Array, accelerator: str, new_source: float
 ) -> tuple[Array, Array]:
     """Return the log standard deviations of seconds per step and of bytes: of parameters, and of what they leave.
 
@@ -61,9 +61,9 @@ def spreads(
     """
     new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
-    left_bytes = left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
+    left = residual_log_sd(fit.step_residual, fit.step_log_sd, places)
+    residual_bytes = residual_log_sd(fit.memory_residual, fit.memory_log_sd, places)
     return (
         log_sd(after[0].seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share)),
-        log_sd(after[1].peak_bytes, left_bytes),
+        log_sd(after[1].peak_bytes, residual_bytes),
     )

@@ -22,8 +22,8 @@ from estimator.arrays import Array
 from estimator.formulas.layout import Layout
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import Memory
-from estimator.formulas.step import Step
-from estimator.stack.fit import Discrepancy, Fit
+from estimator.formulas.step import StepTime
+from estimator.stack.fit import Fit, ResidualModel
 from estimator.work.shape import Shape
 
 CHUNK = 4096
@@ -65,7 +65,7 @@ def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in
         np.log2(plan.virtual_stages),
         np.log2(plan.replicas),
         np.log2(plan.ep),
-        np.log2(plan.rows),
+        np.log2(plan.sequences),
         np.log2(plan.micro_batches),
         np.log2(seq_len),
         np.log2(shape.hidden_size),
@@ -124,27 +124,27 @@ class _Known(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _known(found: Discrepancy) -> _Known:
+def _known(found: ResidualModel) -> _Known:
     most = float(np.array(found.places)[:, DEVICES].sum(axis=1).max())
     alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth, most)
     return _Known(np.array(found.places), np.array(found.weights), np.array(found.noise), alike)
 
 
 @lru_cache(maxsize=8)
-def _inverse(found: Discrepancy) -> Array:
+def _inverse(found: ResidualModel) -> Array:
     """Return (K + N)^-1."""
     known = _known(found)
     return np.linalg.inv(known.alike.of(known.places, known.places) + np.diag(known.noise**2))
 
 
-def correction(found: Discrepancy, places: Array) -> Array:
+def correction(found: ResidualModel, places: Array) -> Array:
     """Return the logarithm by which predictions at places of shape (..., features) are to be moved, shape (...)."""
     known, flat = _known(found), places.reshape(-1, places.shape[-1])
     parts = [known.alike.of(flat[i : i + CHUNK], known.places) @ known.weights for i in range(0, len(flat), CHUNK)]
     return np.concatenate(parts).reshape(places.shape[:-1])
 
 
-def left_log_sd(found: Discrepancy | None, spread: float, places: Array) -> Array:
+def residual_log_sd(found: ResidualModel | None, spread: float, places: Array) -> Array:
     """Return the spread of measurements around corrected predictions at places of shape (..., features), shape (...).
 
     Where nothing was learned, the same `spread` everywhere.
@@ -160,12 +160,12 @@ def left_log_sd(found: Discrepancy | None, spread: float, places: Array) -> Arra
     return np.asarray(found.widened_by * total).reshape(places.shape[:-1])
 
 
-def corrected(step: Step, memory: Memory, fit: Fit, places: Array) -> tuple[Step, Memory]:
+def corrected(step: StepTime, memory: Memory, fit: Fit, places: Array) -> tuple[StepTime, Memory]:
     """Return a step and its memory with what a stack's fit learned; of the step as a purpose of its own."""
-    if fit.step_discrepancy:
-        more = np.expm1(correction(fit.step_discrepancy, places)) * step.seconds
+    if fit.step_residual:
+        more = np.expm1(correction(fit.step_residual, places)) * step.seconds
         step = step._replace(breakdown={**step.breakdown, "unexplained": more})
-    if fit.memory_discrepancy:
-        factor = np.exp(correction(fit.memory_discrepancy, places))
+    if fit.memory_residual:
+        factor = np.exp(correction(fit.memory_residual, places))
         memory = memory._replace(ratio=factor * memory.ratio, base_bytes=factor * memory.base_bytes)
     return step, memory

@@ -7,7 +7,7 @@ import numpy as np
 
 from estimator.calibrate.fit_logs import Trial
 from estimator.report import figures
-from estimator.report.page import Figure, Heading, Piece, Table, write_page
+from estimator.report.page import Figure, Heading, PageTable, Piece, write_page
 from estimator.report.page_runs_fit import mean_shares, parameters
 from estimator.report.text import number
 from estimator.stack.stack import Stack
@@ -37,7 +37,7 @@ def _report(stack: Stack, before: Sequence[Trial], left_out: Sequence[Trial]) ->
     yield f"{len(left_out)} runs with their logs. Errors are predicted over measured, less 1."
     yield Heading("How wrong it is")
     header = ("fit", "of", "runs", "median", "largest", "bias", "inside their 90 %")
-    yield Table(header, (*_errors("before: the priors alone", before), *_errors(OUT_OF_SAMPLE, left_out)))
+    yield PageTable(header, (*_errors("before: the priors alone", before), *_errors(OUT_OF_SAMPLE, left_out)))
     yield Heading("Each run, left out")
     yield _each(left_out)
     yield Heading("Predicted against measured")
@@ -49,7 +49,7 @@ def _report(stack: Stack, before: Sequence[Trial], left_out: Sequence[Trial]) ->
     bars = {_name(t): mean_shares([t.step_breakdown]) for t in left_out}
     yield Figure("shares", figures.shares("Where the time goes", bars), "Parts of a predicted step")
     yield Heading("What the platform chose, and what is chosen here")
-    yield Table(
+    yield PageTable(
         ("run", "ran", "chosen here", "candidates", "possible, as logged"),
         tuple(
             (
@@ -80,11 +80,11 @@ def _errors(name: str, trials: Sequence[Trial]) -> Iterator[tuple[str, ...]]:
             yield (name, measure, str(len(errors)), *numbers, covered)
 
 
-def _each(trials: Sequence[Trial]) -> Table:
+def _each(trials: Sequence[Trial]) -> PageTable:
     def percent(error: float | None) -> str:
         return "-" if error is None else f"{error:+.1%}"
 
-    return Table(
+    return PageTable(
         ("run", "model", "seconds per step", "measured", "error", "of logged tokens/s", "of memory"),
         tuple(
             (

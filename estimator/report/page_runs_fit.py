@@ -13,22 +13,22 @@ from estimator.calibrate.residual_fit import LENGTH
 from estimator.calibrate.residual_study import LEVELS, Study, coverages, timed, trends, worst
 from estimator.predict.residual import FEATURES
 from estimator.report import figures
-from estimator.report.page import Figure, Heading, Piece, Table, write_page
+from estimator.report.page import Figure, Heading, PageTable, Piece, write_page
 from estimator.report.text import number
 from estimator.report.text_runs import CONSTRAINED
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.stack.stack import Stack
 from hardware.units import GIB
 
 MOST_GROUPS = 24
 """Rows of a picture of residuals; the groups with most runs are shown."""
 
-GROUPS: dict[str, Callable[[Case], str]] = {
-    "model": lambda case: case.model,
-    "devices": lambda case: f"{case.machine.num_devices} {case.machine.accelerator.id}",
+GROUPS: dict[str, Callable[[Run], str]] = {
+    "model": lambda run: run.model,
+    "devices": lambda run: f"{run.machine.num_devices} {run.machine.accelerator.id}",
     "plan": plan_kind,
-    "sequence": lambda case: f"{case.seq_len} tokens",
-    "source": lambda case: case.source,
+    "sequence": lambda run: f"{run.seq_len} tokens",
+    "source": lambda run: run.source,
 }
 
 
@@ -80,10 +80,10 @@ def _accuracy(study: Study) -> Iterator[Piece]:
         for measure, s in summarize(members, "all").get("all", {}).items()
     ]
     header = ("fit", "of", "runs", "median", "90 % below", "mean", "bias", "inside their 90 %")
-    yield Table(header, tuple(rows))
+    yield PageTable(header, tuple(rows))
     for name, members in sets.items():
         calls = fit_calls(members)
-        if any(row.case.fits is False for row in members):
+        if any(row.run.fits is False for row in members):
             yield (
                 f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.num_runs} calls right; "
                 f"{calls.false_fits} called to fit ran out of memory, {calls.expected_false_fits:.1f} expected by the "
@@ -103,19 +103,19 @@ def _p(value: float) -> str:
 
 
 def _kind(row: Assessed) -> str:
-    return "not healthy" if row.case.why_unhealthy else row.case.machine.accelerator.id
+    return "not healthy" if row.run.why_unhealthy else row.run.machine.accelerator.id
 
 
 def _comparisons(rows: Sequence[Assessed], sample: str) -> Iterator[Piece]:
     yield Heading("Predicted against measured")
-    steps = [figures.Compared(r.case.step_s, r.step_s, _kind(r)) for r in rows if r.case.step_s]
+    steps = [figures.Compared(r.run.step_s, r.step_s, _kind(r)) for r in rows if r.run.step_s]
     if steps:
         picture = figures.predicted_against_measured("Seconds per step", "s per step", steps)
         yield Figure("steps", picture, f"Seconds per step with 90 % intervals; bands of 5 and 10 %; {sample}")
     held = [
-        figures.Compared(r.case.reserved_bytes / GIB, r.reserved_bytes.times(1 / GIB), _kind(r))
+        figures.Compared(r.run.reserved_bytes / GIB, r.reserved_bytes.times(1 / GIB), _kind(r))
         for r in rows
-        if r.case.reserved_bytes
+        if r.run.reserved_bytes
     ]
     if held:
         picture = figures.predicted_against_measured("Reserved memory", "GiB per device", held)
@@ -128,7 +128,7 @@ def _residuals(rows: Sequence[Assessed]) -> Iterator[Piece]:
     for by, group_of in GROUPS.items():
         groups: defaultdict[str, list[float]] = defaultdict(list)
         for row in own:
-            groups[group_of(row.case)].append(row.step_error or 0.0)
+            groups[group_of(row.run)].append(row.step_error or 0.0)
         if len(groups) < 2:
             continue
         most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
@@ -141,7 +141,9 @@ def _residuals(rows: Sequence[Assessed]) -> Iterator[Piece]:
     yield Heading("What physics they point to")
     if found:
         header = ("errors trend with", "per doubling", "t", "which points to")
-        yield Table(header, tuple((t.feature, f"{np.expm1(t.slope):+.1%}", f"{t.t:+.1f}", t.physics) for t in found))
+        yield PageTable(
+            header, tuple((t.feature, f"{np.expm1(t.slope):+.1%}", f"{t.t:+.1f}", t.physics) for t in found)
+        )
     else:
         yield "No feature of the runs explains the errors that are left: none has a slope of three standard errors."
 
@@ -193,17 +195,17 @@ def parameters(stack: Stack) -> Iterator[Piece]:
     rows += [
         (f"factor of {n}", "1", f"{np.exp(values[n]):.3f} +- {sds[n]:.1%}", "yes", "of device seconds") for n in others
     ]
-    yield Table(("parameter", "before", "after", "told by the data", "unit"), tuple(rows))
+    yield PageTable(("parameter", "before", "after", "told by the data", "unit"), tuple(rows))
 
 
 def _likeness(stack: Stack) -> Iterator[Piece]:
     found = {
-        what: discrepancy
-        for what, discrepancy in (
-            ("seconds", stack.fit.step_discrepancy),
-            ("memory", stack.fit.memory_discrepancy),
+        what: residual
+        for what, residual in (
+            ("seconds", stack.fit.step_residual),
+            ("memory", stack.fit.memory_residual),
         )
-        if discrepancy
+        if residual
     }
     if not found:
         return
@@ -224,13 +226,13 @@ def _likeness(stack: Stack) -> Iterator[Piece]:
         if any(np.ptp([place[i] for place in one.places]) > 0 for one in found.values())
         for lengths in [[one.lengths[i] / unit for one in found.values()]]
     ]
-    yield Table(("feature", *found), tuple((name, *lengths) for _, name, lengths in sorted(table)))
+    yield PageTable(("feature", *found), tuple((name, *lengths) for _, name, lengths in sorted(table)))
 
 
 def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:
     groups: defaultdict[str, list[Assessed]] = defaultdict(list)
     for row in timed(rows):
-        groups[plan_kind(row.case)].append(row)
+        groups[plan_kind(row.run)].append(row)
     most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
     bars = {group: mean_shares([row.step_breakdown for row in groups[group]]) for group in sorted(most, key=_natural)}
     if bars:
@@ -252,14 +254,14 @@ def _misses(rows: Sequence[Assessed]) -> Iterator[Piece]:
     found = worst(rows)
     if found:
         yield Heading("The worst cases")
-        yield Table(
+        yield PageTable(
             ("run", "what", "predicted s", "measured s", "error", "inside", "what would explain it"),
             tuple(
                 (
-                    m.row.case.name,
-                    _what(m.row.case),
+                    m.row.run.name,
+                    _what(m.row.run),
                     f"{number(m.row.step_s.value)} ({number(m.row.step_s.low)} to {number(m.row.step_s.high)})",
-                    number(m.row.case.step_s or 0.0),
+                    number(m.row.run.step_s or 0.0),
                     f"{m.error:+.1%}",
                     "yes" if m.inside else "no",
                     m.explained_by,
@@ -269,8 +271,8 @@ def _misses(rows: Sequence[Assessed]) -> Iterator[Piece]:
         )
 
 
-def _what(case: Case) -> str:
-    return f"{case.model}, {case.machine.num_devices} {case.machine.accelerator.id}, {plan_kind(case)}"
+def _what(run: Run) -> str:
+    return f"{run.model}, {run.machine.num_devices} {run.machine.accelerator.id}, {plan_kind(run)}"
 
 
 def _next_measurements(study: Study) -> Iterator[Piece]:
@@ -281,4 +283,4 @@ def _next_measurements(study: Study) -> Iterator[Piece]:
             f"mean over all runs; they are now {study.gains[0].before:.1%} either side. The rest of the intervals, "
             f"{study.stack.fit.step_log_sd:.1%} a standard deviation, is what the model leaves unexplained."
         )
-        yield Table(("measurement", "then"), tuple((gain.what, f"{gain.after:.1%}") for gain in study.gains))
+        yield PageTable(("measurement", "then"), tuple((gain.what, f"{gain.after:.1%}") for gain in study.gains))

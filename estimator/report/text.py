@@ -45,7 +45,7 @@ STEP_NAMES = {
     "data_parallel": "data parallel",
     "optimizer": "optimizer",
     "offload": "offload to host",
-    "host": "host issues work",
+    "host": "launch overhead",
     "unexplained": "unexplained, learned",
 }
 
@@ -147,8 +147,8 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     table.add_row("step", seconds)
     table.add_row("sustained", _with_interval(found.step_s.inverse(workload.tokens_per_step), "tokens/s"))
     logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
-    if stack.window.times == "issue":
-        logged.append("  (the log's clock times only the issue of the work)")
+    if stack.window.times == "launch":
+        logged.append("  (the log's clock times only the launch of the work)")
     table.add_row("as logged", logged)
     table.add_row("training", _with_interval(found.training_s.times(1 / 60), "min"))
     whole = _with_interval(found.wall_s.times(1 / 60), "min")
@@ -260,7 +260,7 @@ def print_estimate(console: Console, estimate: Estimate, top: int, platform: Est
         why = (
             "Faster, but its interval of memory reaches beyond the usable:"
             if fastest.is_risky and not best.is_risky
-            else "The platform compares seconds of the devices; counting the issue of work too, this would be faster:"
+            else "The platform compares seconds of the devices; counting the launch of work too, this would be faster:"
         )
         console.print(f"{why} {number(fastest.step_s.value)} s per step with {fastest.plan}", style="dim")
     console.print()

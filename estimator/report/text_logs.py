@@ -20,19 +20,19 @@ def print_logs(console: Console, runs: Sequence[LoggedRun]) -> None:
         console.print(f"{form}: {coverage}", style="dim")
     for run in runs:
         for told in run.log.refused:
-            console.print(f"refused: {run.case.name}: {told}", style="dim")
+            console.print(f"refused: {run.run.name}: {told}", style="dim")
         if run.log.num_refused > len(run.log.refused):
             more = run.log.num_refused - len(run.log.refused)
-            console.print(f"refused: {run.case.name}: {more} lines more", style="dim")
+            console.print(f"refused: {run.run.name}: {more} lines more", style="dim")
         if run.log.is_sampled:
-            console.print(f"{run.case.name}: of its many steps a sample is kept", style="dim")
+            console.print(f"{run.run.name}: of its many steps a sample is kept", style="dim")
     console.print()
 
 
 def _cells(run: LoggedRun) -> list[str]:
-    pace, losses, held = run.pace, run.log.losses, run.case.reserved_bytes
+    pace, losses, held = run.pace, run.log.losses, run.run.reserved_bytes
     return [
-        run.case.name,
+        run.run.name,
         run.log.form,
         number(pace.step_s),
         f"{run.log_se:.1%}" if pace.log_se is not None else f"{run.log_se:.1%} (assumed)",
@@ -49,7 +49,7 @@ def log_document(run: LoggedRun) -> dict[str, Any]:
     """Return what a log says of its run, as `calibrate --json` prints it."""
     pace, log = run.pace, run.log
     return {
-        "log": run.case.name,
+        "log": run.run.name,
         "format": log.form,
         "sha256": log.sha256,
         "times_include": log.coverage._asdict(),
@@ -62,8 +62,8 @@ def log_document(run: LoggedRun) -> dict[str, Any]:
         "outlier_s": pace.outlier_s,
         "first_step_s": run.first_step_s,
         "losses": list(log.losses) if log.losses else None,
-        "reserved_bytes": run.case.reserved_bytes,
-        "allocated_bytes": run.case.allocated_bytes,
+        "reserved_bytes": run.run.reserved_bytes,
+        "allocated_bytes": run.run.allocated_bytes,
         "num_refused": log.num_refused,
         "refused": list(log.refused),
         "is_sampled": log.is_sampled,

@@ -10,7 +10,7 @@ from rich.console import Console
 from estimator.calibrate.assess import GROUPINGS, Assessed, Assessment, fit_calls, plan_kind, summarize
 from estimator.predict.interval import Range
 from estimator.report.text import number, plain_table
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.stack.stack import Stack
 from hardware.command import open_console
 from hardware.units import MIB
@@ -36,17 +36,17 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     for row in assessment.rows:
         table.add_row(*_cells(row))
     console.print(table)
-    for name, why in assessment.left:
-        console.print(f"left: {name}: {why}", style="dim", highlight=False)
-    unhealthy = [row for row in assessment.rows if row.case.why_unhealthy]
+    for name, why in assessment.skipped:
+        console.print(f"skipped: {name}: {why}", style="dim", highlight=False)
+    unhealthy = [row for row in assessment.rows if row.run.why_unhealthy]
     for in_sample, title in SAMPLES.items():
         rows = [row for row in assessment.rows if row.in_sample == in_sample]
         if rows:
             console.print(f"\n{title}")
             print_summaries(console, rows)
     console.print(
-        f"\n{len(assessment.rows)} runs predicted, {len(assessment.left)} left, {len(unhealthy)} of the predicted not "
-        "healthy: their seconds are in no summary"
+        f"\n{len(assessment.rows)} runs predicted, {len(assessment.skipped)} skipped, {len(unhealthy)} of the "
+        "predicted not healthy: their seconds are in no summary"
     )
 
 
@@ -59,14 +59,14 @@ def wide_console() -> Console:
 
 
 def _cells(row: Assessed) -> list[str]:
-    case = row.case
-    did = {True: "yes", False: "no", None: "-"}[case.fits]
-    unhealthy = " unhealthy" if case.why_unhealthy else ""
+    run = row.run
+    did = {True: "yes", False: "no", None: "-"}[run.fits]
+    unhealthy = " unhealthy" if run.why_unhealthy else ""
     return [
-        case.name, case.model, f"{case.machine.num_devices} {case.machine.accelerator.id}", plan_kind(case),
-        _ranged(row.step_s), _measured(case.step_s), _error(row.step_error),
-        _ranged(row.tokens_per_s), _measured(case.tokens_per_s),
-        _ranged(row.reserved_bytes.times(1 / MIB)), _measured(case.reserved_bytes and case.reserved_bytes / MIB),
+        run.name, run.model, f"{run.machine.num_devices} {run.machine.accelerator.id}", plan_kind(run),
+        _ranged(row.step_s), _measured(run.step_s), _error(row.step_error),
+        _ranged(row.tokens_per_s), _measured(run.tokens_per_s),
+        _ranged(row.reserved_bytes.times(1 / MIB)), _measured(run.reserved_bytes and run.reserved_bytes / MIB),
         f"{row.fits_probability:.0%}", did, ("in" if row.in_sample else "out") + unhealthy,
     ]  # fmt: skip
 
@@ -169,23 +169,23 @@ def assessment_document(assessment: Assessment) -> dict[str, Any]:
     return {
         "schema": "calibration/1",
         "rows": [_row_document(row) for row in assessment.rows],
-        "left": [left._asdict() for left in assessment.left],
+        "skipped": [skipped._asdict() for skipped in assessment.skipped],
         "summary": summaries,
         "fit_calls": calls,
     }
 
 
 def _row_document(row: Assessed) -> dict[str, Any]:
-    case = row.case
+    run = row.run
     return {
-        **_case_document(case),
+        **_run_document(run),
         "stack": row.stack,
         "in_sample": row.in_sample,
         "measured": {
-            "step_s": case.step_s,
-            "tokens_per_s": case.tokens_per_s,
-            "reserved_mib": case.reserved_bytes and case.reserved_bytes / MIB,
-            "fits": case.fits,
+            "step_s": run.step_s,
+            "tokens_per_s": run.tokens_per_s,
+            "reserved_mib": run.reserved_bytes and run.reserved_bytes / MIB,
+            "fits": run.fits,
         },
         "predicted": {
             "step_s": row.step_s._asdict(),
@@ -198,18 +198,18 @@ def _row_document(row: Assessed) -> dict[str, Any]:
     }
 
 
-def _case_document(case: Case) -> dict[str, Any]:
+def _run_document(run: Run) -> dict[str, Any]:
     return {
-        "name": case.name,
-        "source": case.source,
-        "trainer": case.trainer,
-        "model": case.model,
-        "accelerator": case.machine.accelerator.id,
-        "num_devices": case.machine.num_devices,
-        "num_nodes": case.machine.num_nodes,
-        "seq_len": case.seq_len,
-        "plan": {"data_parallel": case.dp, **asdict(case.plan)},
-        "recipe": str(case.recipe),
-        "unhealthy": case.why_unhealthy,
-        "assumes": case.assumes,
+        "name": run.name,
+        "source": run.source,
+        "trainer": run.trainer,
+        "model": run.model,
+        "accelerator": run.machine.accelerator.id,
+        "num_devices": run.machine.num_devices,
+        "num_nodes": run.machine.num_nodes,
+        "seq_len": run.seq_len,
+        "plan": {"data_parallel": run.dp, **asdict(run.plan)},
+        "recipe": str(run.recipe),
+        "unhealthy": run.why_unhealthy,
+        "assumes": run.assumes,
     }

@@ -25,7 +25,7 @@ FormT = TypeVar("FormT", bound=Form)
 ItemT = TypeVar("ItemT")
 
 
-class Left(NamedTuple):
+class Skipped(NamedTuple):
     """A row that is no item."""
 
     name: str
@@ -34,16 +34,16 @@ class Left(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Table(Generic[ItemT]):
+class RowsRead(Generic[ItemT]):
     """What a table holds, in its order."""
 
     items: tuple[ItemT, ...]
-    left: tuple[Left, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def read_table(
     path: Path, kind: str, forms: Sequence[type[FormT]], item_of: Callable[[FormT, str, int], ItemT]
-) -> Table[ItemT]:
+) -> RowsRead[ItemT]:
     """Read a table in one of some forms, which its columns tell apart.
 
     A row with one cell that is not of its column is left with that reason, as any row that cannot be expressed. A row
@@ -81,9 +81,9 @@ def _lines(file: TextIO, table: str, kind: str) -> Iterator[str]:
 
 def _read(
     reader: "csv.DictReader[str]", form: type[FormT], item_of: Callable[[FormT, str, int], ItemT], table: str
-) -> Table[ItemT]:
+) -> RowsRead[ItemT]:
     items: list[ItemT] = []
-    left: list[Left] = []
+    skipped: list[Skipped] = []
     malformed: list[str] = []
     for number, cells in enumerate(reader, start=1):
         name = _name(cells, number)
@@ -97,15 +97,15 @@ def _read(
             if error.error_count() > 1:
                 raise ValueError(f"{where}: {why}; and {error.error_count() - 1} more of its cells") from error
             malformed.append(f"{where}: {why}")
-            left.append(Left(name, why))
+            skipped.append(Skipped(name, why))
         except ValueError as error:
-            left.append(Left(name, str(error)))
-    total = len(items) + len(left)
+            skipped.append(Skipped(name, str(error)))
+    total = len(items) + len(skipped)
     if not total:
         raise ValueError(f"{table}: has no rows; add at least one below the header")
     if 2 * len(malformed) > total:
         raise ValueError(f"{malformed[0]}; {len(malformed)} of {total} rows are malformed")
-    return Table(tuple(items), tuple(left))
+    return RowsRead(tuple(items), tuple(skipped))
 
 
 def _form_of(columns: list[str], forms: Sequence[type[FormT]], table: str, kind: str) -> type[FormT]:

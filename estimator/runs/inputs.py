@@ -1,4 +1,4 @@
-"""What `calibrate` is given: tables of published runs and step logs, told apart by their content, as cases."""
+"""What `calibrate` is given: tables of published runs and step logs, told apart by their content, as runs."""
 
 import csv
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.runs.tables import FORMS
-from estimator.runs.read import Left, read_cases
+from estimator.runs.read import Skipped, read_run_table
 from estimator.runs.logged import LoggedRun, logged_run_of, run_record_of
 from estimator.runs.logs.text import LogText, split_lines
 from estimator.runs.microbench_tables import FORMS as BENCHMARK_FORMS
@@ -25,11 +25,11 @@ RUN_TABLE_COLUMN = "log"
 class Inputs:
     """Runs of tables and of logs, and what they came from."""
 
-    cases: list[Case] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    """Rows and logs that are no case."""
+    runs: list[Run] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    """Rows and logs that are no run."""
     logged: list[LoggedRun] = field(default_factory=list)
-    """Of the cases, those of logs."""
+    """Of the runs, those of logs."""
     origin: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     """Of each file its digest, and the digests of its runs."""
 
@@ -96,26 +96,26 @@ def read_inputs(files: Sequence[Path], tables: Sequence[Path], hardware: Sequenc
     inputs, catalog = Inputs(), load_catalog(hardware)
     logs = [path for path in files if not is_table(path)]
     for path in (*tables, *(path for path in files if path not in logs)):
-        read = read_cases(path, catalog)
-        inputs.cases += read.cases
-        inputs.left += read.left
+        read = read_run_table(path, catalog)
+        inputs.runs += read.runs
+        inputs.skipped += read.skipped
         digest = sha256(path.read_bytes()).hexdigest()
-        inputs.origin[_label(path.name, inputs)] = (digest, [case.digest for case in read.cases])
+        inputs.origin[_label(path.name, inputs)] = (digest, [run.digest for run in read.runs])
     different: dict[str, Log] = {}
     for log in map(read_log, sorted(logs)):
         if log.sha256 in different:
-            inputs.left.append(Left(str(log.path), "log: the same as one before"))
+            inputs.skipped.append(Skipped(str(log.path), "log: the same as one before"))
         different.setdefault(log.sha256, log)
     digests = set()
     for log in _joined(list(different.values())):
-        run, path = logged_run_of(log, _catalog_of(log.path, hardware)), log.path
-        if run.case.digest in digests:  # whole, and in parts
-            inputs.left.append(Left(run.case.name, "log: the same as one before"))
+        logged, path = logged_run_of(log, _catalog_of(log.path, hardware)), log.path
+        if logged.run.digest in digests:  # whole, and in parts
+            inputs.skipped.append(Skipped(logged.run.name, "log: the same as one before"))
             continue
-        digests.add(run.case.digest)
-        inputs.cases.append(run.case)
-        inputs.logged.append(run)
-        inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (log.sha256, [run.case.digest])
+        digests.add(logged.run.digest)
+        inputs.runs.append(logged.run)
+        inputs.logged.append(logged)
+        inputs.origin[_label(f"{path.resolve().parent.name}/{path.name}", inputs)] = (log.sha256, [logged.run.digest])
     return inputs
 
 

@@ -1,13 +1,13 @@
-"""A step log and its run record as a case: the run in the estimator's terms, and what of its log is evidence."""
+"""A step log and its run record as a run: the run in the estimator's terms, and what of its log is evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from estimator.runs.measured import Case, refuse_impossible
+from estimator.runs.measured import Run, refuse_impossible
 from estimator.formulas.counts import model_flop
-from estimator.runs.logs.steps import MOST_QUOTED, QUOTED_LENGTH, Record
+from estimator.runs.logs.steps import MOST_QUOTED, QUOTED_LENGTH, StepLine
 from estimator.runs.pace import Pace, pace_of
 from estimator.runs.record import RunRecord, read_run_record
 from estimator.stack.stack import Startup
@@ -36,7 +36,7 @@ assumed: a first step of ten in a run of several hundred, and a checkpoint or tw
 class LoggedRun:
     """A run that a log measured."""
 
-    case: Case
+    run: Run
     log: Log
     """Without the lines that contradict the run."""
     pace: Pace
@@ -81,48 +81,48 @@ def logged_run_of(log: Log, catalog: Catalog) -> LoggedRun:
     Raises:
         ValueError: its run record cannot be read, they contradict each other, or no such run can have been.
     """
-    run = run_record_of(log)
+    record = run_record_of(log)
     try:
-        return logged_run(log, run, catalog)
+        return logged_run(log, record, catalog)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(log.name) else f"{log.name}: {text}") from error
 
 
-def logged_run(log: Log, run: RunRecord, catalog: Catalog) -> LoggedRun:
+def logged_run(log: Log, record: RunRecord, catalog: Catalog) -> LoggedRun:
     """Return the run that a log and a run record describe together.
 
     Raises:
         ValueError: they contradict each other, or no such run can have been.
     """
-    workload, machine = run.workload(), run.machine(catalog)
-    case = Case(
+    workload, machine = record.workload(), record.machine(catalog)
+    run = Run(
         name=str(log.path),
         source="step logs",
-        trainer=run.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
+        trainer=record.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
         model=workload.shape.name,
         shape=workload.shape,
         seq_len=workload.seq_len,
         machine=machine,
-        plan=run.plan.plan(),
-        recipe=run.recipe(),
+        plan=record.plan.plan(),
+        recipe=record.recipe(),
         step_s=None,
         reserved_bytes=log.reserved_bytes,
         allocated_bytes=log.allocated_bytes,
         fits=True,
-        why_unhealthy=_doubt(run),
+        why_unhealthy=_doubt(record),
     )
-    if why := refuse_impossible(case):
+    if why := refuse_impossible(run):
         raise ValueError(why)
     flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
     is_bound = machine.accelerator.matmul_efficiency.value < 1
-    peak = case.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
+    peak = run.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
     log, pace = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / peak)
-    return LoggedRun(replace(case, step_s=pace.step_s), log, pace)
+    return LoggedRun(replace(run, step_s=pace.step_s), log, pace)
 
 
-def _doubt(run: RunRecord) -> str:
-    if run.attention == "eager":
+def _doubt(record: RunRecord) -> str:
+    if record.attention == "eager":
         return "attention: eager writes its scores, and the stack is of fused attention"
     return ""
 
@@ -140,7 +140,7 @@ def _of_run(log: Log, workload: Workload) -> Log:
     return _with_refused(replace(log, records=tuple(kept)), told)
 
 
-def _contradiction(record: Record, workload: Workload) -> str:
+def _contradiction(record: StepLine, workload: Workload) -> str:
     if record.tokens not in (None, workload.tokens_per_step):
         return f"{record.tokens:.0f} tokens are not the run's {workload.tokens_per_step}"
     if record.rows not in (None, workload.global_batch):

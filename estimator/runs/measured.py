@@ -13,7 +13,7 @@ from estimator.work.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Run:
     """A run: what it trained, with which software and plan, on what, and what was measured."""
 
     name: str
@@ -88,27 +88,27 @@ class Case:
         return self.machine.num_devices * peak
 
 
-def refuse_impossible(case: Case) -> str:
+def refuse_impossible(run: Run) -> str:
     """Return why no such run can have been, "" where it can: its plan, its speed or its memory.
 
     The FLOP are the least that the model takes, as `model_flop` counts them.
     """
-    workload = case.workload
+    workload = run.workload
     trainer = Trainer(
-        divides_layers=case.trainer.startswith("nanotron"),
+        divides_layers=run.trainer.startswith("nanotron"),
         underfills=True,
-        counts_ends=case.trainer.startswith(("megatron", "mlperf")),
+        counts_ends=run.trainer.startswith(("megatron", "mlperf")),
     )
-    (reason,) = reasons(Plans.of([case.plan]), workload, case.machine.num_devices, trainer)
+    (reason,) = reasons(Plans.of([run.plan]), workload, run.machine.num_devices, trainer)
     if reason:
         return f"plan: {reason}"
-    peak = case.peak_flop_per_s
-    if case.step_s is not None:
-        flop = float(model_flop(workload.tokens_per_step, case.seq_len, case.recipe.shape(case.shape)))
-        if flop / case.step_s > peak:
-            return f"step time: {case.step_s:g} s implies {flop / case.step_s / peak:.0%} of the devices' peak FLOP/s"
-    for held in (case.reserved_bytes, case.allocated_bytes):
-        most = case.machine.accelerator.hbm_bytes
+    peak = run.peak_flop_per_s
+    if run.step_s is not None:
+        flop = float(model_flop(workload.tokens_per_step, run.seq_len, run.recipe.shape(run.shape)))
+        if flop / run.step_s > peak:
+            return f"step time: {run.step_s:g} s implies {flop / run.step_s / peak:.0%} of the devices' peak FLOP/s"
+    for held in (run.reserved_bytes, run.allocated_bytes):
+        most = run.machine.accelerator.hbm_bytes
         if held is not None and held > most:
             return f"peak memory: {held / 2**30:.1f} GiB is more than the {most / 2**30:.1f} GiB of a device"
     return ""

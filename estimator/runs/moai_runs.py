@@ -130,7 +130,7 @@ def _seconds(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MoaiRun:
     """A run that was measured: what it trained, how, where, and what came out."""
 
     log_name: str
@@ -154,7 +154,7 @@ can be held against one, it says 39.7 (the whole run) and 160.1 (1,121 steps at 
 """
 
 
-def sustained_step_s(run: Run) -> tuple[float, float]:
+def sustained_step_s(run: MoaiRun) -> tuple[float, float]:
     """Return a run's mean seconds per step and the standard error of its logarithm, from all that was measured of it.
 
     The log times some of the steps; the page's stated minutes, over all steps, are a second measurement of the same
@@ -170,7 +170,7 @@ def sustained_step_s(run: Run) -> tuple[float, float]:
     return float(np.exp(pooled)), float(weights.sum() ** -0.5)
 
 
-def refuse_impossible_speed(run: Run, peak_flop_per_s: float) -> str:
+def refuse_impossible_speed(run: MoaiRun, peak_flop_per_s: float) -> str:
     """Return why a log's timed window is no evidence of speed, "" where it may be: it implies more than the peak.
 
     Args:
@@ -241,7 +241,7 @@ class _Row(BaseModel, frozen=True, extra="forbid"):
         )
 
 
-def read_runs(table: Path) -> list[Run]:
+def read_runs(table: Path) -> list[MoaiRun]:
     """Read a table of measured runs (`runs.csv`), each with the step log that it names beside it.
 
     Raises:
@@ -265,11 +265,11 @@ def _label(row: Mapping[str, Any], number: int) -> str:
     return shown(row["log"]) if row.get("log") else str(number)
 
 
-def _read_run(row: Mapping[str | None, Any], folder: Path, where: str) -> Run:
+def _read_run(row: Mapping[str | None, Any], folder: Path, where: str) -> MoaiRun:
     try:
         cells = _Row.model_validate(row)
         content = _read_log(folder / cells.log)
-        return Run(
+        return MoaiRun(
             log_name=cells.log,
             sha256=hashlib.sha256(content).hexdigest(),
             workload=Workload(load_shape(cells.model), cells.seq_len, cells.global_batch, cells.steps),

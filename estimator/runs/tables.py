@@ -1,4 +1,4 @@
-"""The forms of published tables of runs, a model per form: a field per column that is used, and the case of a row."""
+"""The forms of published tables of runs, a model per form: a field per column that is used, and the run of a row."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from estimator.runs import vocabulary as words
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.work.plan import Plan
 from estimator.stack.recipe import Recipe
 from estimator.work.shape import Shape
@@ -53,7 +53,7 @@ Flag = Literal["True", "False"]
 class Row(Form, frozen=True):
     """A row of a table of runs."""
 
-    def case(self, number: int, catalog: Catalog) -> Case:
+    def run(self, number: int, catalog: Catalog) -> Run:
         """Return the run of a row of this number; a ValueError says why it is none."""
         raise NotImplementedError
 
@@ -119,7 +119,7 @@ class MeasuredRow(Row):
     gpu_unit: Text
     train_kind: Text
 
-    def case(self, number: int, catalog: Catalog) -> Case:  # noqa: ARG002 - its rows have ids
+    def run(self, number: int, catalog: Catalog) -> Run:  # noqa: ARG002 - its rows have ids
         """Return the run of a row; a ValueError says why it is none."""
         accelerator = words.accelerator_of(self.gpu, self.gpu_unit, self.source, catalog)
         seq_len, devices = self._stated("seq_len"), self._stated("gpus")
@@ -138,7 +138,7 @@ class MeasuredRow(Row):
         # of frozen weights in 8-bit training it is not said whether they are kept in 8 or in 16 bits
         is_known = "OOM" not in self.notes and not (recipe.lora_rank and recipe.precision == "fp8-mixed")
         assumes = "" if self.recompute else f"recompute: not stated, taken as {words.UNSTATED_RECOMPUTATION}"
-        return Case(
+        return Run(
             name=self.id,
             source=self.source,
             trainer=trainer,
@@ -249,7 +249,7 @@ class UltrascaleRow(Row):
     after_pp_fix: Flag
     status: Text
 
-    def case(self, number: int, catalog: Catalog) -> Case:  # noqa: ARG002 - its rows have ids
+    def run(self, number: int, catalog: Catalog) -> Run:  # noqa: ARG002 - its rows have ids
         """Return the run of a row; a ValueError says why it is none."""
         if self.status not in ("Success", "OOM"):
             raise ValueError(f"status: {shown(self.status)} tells neither a time nor whether it fits")
@@ -266,7 +266,7 @@ class UltrascaleRow(Row):
         shape = self._shape()
         machine = words.machine_of(catalog.accelerator("h100-sxm-80gb"), devices, 8, catalog)
         rate = (self.tokens_per_s_per_gpu or 0) * devices
-        return Case(
+        return Run(
             name=self.job_id,
             source="nanotron ultrascale",
             trainer="nanotron" if self.after_pp_fix == "True" else "nanotron-early",
@@ -343,7 +343,7 @@ class VtrainRow(Row):
     pp: Annotated[Count, Field(alias="pipeline parallelism")]
     step_ms: Annotated[Amount, Field(alias="iteration time (ms)")]
 
-    def case(self, number: int, catalog: Catalog) -> Case:
+    def run(self, number: int, catalog: Catalog) -> Run:
         """Return the run of a row; a ValueError says why it is none."""
         if _degree(self.devices, tp=self.tp, pp=self.pp) != self.dp:
             raise ValueError(f"dp: {self.dp} * {self.tp} * {self.pp} ranks are not {self.devices} devices")
@@ -356,7 +356,7 @@ class VtrainRow(Row):
             "vocab": 51_200,
         }
         shape = words.shape_of(sizes, None, f"gpt-{self.hidden}x{self.layers}", "", self.seq_len)
-        return Case(
+        return Run(
             name=f"row {number}",
             source="vTrain single node",
             trainer="megatron-deepspeed",

@@ -24,7 +24,7 @@ def stack_text(text: str, stack: Stack) -> str:
     families, factors = fit.pop("families"), fit.pop("factors")
     if fit["usable_memory_fraction"] is None:  # TOML has no null
         del fit["usable_memory_fraction"]
-    unexplained = {name: fit.pop(name) for name in ("step_discrepancy", "memory_discrepancy")}
+    unexplained = {name: fit.pop(name) for name in ("step_residual", "memory_residual")}
     lines = [
         text.partition(DIVIDER)[0].rstrip("\n"),
         "",

@@ -25,25 +25,25 @@ Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 LogValue = Annotated[float, Field(ge=-50, le=50)]
 LogSd = Annotated[float, Field(ge=0, le=MOST_LOG_SD)]
 Covariance = Annotated[float, Field(ge=-(MOST_LOG_SD**2), le=MOST_LOG_SD**2)]
-Runs = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+RunCount = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 
 ROUNDING = 1e-5
 """More than the six digits of a stack file's numbers round off."""
 
 
-class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+class StackRecord(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Base of the tables of a stack file: immutable, and a misspelt key is an error."""
 
 
-class Family(Record):
+class Family(StackRecord):
     """A model family measured on the stack: its factor on device seconds."""
 
     log_factor: LogValue
     log_sd: LogSd
-    runs: Runs
+    runs: RunCount
 
 
-class Discrepancy(Record):
+class ResidualModel(StackRecord):
     """What the model leaves unexplained (`residual`): where it was learned, and the weight of each place."""
 
     places: tuple[tuple[Number, ...], ...] = Field(min_length=1)
@@ -72,7 +72,7 @@ class Discrepancy(Record):
         return self
 
 
-class Fit(Record):
+class Fit(StackRecord):
     """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
 
     accelerators: tuple[str, ...]
@@ -89,21 +89,21 @@ class Fit(Record):
     source_log_sd: LogSd = 0.0
     """Spread of the factors between sources."""
     step_log_sd: LogSd
-    """Spread of a run's seconds per step around the model, in one number; intervals follow the discrepancy, if any."""
-    issue_log_sd: LogSd
-    """Spread of a run's issue seconds around the model."""
+    """Spread of a run's seconds per step around the model, in one number; intervals follow the residual, if any."""
+    launch_log_sd: LogSd
+    """Spread of a run's launch seconds around the model."""
     memory_log_sd: LogSd
     """Spread of a run's memory around the model; likewise."""
     device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
-    degrees_of_freedom: Runs
+    degrees_of_freedom: RunCount
     """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
 
     usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""
-    step_discrepancy: Discrepancy | None = None
+    step_residual: ResidualModel | None = None
     """Of seconds per step; None where too few runs were fitted to learn one."""
-    memory_discrepancy: Discrepancy | None = None
+    memory_residual: ResidualModel | None = None
     """Of reserved bytes."""
     sources: tuple[str, ...] = ()
     """Whose measurements the fit took, where that is told apart."""

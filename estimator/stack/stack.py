@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficiencies, are_parameters
-from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, Record, Runs, covariance_root
+from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, RunCount, StackRecord, covariance_root
 from estimator.work.shape import Shape
 from hardware.errors import first_error, shown
 
@@ -24,15 +24,15 @@ PositiveBytesEach = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class Evidence(Record):
+class Evidence(StackRecord):
     """Why a table of the file says what it says."""
 
     kind: Literal["documented", "measured", "assumed"]
     text: str
 
 
-class Habits(Record):
-    """What the stack keeps in memory, in which precision, and how it issues and overlaps its work."""
+class Habits(StackRecord):
+    """What the stack keeps in memory, in which precision, and how it launches and overlaps its work."""
 
     weight_bytes: PositiveBytesEach
     """Bytes per parameter of the copy that the devices compute with."""
@@ -51,11 +51,11 @@ class Habits(Record):
     reduces_every_micro_batch: bool
     """Gradients are reduced after each micro-batch, since only their shard is kept; else once per step."""
     single_controller: bool
-    """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
+    """One process launches the work of all stages, before the devices run it; else each device's host, meanwhile."""
     usable_memory_fraction: float = Field(gt=0, le=1)
     """Part of a device's memory that a plan may fill."""
     ranks_by: Literal["device", "step"]
-    """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
+    """What the stack's own planner compares: seconds of the devices, or of the whole step, launch of work included."""
     frozen_weight_bytes: BytesEach | None = None
     """Bytes per parameter that is not trained, where they differ from `weight_bytes`."""
     reduction_bytes: BytesEach = 0.0
@@ -93,29 +93,29 @@ class Habits(Record):
         return self.fused_attention == "always" or shape.family in self.fused_attention
 
 
-class LogHabits(Record):
+class LogHabits(StackRecord):
     """What the stack's log times, and the seconds that no fit finds."""
 
-    times: Literal["issue", "step"]
-    """The clock covers only the issue of the work, or the whole step."""
+    times: Literal["launch", "step"]
+    """The clock covers only the launch of the work, or the whole step."""
     load_s: Seconds
     """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
     evidence: dict[Literal["times", "load_s"], Evidence] = Field(min_length=2)
 
 
-class Window(Record):
+class Window(StackRecord):
     """What the stack's log times, and the two paces of its host."""
 
-    times: Literal["issue", "step"]
-    """The clock covers only the issue of the work, or the whole step."""
+    times: Literal["launch", "step"]
+    """The clock covers only the launch of the work, or the whole step."""
     slow_fraction: Fraction
-    """Part of the steps in which the host issues at its slow pace."""
+    """Part of the steps in which the host launches at its slow pace."""
     slow_ratio: float = Field(ge=1, lt=100)
-    """Issue time at the slow pace over that at the fast pace."""
+    """Launch time at the slow pace over that at the fast pace."""
     evidence: str
 
 
-class Startup(Record):
+class Startup(StackRecord):
     """One-off seconds of a run."""
 
     load_s: Seconds
@@ -129,7 +129,7 @@ class Startup(Record):
     evidence: str
 
 
-class Prior(Record):
+class Prior(StackRecord):
     """A log-normal belief about a parameter before any run was measured."""
 
     median: float = Field(ge=1e-20, le=1e20)
@@ -138,7 +138,7 @@ class Prior(Record):
     evidence: str
 
 
-class MeasuredRun(Record):
+class MeasuredRun(StackRecord):
     """A run the stack was fitted to, and how far the prediction was without it."""
 
     log: str
@@ -152,18 +152,18 @@ class MeasuredRun(Record):
 ANY_TRAINER = "any"
 
 
-class MeasuredTable(Record):
+class MeasuredTable(StackRecord):
     """A table of runs that the stack was fitted to."""
 
     name: str
     sha256: str
-    rows: Runs
+    rows: RunCount
     """Rows of it that the fit took."""
     digests: str = Field(pattern=r"^([0-9a-f]{10}( |$))*$")
     """`Case.digest` of each: a run predicted by this stack is in sample where its own is among them."""
 
 
-class Premises(Record):
+class Premises(StackRecord):
     """The half of a stack file that is written by hand."""
 
     schema_: Literal["stack/1"] = Field(alias="schema")
@@ -281,7 +281,7 @@ def read_stack_text(name: str) -> str:
         raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
 
 
-DocumentT = TypeVar("DocumentT", bound=Record)
+DocumentT = TypeVar("DocumentT", bound=StackRecord)
 
 
 def parse_stack(kind: type[DocumentT], text: str, name: str) -> DocumentT:

@@ -31,7 +31,7 @@ from estimator.calibrate.microbench import read_timings
 from estimator.runs.logged import logged_run_of
 from estimator.runs.logs.read import read_log
 from estimator.runs.moai_runs import read_runs
-from estimator.runs.read import read_cases
+from estimator.runs.read import read_run_table
 from estimator.runs.record import parse_run_record
 from hardware.catalog import load_catalog
 from tests.support.paths import ROOT
@@ -102,9 +102,9 @@ def log_told(path: Path) -> Told:
 def run_told(path: Path) -> Told:
     """Read a log with its run record."""
     run = logged_run_of(read_log(path), CATALOG)
-    assert run.case.step_s is not None
+    assert run.run.step_s is not None
     assert all(line.isprintable() and line.isascii() for line in run.log.refused)
-    return Told(run.case.step_s, run.case.reserved_bytes, len(run.log.intervals().seconds))
+    return Told(run.run.step_s, run.run.reserved_bytes, len(run.log.intervals().seconds))
 
 
 def targets() -> list[Target]:
@@ -118,7 +118,8 @@ def targets() -> list[Target]:
     logs = tuple(MOAI.glob("*.log"))
     found.append(Target("moai/runs.csv", text_of(MOAI / "runs.csv"), read_runs, is_table=True, beside=logs))
     found += [
-        Target(name, table, lambda path: read_cases(path, CATALOG), is_table=True) for name, table in SAMPLES.items()
+        Target(name, table, lambda path: read_run_table(path, CATALOG), is_table=True)
+        for name, table in SAMPLES.items()
     ]
     for path in (BENCHMARKS / "op_microbench.csv", BENCHMARKS / "collective_microbench.csv"):
         header, *rows = text_of(path).splitlines(keepends=True)

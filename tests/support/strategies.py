@@ -34,8 +34,8 @@ EFFICIENCIES = Efficiencies(
     matmul_efficiency=0.8,
     memory_efficiency=0.7,
     exposed_communication=0.5,
-    issue_s_per_layer=1e-3,
-    issue_s_per_step=0.5,
+    launch_s_per_layer=1e-3,
+    launch_s_per_step=0.5,
     memory_ratio=1.1,
 )
 

@@ -1,13 +1,13 @@
 """Step logs of the MoAI platform, the seed's form: `[Step 4/144] | Loss: 0.8359 | Duration: 7.54 | Throughput: ...`.
 
 Read in the five logs of `reports/measured/moai`. The time is that between lines, each written once the loss was read
-back; the line's own `Duration` covers only the issue of the work, and is not read here (`moai_runs.py` does).
+back; the line's own `Duration` covers only the launch of the work, and is not read here (`moai_runs.py` does).
 """
 
 from datetime import UTC, datetime
 
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import Record
+from estimator.runs.logs.steps import StepLine
 from estimator.runs.moai_runs import STEP_LINE, TIME_FORMAT
 
 
@@ -33,7 +33,7 @@ class MoaiReader(Reader):
         try:
             when = datetime.strptime(found["time"], TIME_FORMAT).replace(tzinfo=UTC)
             self.records.add(
-                Record(
+                StepLine(
                     step=int(found["step"][:20]),
                     line=line,
                     clock_s=when.timestamp(),  # only differences are used

@@ -13,7 +13,7 @@ from estimator.runs.logs.jsonl import JsonlReader
 from estimator.runs.logs.megatron import MegatronReader
 from estimator.runs.logs.moai import MoaiReader
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import WARM_UP_STEPS, Record, Timed, timed
+from estimator.runs.logs.steps import WARM_UP_STEPS, StepLine, Timed, timed
 from estimator.runs.logs.text import LogText, split_lines
 from estimator.runs.logs.torchtitan import TorchtitanReader
 from estimator.runs.logs.transformers import TransformersReader, is_trainer_state, read_trainer_state
@@ -38,7 +38,7 @@ class Log:
     """What was trained, where the log itself says it."""
     sha256: str
     """Of the file; of several parts, of their digests in order."""
-    records: tuple[Record, ...]
+    records: tuple[StepLine, ...]
     """Its steps, in order."""
     whole: tuple[float, int] | None
     """Seconds per step, and steps, of the whole run, where the log times nothing else."""

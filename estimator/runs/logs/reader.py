@@ -2,7 +2,7 @@
 
 from typing import ClassVar, NamedTuple
 
-from estimator.runs.logs.steps import Records, Refused
+from estimator.runs.logs.steps import StepLines, Refused
 
 
 class Coverage(NamedTuple):
@@ -38,12 +38,12 @@ class Reader:
 
     def __init__(self) -> None:
         """Start before the first line."""
-        self.gathered = Records()
+        self.gathered = StepLines()
         self.refused = Refused()
         """Lines of its format that are no evidence."""
 
     @property
-    def records(self) -> Records:
+    def records(self) -> StepLines:
         """What was gathered."""
         return self.gathered
 

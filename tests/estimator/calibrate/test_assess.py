@@ -4,30 +4,30 @@ import pytest
 
 from estimator.calibrate.assess import Assessed, assess, fit_calls, plan_kind, summarize, summary
 from estimator.predict.interval import Range
-from estimator.runs.read import read_cases
+from estimator.runs.read import read_run_table
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 STACK = load_stack("nanotron")
-ALL = read_cases(TABLES / "ultrascale_h100.csv", load_catalog()).cases
-CASES = [case for case in ALL if case.trainer == "nanotron"][::20]
+ALL = read_run_table(TABLES / "ultrascale_h100.csv", load_catalog()).runs
+CASES = [run for run in ALL if run.trainer == "nanotron"][::20]
 
 
 def test_each_run_is_predicted_or_left() -> None:
     """Every run is a row or is left; one of a trainer without a stack is left, unless one stack is named."""
-    others = [replace(case, trainer="mine") for case in CASES[:2]]
+    others = [replace(run, trainer="mine") for run in CASES[:2]]
     found = assess([*CASES, *others], [STACK, load_stack("nanotron-early")])
-    assert [row.case for row in found.rows] == CASES
-    assert {left.why for left in found.left} == {"trainer: no stack was fitted to 'mine'; name one with --stack"}
+    assert [row.run for row in found.rows] == CASES
+    assert {left.why for left in found.skipped} == {"trainer: no stack was fitted to 'mine'; name one with --stack"}
     assert len(assess(others, [STACK]).rows) == 2
 
 
 def test_what_was_fitted_is_in_sample() -> None:
     """Runs that the stack was fitted to are told apart from those whose measurement differs."""
-    changed = [replace(case, step_s=1.01 * case.step_s) if case.step_s else case for case in CASES]
+    changed = [replace(run, step_s=1.01 * run.step_s) if run.step_s else run for run in CASES]
     assert all(row.in_sample for row in assess(CASES, [STACK]).rows)
-    fresh = [row for row in assess(changed, [STACK]).rows if row.case.step_s]
+    fresh = [row for row in assess(changed, [STACK]).rows if row.run.step_s]
     assert fresh
     assert not any(row.in_sample for row in fresh)
 
@@ -37,7 +37,7 @@ def test_intervals_and_breakdowns_agree() -> None:
     for row in assess(CASES, [STACK]).rows:
         assert row.step_s.low < row.step_s.value < row.step_s.high
         assert sum(row.step_breakdown.values()) == pytest.approx(row.step_s.value)
-        assert row.tokens_per_s.value * row.step_s.value == pytest.approx(row.case.workload.tokens_per_step)
+        assert row.tokens_per_s.value * row.step_s.value == pytest.approx(row.run.workload.tokens_per_step)
 
 
 def test_less_memory_fits_less_often() -> None:
@@ -62,15 +62,15 @@ def test_an_unseen_source_and_device_are_less_certain() -> None:
 
 def row_of(measured: float, predicted: float, *, fits: bool | None = True, probability: float = 1.0) -> Assessed:
     """Return a row with some numbers."""
-    case = replace(CASES[0], step_s=measured, fits=fits, why_unhealthy="", reserved_bytes=None)
+    run = replace(CASES[0], step_s=measured, fits=fits, why_unhealthy="", reserved_bytes=None)
     around = Range(predicted, 0.9 * predicted, 1.1 * predicted)
-    return Assessed(case, "mine", False, around, around, probability, {})
+    return Assessed(run, "mine", False, around, around, probability, {})
 
 
 def test_summaries_count_what_they_say() -> None:
     """Count, median, bias and coverage of known errors; unhealthy runs are in none."""
     rows = [row_of(1.0, 1.0), row_of(1.0, 1.05), row_of(1.0, 0.8)]
-    sick = replace(rows[0], case=replace(rows[0].case, why_unhealthy="hot"))
+    sick = replace(rows[0], run=replace(rows[0].run, why_unhealthy="hot"))
     found = summarize([*rows, sick], "device")["h100-sxm-80gb"]["step"]
     assert (found.num_runs, found.median, found.bias) == (3, pytest.approx(0.05), pytest.approx(0.0))
     assert found.coverage == pytest.approx(2 / 3)
@@ -88,6 +88,6 @@ def test_fit_calls_against_probabilities() -> None:
 
 def test_plan_kinds() -> None:
     """A plan's kind names the degrees above 1."""
-    kinds = {plan_kind(case) for case in CASES}
+    kinds = {plan_kind(run) for run in CASES}
     assert all(word[2:].isdigit() or kind == "one device" for kind in kinds for word in kind.split())
     assert all(int(word[2:]) > 1 for kind in kinds for word in kind.split() if kind != "one device")

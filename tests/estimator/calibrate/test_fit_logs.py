@@ -32,8 +32,8 @@ TRUTH = {
     "matmul_efficiency": 0.7,
     "memory_efficiency": 0.5,
     "exposed_communication": 0.3,
-    "issue_s_per_layer": 0.02,
-    "issue_s_per_step": 0.2,
+    "launch_s_per_layer": 0.02,
+    "launch_s_per_step": 0.2,
     "memory_ratio": 1.05,
 }
 
@@ -43,12 +43,12 @@ def test_fit_returns_the_truth_that_made_the_data() -> None:
     truth = Efficiencies(**TRUTH)
     made = []
     for observation in (observe(run, CATALOG) for run in RUNS):
-        step, issue, memory = predict_logs(observation, PREMISES.habits, truth)
-        made.append(replace(observation, log_step=step, log_step_se=1e-4, log_issue=issue, log_memory=memory))
+        step, launch, memory = predict_logs(observation, PREMISES.habits, truth)
+        made.append(replace(observation, log_step=step, log_step_se=1e-4, log_launch=launch, log_memory=memory))
     priors = {name: prior.model_copy(update={"log_sd": 3.0}) for name, prior in PREMISES.priors.items()}
     fit = fit_stack(made, PREMISES.habits, priors, "mi250")
     found = dict(zip(fit.names, np.exp(fit.log_values), strict=True))
-    for name in ("matmul_efficiency", "issue_s_per_layer", "issue_s_per_step", "memory_ratio"):
+    for name in ("matmul_efficiency", "launch_s_per_layer", "launch_s_per_step", "memory_ratio"):
         assert found[name] == pytest.approx(TRUTH[name], rel=0.05), name
     assert all(abs(found[family] - 1) < 0.05 for family in fit.families)
 

@@ -6,7 +6,7 @@ import pytest
 
 from estimator.calibrate.assess import assess
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
-from estimator.runs.read import read_cases
+from estimator.runs.read import read_run_table
 from estimator.stack.file import read_premises
 from estimator.stack.stack import load_stack, read_stack_text
 from hardware.catalog import load_catalog
@@ -14,7 +14,7 @@ from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
 PREMISES = read_premises(read_stack_text(NAME), NAME)
-CASES = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[::40]
+CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::40]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -30,7 +30,7 @@ def test_a_part_is_predicted_without_it() -> None:
     half = SPLITS["random half"](CASES)[0]
     slow = [replace(c, step_s=7 * (c.step_s or 0)) if i in half else c for i, c in enumerate(CASES)]
     first, second = (
-        {row.case.name: row.step_s for row in hold_out(PREMISES, runs, "random half")} for runs in (CASES, slow)
+        {row.run.name: row.step_s for row in hold_out(PREMISES, runs, "random half")} for runs in (CASES, slow)
     )
     names = [CASES[i].name for i in half]
     assert [first[name] for name in names] == [second[name] for name in names]
@@ -49,10 +49,10 @@ def test_all_at_once_are_each_alone() -> None:
 
 def test_ranking_counts_pairs() -> None:
     """Of runs that differ only in their plans, every clearly different pair is counted, as one by one."""
-    rows = [row for row in assess(CASES, [load_stack(NAME)]).rows if row.case.step_s]
+    rows = [row for row in assess(CASES, [load_stack(NAME)]).rows if row.run.step_s]
     count = right = 0
     for one, other in combinations(rows, 2):
-        a, b = one.case, other.case
+        a, b = one.run, other.run
         same = (a.shape, a.seq_len, a.workload.global_batch, a.machine) == (
             b.shape, b.seq_len, b.workload.global_batch, b.machine,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from estimator.calibrate.microbench import implied_priors, joined, microbench_do
 from estimator.formulas.collectives import all_reduce_seconds
 from estimator.formulas.compute import FUSED_ATTENTION_RATE, matmul_seconds
 from estimator.formulas.machine import Machine
-from estimator.runs.csv_rows import Table
+from estimator.runs.csv_rows import RowsRead
 from estimator.runs.microbench_tables import CollectiveRow, OpRow
 from estimator.runs.microbench_vocabulary import Timing, devices_of, setting_of, source_of
 from estimator.stack.file import read_premises
@@ -56,7 +56,7 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     return path
 
 
-def committed() -> Table[Timing]:
+def committed() -> RowsRead[Timing]:
     """Return the committed tables."""
     names = ("op_microbench.csv", "collective_microbench.csv")
     return joined([read_timings(TABLES / name, CATALOG) for name in names])
@@ -152,8 +152,8 @@ def test_a_row_that_tells_nothing_is_left(row: dict[str, str], cells: dict[str, 
     """What is no measurement of something predicted is left by its number, with the column and the reason."""
     table = read_timings(write(tmp_path / "table.csv", [row, row | cells, row | {"source": "another"}]), CATALOG)
     assert [timing.name for timing in table.items] == ["row 1", "row 3"]
-    assert table.left[0].name == "row 2"
-    assert table.left[0].why.startswith(why)
+    assert table.skipped[0].name == "row 2"
+    assert table.skipped[0].why.startswith(why)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_kernels_count_once(tmp_path: Path) -> None:
     rows = [outer, outer | {"op": "aten::native_layer_norm"}, outer | {"time_us_mean": "301.0"}]
     table = read_timings(write(tmp_path / "table.csv", rows), CATALOG)
     assert [timing.name for timing in table.items] == ["row 1", "row 3"]
-    assert table.left == (("row 2", "op: the kernels of a row before, under another name"),)
+    assert table.skipped == (("row 2", "op: the kernels of a row before, under another name"),)
 
 
 def test_a_name_of_two_devices_tells_what_they_share() -> None:
@@ -265,14 +265,14 @@ def test_8_bit_products_count_beside_16_bit_ones() -> None:
 def test_the_committed_tables() -> None:
     """They are read, all kinds of what is predicted are there, and what is left has its reason."""
     table = committed()
-    assert len(table.items) + len(table.left) == 1105 + 149
+    assert len(table.items) + len(table.skipped) == 1105 + 149
     assert len(table.items) > 350
     kinds = {timing.kind.split(" ")[0] for timing in table.items}
     assert kinds == {
         "product", "8-bit", "attention", "element-wise", "stream", "all-reduce", "all-gather",
         "reduce-scatter",
     }  # fmt: skip
-    assert all(left.why.isprintable() and ": " in left.why for left in table.left)
+    assert all(left.why.isprintable() and ": " in left.why for left in table.skipped)
     assert set(implied_priors(table.items)) == {
         "matmul_efficiency", "memory_efficiency", "attention_efficiency", "fp8_efficiency",
     }  # fmt: skip

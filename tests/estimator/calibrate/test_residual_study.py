@@ -10,14 +10,14 @@ from estimator.calibrate.hold_out import holdout_document
 from estimator.calibrate.residual_study import LEVELS, Study, coverages, gains, prior_fit, study, trends, worst
 from estimator.predict.interval import Range
 from estimator.report.page_runs_fit import write_report
-from estimator.runs.read import read_cases
+from estimator.runs.read import read_run_table
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 TABLE = TABLES / "vtrain_a100_single_node.csv"
 STACK = load_stack("megatron-deepspeed")
-CASES = read_cases(TABLE, load_catalog()).cases[::40]
+CASES = read_run_table(TABLE, load_catalog()).runs[::40]
 DRAW = np.random.default_rng(0)
 
 
@@ -26,9 +26,9 @@ def rows(factor_of: dict[str, float] | None = None, noise: float = 0.02) -> list
     found = []
     for row in assess(CASES, [STACK]).rows:
         log = noise * DRAW.standard_normal() + sum(
-            slope * np.log2(studies.FEATURES[name][0](row.case)) for name, slope in (factor_of or {}).items()
+            slope * np.log2(studies.TREND_FEATURES[name][0](row.run)) for name, slope in (factor_of or {}).items()
         )
-        value = (row.case.step_s or 1.0) * float(np.exp(log))
+        value = (row.run.step_s or 1.0) * float(np.exp(log))
         found.append(replace(row, step_s=Range(value, value / 1.05, value * 1.05)))
     return found
 
@@ -57,7 +57,7 @@ def test_coverage_of_normal_errors_is_as_stated() -> None:
     degrees, log_sd = 10**6, 0.05
     row, many = assess(CASES[:1], [STACK]).rows[0], []
     for error in log_sd * DRAW.standard_normal(4000):
-        value = (row.case.step_s or 1.0) * float(np.exp(error))
+        value = (row.run.step_s or 1.0) * float(np.exp(error))
         ratio = float(np.exp(1.6448536 * log_sd))
         many.append(replace(row, step_s=Range(value, value / ratio, value * ratio)))
     assert coverages(many, degrees) == pytest.approx(LEVELS, abs=0.03)
@@ -84,7 +84,7 @@ def found() -> Study:
     """Return a study of some runs, one way of holding out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies, "splits_of", lambda _: ("random half",))
-        patch.setattr(studies, "hold_out", lambda stack, cases, _: list(assess(cases, [stack]).rows))
+        patch.setattr(studies, "hold_out", lambda stack, runs, _: list(assess(runs, [stack]).rows))
         return study(STACK, CASES)
 
 

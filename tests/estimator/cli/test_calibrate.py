@@ -28,7 +28,7 @@ def test_check_predicts_without_fitting(table: Path) -> None:
     """`--check` prints a line per run by its trainer's stack, and the summaries."""
     status, out, err = call("--runs", str(table), "--check")
     assert (status, err) == (0, "")
-    assert f"{FEW} runs predicted, 0 left" in out
+    assert f"{FEW} runs predicted, 0 skipped" in out
     assert "in sample" in out
 
 
@@ -59,7 +59,7 @@ def test_a_log_is_checked_as_a_run() -> None:
     assert (status, err) == (0, "")
     assert "32% by 34%" in out
     assert "steps.jsonl: seconds from the end of a step to the end of the next" in out
-    assert "1 runs predicted, 0 left" in out
+    assert "1 runs predicted, 0 skipped" in out
 
 
 def test_a_log_in_json() -> None:
@@ -70,7 +70,7 @@ def test_a_log_in_json() -> None:
     assert (status, log["format"], log["num_steps"], log["num_outliers"]) == (0, "steps.jsonl", 37, 1)
     assert log["modes"]["slow_ratio"] == pytest.approx(1.35, rel=0.02)
     assert log["times_include"]["synchronized"]
-    assert document["left"] == [{"name": STEPS, "why": "log: the same as one before"}]
+    assert document["skipped"] == [{"name": STEPS, "why": "log: the same as one before"}]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_microbenchmarks_tell_priors() -> None:
     status, out, err = call(OPS, "--runs", LINKS)
     assert (status, err) == (0, "")
     assert all(
-        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "left: row")
+        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "skipped: row")
     )
     status, out, _ = call(OPS, LINKS, "--json")
     document = json.loads(out)

@@ -297,7 +297,7 @@ def test_why_a_plan_is_not_the_best() -> None:
     assert "it is the plan that is chosen" in call("--why", chosen)[1]
     out = call("--why", chosen, "--space", "full")[1]
     assert "plans that fit (space full) are faster" in out
-    assert "host issues work +" in out
+    assert "launch overhead +" in out
 
 
 def test_the_full_space_against_the_platforms_choice(seed: dict) -> None:
@@ -307,7 +307,7 @@ def test_the_full_space_against_the_platforms_choice(seed: dict) -> None:
     assert full["best"]["step"]["seconds"]["value"] < seed["best"]["step"]["seconds"]["value"]
     out = call("--space", "full")[1]
     assert "The platform would choose num_stages : 2, num_micro_batches : 16" in out
-    assert "min more. Per step, against it: host issues work -" in " ".join(out.split())
+    assert "min more. Per step, against it: launch overhead -" in " ".join(out.split())
 
 
 def test_limits() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from estimator.formulas.launch import logged_tokens_per_s, paces
 from estimator.formulas.layout import Layout, StageLayers, layout
 from estimator.formulas.machine import Machine
-from estimator.formulas.step import Step, pipeline_seconds, plan_step
+from estimator.formulas.step import StepTime, pipeline_seconds, plan_step
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits, Window, load_stack
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
@@ -32,7 +32,7 @@ BUSY = ("matmul", "attention", "elementwise")
 Laid = tuple[Shape, Layout]
 
 
-def device_seconds(step: Step) -> float:
+def device_seconds(step: StepTime) -> float:
     """Return the seconds of a step that are not the host's."""
     return float(sum(seconds for name, seconds in step.breakdown.items() if name != "host"))
 
@@ -208,7 +208,7 @@ def test_recomputation_costs_time(drawn: Laid, seq_len: int, machine: Machine, h
 def test_recomputing_some_layers_lies_between(
     drawn: Laid, seq_len: int, machine: Machine, habit: Habits, some: int
 ) -> None:
-    """Recomputing some layers takes no less than none and no more than all, on the devices and to issue."""
+    """Recomputing some layers takes no less than none and no more than all, on the devices and to launch."""
     shape, plan = drawn
     none, full = (
         plan._replace(recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0) for name in ("none", "full")
@@ -219,7 +219,7 @@ def test_recomputing_some_layers_lies_between(
     ]
     for before, after in pairwise(steps):
         assert device_seconds(before) <= device_seconds(after) * (1 + 1e-12)
-        assert before.issue_s <= after.issue_s * (1 + 1e-12)
+        assert before.launch_s <= after.launch_s * (1 + 1e-12)
         assert all(before.breakdown[name] <= after.breakdown[name] * (1 + 1e-12) for name in BUSY)
 
 
@@ -257,7 +257,7 @@ def test_a_row_is_its_plan_alone(
         for name, column in table.breakdown.items():
             one = alone.breakdown[name]
             assert np.broadcast_to(column, (len(plans),))[i] == pytest.approx(one.item(), rel=1e-12, abs=1e-12), name
-        assert table.issue_s[i] == alone.issue_s[0]
+        assert table.launch_s[i] == alone.launch_s[0]
 
 
 @given(listed(DEVICES), lengths, machines, habits, st.lists(st.floats(0.1, 1), min_size=1, max_size=4))
@@ -269,48 +269,48 @@ def test_a_sample_is_its_efficiencies_alone(
     many = layout(Plans.of(plans), DEVICES, 8)
     samples = Efficiencies(*(np.array([[x * factor] for factor in factors]) for x in EFFICIENCIES))
     together = plan_step(shape, seq_len, many, machine, habit, samples)
-    assert together.seconds.shape == together.issue_s.shape == (len(factors), len(plans))
+    assert together.seconds.shape == together.launch_s.shape == (len(factors), len(plans))
     for i, factor in enumerate(factors):
         alone = plan_step(shape, seq_len, many, machine, habit, Efficiencies(*(x * factor for x in EFFICIENCIES)))
         np.testing.assert_allclose(together.seconds[i], alone.seconds, rtol=1e-12)
-        np.testing.assert_allclose(together.issue_s[i], alone.issue_s, rtol=1e-12)
+        np.testing.assert_allclose(together.launch_s[i], alone.launch_s, rtol=1e-12)
 
 
 @given(layouts, lengths, machines, habits, st.floats(0, 10), st.integers(1, 50))
-def test_the_host_delays_by_no_more_than_it_issues(
-    drawn: Laid, seq_len: int, machine: Machine, habit: Habits, issue_s: float, steps_per_read: int
+def test_the_host_delays_by_no_more_than_it_launches(
+    drawn: Laid, seq_len: int, machine: Machine, habit: Habits, launch_s: float, steps_per_read: int
 ) -> None:
     """A step is as long as the devices or the host at least, both in turn at most; reading the loss less saves time.
 
     Hosts of their own also fill and drain the pipeline.
     """
     shape, plan = drawn
-    efficiencies = EFFICIENCIES._replace(issue_s_per_step=issue_s)
+    efficiencies = EFFICIENCIES._replace(launch_s_per_step=launch_s)
     each, rarely = (
         plan_step(shape, seq_len, plan, machine, habit, efficiencies, steps_per_read=n) for n in (1, steps_per_read)
     )
     device = device_seconds(each)
-    assert max(device, each.issue_s) <= rarely.seconds * (1 + 1e-12)
+    assert max(device, each.launch_s) <= rarely.seconds * (1 + 1e-12)
     assert rarely.seconds <= each.seconds * (1 + 1e-12)
-    in_turn = each.issue_s * (plan.micro_batches + plan.stages - 1) / plan.micro_batches
+    in_turn = each.launch_s * (plan.micro_batches + plan.stages - 1) / plan.micro_batches
     assert each.seconds <= (device + in_turn) * (1 + 1e-12)
     if habit.single_controller:
-        assert each.seconds == pytest.approx(device + float(each.issue_s))
+        assert each.seconds == pytest.approx(device + float(each.launch_s))
 
 
 @given(layouts, lengths, machines, st.floats(0.5, 2))
 def test_a_family_factor_scales_the_devices(drawn: Laid, seq_len: int, machine: Machine, factor: float) -> None:
-    """A family's factor multiplies the seconds of the devices, and leaves those of the issue of work."""
+    """A family's factor multiplies the seconds of the devices, and leaves those of the launch of work."""
     shape, plan = drawn
     population = plan_step(shape, seq_len, plan, machine, HABITS, EFFICIENCIES)
     family = plan_step(shape, seq_len, plan, machine, HABITS, EFFICIENCIES._replace(family_factor=factor))
     assert device_seconds(family) == pytest.approx(factor * device_seconds(population))
-    assert family.issue_s == population.issue_s
+    assert family.launch_s == population.launch_s
 
 
 windows = st.builds(
     Window,
-    times=st.just("issue"),
+    times=st.just("launch"),
     slow_fraction=st.floats(0, 1),
     slow_ratio=st.floats(1, 99),
     evidence=st.just("a test"),
@@ -318,22 +318,22 @@ windows = st.builds(
 
 
 @given(st.floats(1e-3, 1e3), windows)
-def test_paces_have_the_mean(issue_s: float, window: Window) -> None:
-    """Fast and slow steps, in their shares, issue in the mean time, and the slow ones are slower by the ratio."""
-    pace = paces(issue_s, window)
+def test_paces_have_the_mean(launch_s: float, window: Window) -> None:
+    """Fast and slow steps, in their shares, launch in the mean time, and the slow ones are slower by the ratio."""
+    pace = paces(launch_s, window)
     share = window.slow_fraction
-    assert (1 - share) * pace.fast_issue_s + share * pace.slow_issue_s == pytest.approx(issue_s)
-    assert pace.slow_issue_s == pytest.approx(window.slow_ratio * float(pace.fast_issue_s))
+    assert (1 - share) * pace.fast_launch_s + share * pace.slow_launch_s == pytest.approx(launch_s)
+    assert pace.slow_launch_s == pytest.approx(window.slow_ratio * float(pace.fast_launch_s))
 
 
 @given(st.floats(1, 1e6), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), windows)
-def test_logged_rate(tokens: float, step_s: float, issue_s: float, window: Window) -> None:
-    """A log that times the step prints tokens over it; one that times the issue of work, tokens over that or more."""
+def test_logged_rate(tokens: float, step_s: float, launch_s: float, window: Window) -> None:
+    """A log that times the step prints tokens over it; one that times the launch of work, tokens over that or more."""
     whole = window.model_copy(update={"times": "step"})
-    assert logged_tokens_per_s(tokens, step_s, issue_s, whole) == tokens / step_s
-    logged = logged_tokens_per_s(tokens, step_s, issue_s, window)
-    assert logged >= tokens / issue_s * (1 - 1e-9)  # a mean of rates is above the rate at the mean time
-    assert logged <= tokens / float(paces(issue_s, window).fast_issue_s) * (1 + 1e-9)
+    assert logged_tokens_per_s(tokens, step_s, launch_s, whole) == tokens / step_s
+    logged = logged_tokens_per_s(tokens, step_s, launch_s, window)
+    assert logged >= tokens / launch_s * (1 - 1e-9)  # a mean of rates is above the rate at the mean time
+    assert logged <= tokens / float(paces(launch_s, window).fast_launch_s) * (1 + 1e-9)
 
 
 def test_selective_recomputation_needs_scores() -> None:

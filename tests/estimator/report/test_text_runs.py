@@ -5,14 +5,14 @@ from rich.console import Console
 
 from estimator.calibrate.assess import Assessment, assess
 from estimator.report.text_runs import assessment_document, print_assessment, print_fit
-from estimator.runs.read import Left, read_cases
+from estimator.runs.read import Skipped, read_run_table
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 STACK = load_stack("nanotron")
-CASES = [c for c in read_cases(TABLES / "ultrascale_h100.csv", load_catalog()).cases if c.trainer == "nanotron"][::40]
-FOUND = Assessment(assess(CASES, [STACK]).rows, (Left("row 9", "gpu: not stated"),))
+RUNS = [c for c in read_run_table(TABLES / "ultrascale_h100.csv", load_catalog()).runs if c.trainer == "nanotron"][::40]
+FOUND = Assessment(assess(RUNS, [STACK]).rows, (Skipped("row 9", "gpu: not stated"),))
 
 
 def printed(show: str) -> str:
@@ -26,10 +26,10 @@ def printed(show: str) -> str:
 def test_rows_show_both_numbers_and_the_sample() -> None:
     """Every run has its line, every other row its reason, and no error in sample goes without saying so."""
     text = printed("rows")
-    assert all(case.name in text for case in CASES)
-    assert "left: row 9: gpu: not stated" in text
+    assert all(run.name in text for run in RUNS)
+    assert "skipped: row 9: gpu: not stated" in text
     assert "in sample: these runs were fitted, their error is no accuracy" in text
-    assert f"{len(CASES)} runs predicted, 1 left" in text
+    assert f"{len(RUNS)} runs predicted, 1 skipped" in text
 
 
 def test_a_fit_says_what_it_could_not_tell() -> None:
@@ -43,8 +43,8 @@ def test_the_document_is_plain_json() -> None:
     """It survives JSON, holds every row and reason, and its errors are predicted over measured less 1."""
     document = json.loads(json.dumps(assessment_document(FOUND), allow_nan=False))
     assert document["schema"] == "calibration/1"
-    assert len(document["rows"]) == len(CASES)
-    assert document["left"] == [{"name": "row 9", "why": "gpu: not stated"}]
+    assert len(document["rows"]) == len(RUNS)
+    assert document["skipped"] == [{"name": "row 9", "why": "gpu: not stated"}]
     for row in document["rows"]:
         if row["measured"]["step_s"]:
             error = row["predicted"]["step_s"]["value"] / row["measured"]["step_s"] - 1

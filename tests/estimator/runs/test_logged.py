@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.runs.logged import UNKNOWN_LOG_SE, LoggedRun, logged_run_of
 from estimator.work.plan import Plan
 from estimator.stack.recipe import Recipe
@@ -59,27 +59,27 @@ def step(index: int, **changes: Any) -> str:
 
 def test_the_trainer_log_is_a_case() -> None:
     """The golden log: what was trained, on what, the mean of its two paces, and the fullest rank's memory."""
-    run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
-    case = run.case
-    assert isinstance(case, Case)
-    assert (case.trainer, case.model, case.seq_len, case.dp) == ("reference", "mistral-tiny", 256, 2)
-    assert case.plan == Plan(num_micro_batches=2, batch_per_device=4)
-    assert case.recipe == Recipe("fp32")
-    assert case.step_s == run.pace.step_s == pytest.approx(0.3 * (1 + 0.35 * 12 / 37), rel=0.01)
-    assert case.reserved_bytes == 402653184 + 40
-    assert run.pace.modes is not None
-    assert run.pace.modes.slow_ratio == pytest.approx(1.35, rel=0.02)
-    assert run.pace.num_outliers == 1
-    assert (case.fits, case.why_unhealthy) == (True, "")
-    assert run.log_se == run.pace.log_se
+    logged = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
+    run = logged.run
+    assert isinstance(run, Run)
+    assert (run.trainer, run.model, run.seq_len, run.dp) == ("reference", "mistral-tiny", 256, 2)
+    assert run.plan == Plan(num_micro_batches=2, batch_per_device=4)
+    assert run.recipe == Recipe("fp32")
+    assert run.step_s == logged.pace.step_s == pytest.approx(0.3 * (1 + 0.35 * 12 / 37), rel=0.01)
+    assert run.reserved_bytes == 402653184 + 40
+    assert logged.pace.modes is not None
+    assert logged.pace.modes.slow_ratio == pytest.approx(1.35, rel=0.02)
+    assert logged.pace.num_outliers == 1
+    assert (run.fits, run.why_unhealthy) == (True, "")
+    assert logged.log_se == logged.pace.log_se
 
 
 def test_a_foreign_log_is_a_case_with_a_record_beside_it(tmp_path: Path) -> None:
     """A torchtitan log of 8 devices with its run record: 16 rows of 4,096 tokens in 0.915 s."""
     run = foreign("torchtitan.log", tmp_path)
-    assert (run.case.trainer, run.case.recipe) == ("torchtitan", Recipe())
-    assert run.case.tokens_per_s == pytest.approx(16 * 4096 / 0.915, rel=0.005)
-    assert run.case.reserved_bytes == 61.44 * 2**30
+    assert (run.run.trainer, run.run.recipe) == ("torchtitan", Recipe())
+    assert run.run.tokens_per_s == pytest.approx(16 * 4096 / 0.915, rel=0.005)
+    assert run.run.reserved_bytes == 61.44 * 2**30
 
 
 def test_steps_timed_all_together_have_an_assumed_error(tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ def test_steps_timed_all_together_have_an_assumed_error(tmp_path: Path) -> None:
         precision="fp32",
     )
     assert run.log_se == UNKNOWN_LOG_SE
-    assert run.case.reserved_bytes is None
+    assert run.run.reserved_bytes is None
 
 
 def test_eager_attention_teaches_nothing(tmp_path: Path) -> None:
     """A run with eager attention is a case that says why nothing is learned from it."""
     run = own(tmp_path, json.dumps(RUN | {"attention": "eager"}), *LINES[1:])
-    assert run.case.why_unhealthy.startswith("attention: eager")
+    assert run.run.why_unhealthy.startswith("attention: eager")
 
 
 def test_a_run_begun_again_is_one_run(tmp_path: Path) -> None:

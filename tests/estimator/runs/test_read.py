@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.runs.read import LONGEST_LINE, Case, Cases, Left, read_cases
+from estimator.runs.read import LONGEST_LINE, Run, RunTable, Skipped, read_run_table
 from estimator.formulas.counts import num_parameters
 from estimator.work.plan import Plan
 from hardware.catalog import load_catalog
@@ -24,15 +24,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases") / "runs.csv"
 
 
-def read(file: Path, text: str | bytes) -> Cases:
+def read(file: Path, text: str | bytes) -> RunTable:
     """Write a table and read it."""
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_cases(file, CATALOG)
+    return read_run_table(file, CATALOG)
 
 
-def case_of(file: Path, text: str, name: str) -> Case:
+def case_of(file: Path, text: str, name: str) -> Run:
     """Return a case by its name."""
-    return next(case for case in read(file, text).cases if case.name == name)
+    return next(run for run in read(file, text).runs if run.name == name)
 
 
 def with_cells(text: str, row: int, **cells: str) -> str:
@@ -55,12 +55,12 @@ def written(rows: list[dict[str, str]]) -> str:
 
 def test_llm_foundry(file: Path) -> None:
     """Its sharding, recomputation, precision and shape are as the row says, its parameters to the last one."""
-    case = case_of(file, MEASURED, "LLMF-001")
-    assert case.plan == Plan(recomputation="full", batch_per_device=8)
-    assert (case.trainer, case.machine.accelerator.id, case.machine.num_nodes) == ("llm-foundry", "h100-sxm-80gb", 64)
-    assert num_parameters(case.shape) == 64_862_437_376
-    assert case.step_s == 16.26847
-    assert case.recipe.precision is None
+    run = case_of(file, MEASURED, "LLMF-001")
+    assert run.plan == Plan(recomputation="full", batch_per_device=8)
+    assert (run.trainer, run.machine.accelerator.id, run.machine.num_nodes) == ("llm-foundry", "h100-sxm-80gb", 64)
+    assert num_parameters(run.shape) == 64_862_437_376
+    assert run.step_s == 16.26847
+    assert run.recipe.precision is None
     assert case_of(file, MEASURED, "LLMF-164").recipe.precision == "bf16"
     assert case_of(file, MEASURED, "LLMF-071").recipe.precision == "fp8-mixed"
     assert case_of(file, MEASURED, "LLMF-013").plan.zero_stage == 2
@@ -84,17 +84,17 @@ def test_megatron(file: Path) -> None:
 
 def test_what_a_row_leaves_open_is_said(file: Path) -> None:
     """Of a trainer that seldom repeats anything, an open recomputation is taken as none, and said to be."""
-    case = case_of(file, MEASURED, "DGXC-002")
-    assert (case.plan.recomputation, case.fits) == ("none", None)
-    assert case.assumes == "recompute: not stated, taken as none"
+    run = case_of(file, MEASURED, "DGXC-002")
+    assert (run.plan.recomputation, run.fits) == ("none", None)
+    assert run.assumes == "recompute: not stated, taken as none"
     assert case_of(file, MEASURED, "KORT-003").assumes == ""
 
 
 def test_digests_tell_runs_apart(file: Path) -> None:
     """Equal rows have equal digests, and those that differ in what was measured others."""
-    first, again, other = read(file, VTRAIN).cases
+    first, again, other = read(file, VTRAIN).runs
     assert first.digest == again.digest != other.digest
-    (slower,) = read(file, with_cells(VTRAIN, 0, **{"iteration time (ms)": "411"})).cases
+    (slower,) = read(file, with_cells(VTRAIN, 0, **{"iteration time (ms)": "411"})).runs
     assert slower.digest != first.digest
 
 
@@ -102,96 +102,96 @@ def test_the_fabric_is_as_measured(file: Path) -> None:
     """Hops between nodes take what the gathers say, at least the catalog's latency; where they take long, it stalls."""
     rows = list(csv.DictReader(io.StringIO(ULTRASCALE)))
     slow = rows[0] | {"nodes": "1", "all_gather_gb_per_s": "20", "all_gather_intra_gb_per_s": "240"}
-    (case,) = read(file, written([slow])).cases
-    assert case.machine.fabric is not None
-    assert case.machine.fabric.hop_s == pytest.approx(2**27 * (1 / 20e9 - 1 / 240e9))
-    assert case.machine.fabric.stalls
-    (quiet,) = read(file, written([rows[0]])).cases
+    (run,) = read(file, written([slow])).runs
+    assert run.machine.fabric is not None
+    assert run.machine.fabric.hop_s == pytest.approx(2**27 * (1 / 20e9 - 1 / 240e9))
+    assert run.machine.fabric.stalls
+    (quiet,) = read(file, written([rows[0]])).runs
     assert quiet.machine.fabric == (5e-6, False)
-    (unmeasured,) = read(file, written([rows[0] | {"all_gather_gb_per_s": ""}])).cases
+    (unmeasured,) = read(file, written([rows[0] | {"all_gather_gb_per_s": ""}])).runs
     assert unmeasured.machine.fabric is None
 
 
 def test_versions_of_nanotron(file: Path) -> None:
     """Runs before and after the repair of the pipeline engine are of two trainers; memory is the first stage's."""
-    assert {case.trainer for case in read(file, ULTRASCALE).cases} <= {"nanotron", "nanotron-early"}
-    (case,) = read(file, with_cells(ULTRASCALE, 0, after_pp_fix="True")).cases
-    assert (case.trainer, case.reads_first_stage) == ("nanotron", True)
+    assert {run.trainer for run in read(file, ULTRASCALE).runs} <= {"nanotron", "nanotron-early"}
+    (run,) = read(file, with_cells(ULTRASCALE, 0, after_pp_fix="True")).runs
+    assert (run.trainer, run.reads_first_stage) == ("nanotron", True)
 
 
 def test_mlperf(file: Path) -> None:
     """Adapters have their rank; a block of layers is repeated; whether it fits in 16 bits is not known; half nodes."""
-    case = case_of(file, MEASURED, "MLPF-051")
-    assert (case.trainer, case.recipe.lora_rank, case.recipe.precision) == ("mlperf-amd", 16, "fp8-mixed")
-    assert (case.plan.recomputation, case.plan.recomputed_layers) == ("full", 21)
-    assert case.fits is None
+    run = case_of(file, MEASURED, "MLPF-051")
+    assert (run.trainer, run.recipe.lora_rank, run.recipe.precision) == ("mlperf-amd", 16, "fp8-mixed")
+    assert (run.plan.recomputation, run.plan.recomputed_layers) == ("full", 21)
+    assert run.fits is None
     half = case_of(file, MEASURED, "MLPF-003")
     assert (half.trainer, half.machine.num_devices, half.machine.devices_per_node) == ("mlperf-nvidia", 4, 4)
 
 
 def test_torchtune(file: Path) -> None:
     """The ladder's open "A100" is the one that holds its first rung; its memory is that of tensors."""
-    case = case_of(file, MEASURED, "TUNE-012")
-    assert (case.machine.accelerator.id, case.recipe.precision) == ("a100-sxm-80gb", "bf16")
-    assert case.allocated_bytes == pytest.approx(42.9 * GIB)
+    run = case_of(file, MEASURED, "TUNE-012")
+    assert (run.machine.accelerator.id, run.recipe.precision) == ("a100-sxm-80gb", "bf16")
+    assert run.allocated_bytes == pytest.approx(42.9 * GIB)
 
 
 def test_what_of_measured_is_left(file: Path) -> None:
     """What cannot be expressed is left with its reason."""
-    assert read(file, MEASURED).left == (
-        Left("TUNE-015", "model: offloaded activations are not modelled"),
-        Left("MBSK-001", "model: latent attention (MLA) is not modelled"),
+    assert read(file, MEASURED).skipped == (
+        Skipped("TUNE-015", "model: offloaded activations are not modelled"),
+        Skipped("MBSK-001", "model: latent attention (MLA) is not modelled"),
     )
 
 
 def test_ultrascale(file: Path) -> None:
     """Rates become seconds, memory is in GiB, and faults of the campaign are named."""
-    cases = read(file, ULTRASCALE).cases
-    first = cases[0]
+    runs = read(file, ULTRASCALE).runs
+    first = runs[0]
     assert first.plan == Plan(num_micro_batches=32, zero_stage=0)
     assert first.step_s == pytest.approx(256 * 4096 / (39273.41 * 8))
     assert first.reserved_bytes == pytest.approx(36.67 * GIB)
     assert (first.fits, first.why_unhealthy, first.shape.tied_embeddings) == (True, "", True)
     assert num_parameters(first.shape) == pytest.approx(1.34e9, rel=0.005)
-    faults = [case.why_unhealthy.partition(":")[0] for case in cases if case.why_unhealthy]
+    faults = [run.why_unhealthy.partition(":")[0] for run in runs if run.why_unhealthy]
     assert faults == ["broken pipeline engine", "degraded node"]
-    assert any(case.shape.num_kv_heads < case.shape.num_heads for case in cases)
+    assert any(run.shape.num_kv_heads < run.shape.num_heads for run in runs)
 
 
 def test_ultrascale_out_of_memory(file: Path) -> None:
     """A row that ran out of memory has no time; its batch in tokens and its blank heads are read as documented."""
-    (case,) = (case for case in read(file, ULTRASCALE).cases if not case.fits)
-    assert (case.step_s, case.reserved_bytes, case.tokens_per_s) == (None, None, None)
-    assert case.workload.tokens_per_step == 2**20
-    assert case.shape.num_kv_heads == case.shape.num_heads
+    (run,) = (run for run in read(file, ULTRASCALE).runs if not run.fits)
+    assert (run.step_s, run.reserved_bytes, run.tokens_per_s) == (None, None, None)
+    assert run.workload.tokens_per_step == 2**20
+    assert run.shape.num_kv_heads == run.shape.num_heads
 
 
 def test_what_of_ultrascale_is_left(file: Path) -> None:
     """A missing width is left with its reason; layers that no stage count divides are not, as nanotron divides them."""
     table = read(file, ULTRASCALE)
-    assert [left.why for left in table.left] == ["model: its ffn is not given"]
-    assert any(case.shape.num_layers % case.plan.num_stages for case in table.cases)
+    assert [left.why for left in table.skipped] == ["model: its ffn is not given"]
+    assert any(run.shape.num_layers % run.plan.num_stages for run in table.runs)
 
 
 def test_vtrain(file: Path) -> None:
     """Milliseconds, full recomputation, no ZeRO, and too few micro-batches for the stages."""
     table = read(file, VTRAIN)
-    assert table.cases[0].step_s == pytest.approx(0.410490577)
-    assert table.cases[0].plan == Plan(
+    assert table.runs[0].step_s == pytest.approx(0.410490577)
+    assert table.runs[0].plan == Plan(
         num_stages=2, num_micro_batches=2, batch_per_device=4, recomputation="full", zero_stage=0, tp=1,
         sequence_parallel=False,
     )  # fmt: skip
-    assert table.cases[0].shape.vocab_size == 51_200
-    assert (table.cases[2].plan.num_stages, table.cases[2].plan.num_micro_batches) == (4, 2)
-    assert not table.left
+    assert table.runs[0].shape.vocab_size == 51_200
+    assert (table.runs[2].plan.num_stages, table.runs[2].plan.num_micro_batches) == (4, 2)
+    assert not table.skipped
 
 
 @pytest.mark.parametrize("table", SAMPLES.values(), ids=SAMPLES)
 def test_time_and_rate_agree(file: Path, table: str) -> None:
     """Tokens per second times seconds per step are the tokens of a step."""
-    for case in read(file, table).cases:
-        if case.step_s is not None and case.tokens_per_s is not None:
-            assert case.tokens_per_s * case.step_s == pytest.approx(case.workload.tokens_per_step)
+    for run in read(file, table).runs:
+        if run.step_s is not None and run.tokens_per_s is not None:
+            assert run.tokens_per_s * run.step_s == pytest.approx(run.workload.tokens_per_step)
 
 
 @given(data=st.data())
@@ -203,11 +203,11 @@ def test_permuting_rows_permutes_cases(file: Path, data: st.DataObject, table: s
     read_first = read(file, table)
     read_again = read(file, header + "".join(rows[i] for i in order))
 
-    def seen(cases: Cases) -> list[str]:
-        return sorted(repr(case).replace(case.name, "", 1) for case in cases.cases)
+    def seen(runs: RunTable) -> list[str]:
+        return sorted(repr(run).replace(run.name, "", 1) for run in runs.runs)
 
     assert seen(read_again) == seen(read_first)
-    assert sorted(left.why for left in read_again.left) == sorted(left.why for left in read_first.left)
+    assert sorted(left.why for left in read_again.skipped) == sorted(left.why for left in read_first.skipped)
 
 
 # Rows that cannot be
@@ -247,14 +247,14 @@ def test_permuting_rows_permutes_cases(file: Path, data: st.DataObject, table: s
 )
 def test_left_rows(file: Path, cells: dict[str, str], why: str) -> None:
     """A row that cannot be expressed, or cannot have been, is left with the column and the reason."""
-    assert read(file, with_cells(MEASURED, 0, **cells)).left == (Left("LLMF-001", why),)
+    assert read(file, with_cells(MEASURED, 0, **cells)).skipped == (Skipped("LLMF-001", why),)
 
 
 @pytest.mark.parametrize("cells", [{"zero_or_fsdp": "Megatron-FSDP shard 8"}, {"zero_or_fsdp": "FSDP 8 + DP"}])
 def test_shards_within_a_node(file: Path, cells: dict[str, str]) -> None:
     """Shards over as many ranks as a node has are of that node."""
-    (case,) = read(file, with_cells(MEASURED, 0, **cells)).cases
-    assert (case.plan.zero_stage, case.plan.shard_within_node) == (3, True)
+    (run,) = read(file, with_cells(MEASURED, 0, **cells)).runs
+    assert (run.plan.zero_stage, run.plan.shard_within_node) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -266,16 +266,16 @@ def test_shards_within_a_node(file: Path, cells: dict[str, str]) -> None:
 )
 def test_doubts(file: Path, cells: dict[str, str], doubt: str) -> None:
     """A row that its own table doubts is a case that says so."""
-    (case,) = read(file, with_cells(MEASURED, 0, **cells)).cases
-    assert case.why_unhealthy == doubt
+    (run,) = read(file, with_cells(MEASURED, 0, **cells)).runs
+    assert run.why_unhealthy == doubt
 
 
 def test_a_rack_is_one_node(file: Path) -> None:
     """Of GB200, 8 devices in servers of 4 lie in one rack."""
     cells = {"gpu": "GB200", "gpus": "8", "gpus_per_node": "4", "dp": "8", "global_batch_seqs": "64"}
     rate = {"tokens_per_s_total": "", "tokens_per_s_per_gpu": ""}
-    (case,) = read(file, with_cells(MEASURED, 0, **cells, **rate)).cases
-    assert (case.machine.num_nodes, case.machine.devices_per_node) == (1, 8)
+    (run,) = read(file, with_cells(MEASURED, 0, **cells, **rate)).runs
+    assert (run.machine.num_nodes, run.machine.devices_per_node) == (1, 8)
 
 
 # Tables gone wrong
@@ -286,7 +286,7 @@ def test_a_malformed_cell(file: Path, cell: str) -> None:
     """Among well-formed rows it is left; two of them in a row, or more such rows than others, end the reading."""
     rows = list(csv.DictReader(io.StringIO(VTRAIN)))
     bad = rows[0] | {"iteration time (ms)": cell}
-    (left, *_) = read(file, written([bad, *rows[1:2], *rows[1:2]])).left
+    (left, *_) = read(file, written([bad, *rows[1:2], *rows[1:2]])).skipped
     assert left.name == "row 1"
     assert left.why.startswith("'iteration time (ms)': ")
     with pytest.raises(ValueError, match=r"^runs table '.*runs\.csv': row 1 \(row 1\): 'iteration time \(ms\)': "):
@@ -323,13 +323,13 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible path are refused by name."""
     for path in (tmp_path / "no.csv", tmp_path, Path("a\0b")):
         with pytest.raises(ValueError, match=r"^runs table '.*': cannot be read; check the path$"):
-            read_cases(path, CATALOG)
+            read_run_table(path, CATALOG)
 
 
-def end_well(reading: Callable[[], Cases]) -> None:
+def end_well(reading: Callable[[], RunTable]) -> None:
     """Assert that a reading ends in cases and reasons, or in an error, each of one line."""
     try:
-        said = [f"{left.name}: {left.why}" for left in reading().left]
+        said = [f"{left.name}: {left.why}" for left in reading().skipped]
     except ValueError as error:
         said = [str(error)]
     for line in said:

@@ -34,7 +34,7 @@ def test_ranking(flavor: str, batch: int) -> None:
 
 
 def test_chosen_and_fastest_plan() -> None:
-    """The stack's own planner ignores the issue of work, so that the fastest step may be another plan's."""
+    """The stack's own planner ignores the launch of work, so that the fastest step may be another plan's."""
     found = estimated("4xlarge")
     assert found.best is not None
     assert found.fastest is not None

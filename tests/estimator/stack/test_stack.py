@@ -39,7 +39,7 @@ def test_fused_attention_is_by_family() -> None:
 def test_premises_say_what_the_log_times() -> None:
     """The hand-written half says what the log times and how long loading takes, each with its evidence."""
     log = read_premises(TEXT, "mine").log
-    assert (log.times, log.load_s) == ("issue", 43.7) == (STACK.window.times, STACK.startup.load_s)
+    assert (log.times, log.load_s) == ("launch", 43.7) == (STACK.window.times, STACK.startup.load_s)
     assert set(log.evidence) == set(type(log).model_fields) - {"evidence"}
 
 
@@ -61,7 +61,7 @@ def test_premises_say_what_the_log_times() -> None:
         ("optimizer_bytes = 8.0", "optimizer_bytes = 1e300", "optimizer_bytes: 1e.300 .* less than or equal to 64"),
         ("load_s = 43.7", "load_s = 1e7", r"log\.load_s: 10000000\.0 .* less than"),
         ("load_s = { kind", "load = { kind", r"log\.evidence"),
-        ('times = "issue"', 'times = "loss"', r"log\.times: 'loss' does not fit"),
+        ('times = "launch"', 'times = "loss"', r"log\.times: 'loss' does not fit"),
         ("[log]", "[logs]", r"log\.times: is missing; add it"),
         ("median = 0.8", "median = 1e21", "median: 1e.21 .* less than"),
         ("log_sd = 0.15", "log_sd = 11", "log_sd: 11 .* less than or equal to 10"),
