@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from estimator.formulas.counts import model_flop
 from estimator.formulas.machine import Machine
@@ -10,6 +11,17 @@ from estimator.stack.recipe import PRECISIONS, Recipe
 from estimator.work.rules import Trainer, reasons
 from estimator.work.shape import Shape
 from estimator.work.workload import Workload
+
+
+class Startup(NamedTuple):
+    """One-off seconds of a run; None where its log does not tell them."""
+
+    request_s: float | None = None
+    """From asking for the accelerators until they are ready."""
+    search_s_per_candidate: float | None = None
+    """Compiling and costing one candidate plan."""
+    first_step_s: float | None = None
+    """The whole first step, once its plan is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,16 @@ class Run:
     """The memory was read on a device of the pipeline's first stage, else on the fullest."""
     assumes: str = ""
     """What of the run its table does not say, and as what it is taken; "" where it says all."""
+    step_log_se: float = 0.0
+    """Standard error of the logarithm of `step_s`."""
+    steps_per_read: int = 1
+    """Steps between two reads of the loss, at each of which the host waits for the devices."""
+    launch_windows_s: tuple[float, ...] = ()
+    """Seconds of single steps that the host took to launch the work, where a log times just that."""
+    total_bytes: float | None = None
+    """Bytes that all devices together held, where that was read."""
+    startup: Startup | None = None
+    """One-off seconds, where a log tells them."""
 
     @property
     def digest(self) -> str:
