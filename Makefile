@@ -8,7 +8,7 @@ TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrai
 LOGS   := reports/measured/cpu/*/steps.jsonl
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz clean
+.PHONY: demo demo-picture test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -43,6 +43,9 @@ hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never sa
 report: $(VENV)/base.stamp  ## the report of each stack, from what was measured and reports/calibration/holdout.json
 	$(BIN)/calibrate $(TABLES) $(LOGS) --report reports/calibration
 	$(BIN)/calibrate reports/measured/moai/runs.csv --report reports/calibration
+
+demo-picture: $(VENV)/base.stamp  ## docs/demo.svg, from what the demo prints
+	$(BIN)/python benchmarks/demo_picture.py
 
 parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 20 steps each; rewrites its report
 	$(BIN)/python -m tests.parity.report
