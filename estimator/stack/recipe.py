@@ -84,20 +84,19 @@ class Recipe:
     def habits(self, habits: Habits, shape: Shape) -> Habits:
         """Return a stack's habits as the recipe changes them."""
         changes: dict[str, object] = {}
-        moment = 4.0
+        moment = habits.optimizer_bytes / 2 or 4.0
         if self.precision:
             precision = PRECISIONS[self.precision]
-            moment = precision.moment
             changes |= {
                 "weight_bytes": precision.weight,
                 "master_bytes": precision.master,
-                "gradient_bytes": precision.gradient,
-                "optimizer_bytes": 2 * moment,
                 "activation_bytes": precision.activation,
                 "matmul_precision": precision.matmul,
             }
-            if self.precision == "fp8-mixed" and habits.master_bytes:
-                changes["gradient_bytes"] = habits.gradient_bytes  # accumulated as the stack does in 16 bits
+            if (precision.weight, precision.master) != (habits.weight_bytes, habits.master_bytes):
+                # else the stack's own copies, and so its own way to add up gradients and to keep moments
+                moment = precision.moment
+                changes |= {"gradient_bytes": precision.gradient, "optimizer_bytes": 2 * moment}
             if precision.activation != habits.activation_bytes:
                 changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
         if self.optimizer:

@@ -10,7 +10,7 @@ from estimator.formulas.machine import Machine
 from estimator.formulas.memory import plan_memory
 from estimator.formulas.step import plan_step
 from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, Recipe
-from estimator.stack.stack import load_stack
+from estimator.stack.stack import builtin_stacks, load_stack
 from estimator.work.plan import Plan
 from estimator.work.shape import load_shape
 from hardware.catalog import load_catalog
@@ -50,6 +50,14 @@ def test_no_recipe_is_the_stacks_own() -> None:
     assert recipe.habits(STACK.habits, MISTRAL) == STACK.habits
     assert recipe.shape(MISTRAL) == MISTRAL
     assert str(recipe) == ""
+
+
+@pytest.mark.parametrize("name", builtin_stacks())
+def test_naming_the_stacks_own_precision_changes_nothing(name: str) -> None:
+    """A stack of mixed 16-bit training, asked for that, adds gradients up and keeps moments as it did unasked."""
+    habits = load_stack(name).habits
+    assert Recipe("bf16-mixed").habits(habits, MISTRAL) == habits
+    assert Recipe("bf16-mixed", "adamw").habits(habits, MISTRAL) == habits
 
 
 def test_frozen_weights_have_neither_gradients_nor_state() -> None:
