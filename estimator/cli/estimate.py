@@ -14,6 +14,7 @@ from estimator.search.choice import OBJECTIVES, Limits, choose, parse_duration, 
 from estimator.search.planner import SPACES, Estimate, offers, search, with_failures
 from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, Recipe
 from estimator.stack.stack import Stack, load_stack
+from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN, SEED_SPACE, SEED_STACK
 from estimator.work.lengths import packed_rows, read_lengths, useful_fraction
 from estimator.work.plan import Plan, parse_plan
 from estimator.work.shape import load_shape
@@ -24,8 +25,6 @@ from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 
-SEED_MODEL, SEED_STACK = "mistralai/Mistral-7B-v0.1", "moai-24.2"
-SEED_ROWS, SEED_EPOCHS = 18612, 2
 EXIT_NOTHING_FITS = 3
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -40,14 +39,14 @@ def estimate_main() -> None:
 def estimate(
     flavor: Annotated[str | None, typer.Option(help="name of a flavor, or 'all'  [default: the current one]")] = None,
     model: Annotated[str, typer.Option(help="built-in name, directory, or config.json")] = SEED_MODEL,
-    seq_len: Annotated[int, typer.Option(help="tokens per row")] = 2048,
-    batch: Annotated[int, typer.Option(help="rows per step, over all devices")] = 256,
+    seq_len: Annotated[int, typer.Option(help="tokens per row")] = SEED_SEQ_LEN,
+    batch: Annotated[int, typer.Option(help="rows per step, over all devices")] = SEED_BATCH,
     rows: Annotated[int | None, typer.Option(help=f"rows of the data set  [default: {SEED_ROWS}]")] = None,
     epochs: Annotated[int | None, typer.Option(help=f"passes over the rows  [default: {SEED_EPOCHS}]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps, instead of rows and epochs")] = None,
     lengths: Annotated[Path | None, typer.Option(help="the rows' lengths: CSV of length,count, or JSON Lines")] = None,
     plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
-    space: Annotated[str, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}")] = SPACES[0],
+    space: Annotated[str, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}")] = SEED_SPACE,
     stack: Annotated[str, typer.Option(help="name of a stack, or its TOML file")] = SEED_STACK,
     accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
     devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
