@@ -16,7 +16,8 @@ SLOW = ("pandas", "matplotlib")
 ROOMS = {
     "hardware": ("", "smi"),
     "estimator": (
-        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "report", "serve", "cli",
+        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "api", "report", "serve",
+        "cli",
     ),
     "trainer": (
         "data", "parallel", "jobs", "config", "build", "measure", "source", "display", "sample", "look_ahead",
@@ -42,8 +43,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for layer in LAYERS for path in
 def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
     """Yield the dotted name of each import, and whether it runs when the module is imported."""
     tree = ast.parse(source)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    later = {id(node) for outer in ast.walk(tree) if isinstance(outer, functions) for node in ast.walk(outer)}
+    later = {id(node) for outer in ast.walk(tree) if _waits(outer) for node in ast.walk(outer)}
     for node in ast.walk(tree):
         at_once = id(node) not in later
         if isinstance(node, ast.Import):
@@ -54,6 +54,12 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}".lstrip("."), at_once) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             yield from ((a.value, at_once) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def _waits(node: ast.AST) -> bool:
+    """Whether what is inside does not run when the module is imported: of a function, or for a type checker alone."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return isinstance(node, functions) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
 
 
 def room(module: str) -> int:
@@ -106,6 +112,8 @@ def test_every_layer_is_walked() -> None:
         ("from transformers import AutoConfig", "estimator/work/shape.py"),
         ("import torch.nn", "hardware/units.py"),
         ("import pandas as pd", "estimator/search/planner.py"),
+        ("if TYPE_CHECKING:\n    import torch", "estimator/search/planner.py"),
+        ("if True:\n    import pandas as pd", "estimator/search/planner.py"),
         ("from estimator.formulas.step import Step", "estimator/work/plan.py"),
         ("def f():\n    from estimator.cli import estimate", "estimator/report/text.py"),
         ("from ..predict import interval", "estimator/formulas/step.py"),
@@ -128,6 +136,7 @@ def test_an_offence_is_found(source: str, file: str) -> None:
         ("from ..work.plan import Plan", "estimator/formulas/layout.py"),
         ("import torch\nfrom estimator.work import shape\nimport hardware", "trainer/train.py"),
         ("def f():\n    import pandas as pd", "estimator/report/text.py"),
+        ("if TYPE_CHECKING:\n    import pandas as pd", "estimator/report/text.py"),
         ("from trainer.cli import main", "trainer/__main__.py"),
     ],
 )
