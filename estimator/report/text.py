@@ -13,9 +13,8 @@ from estimator.formulas.failures import Endurance
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.report.assumptions import assumptions
-from estimator.search.choice import Limits, differences, frontier_marks
+from estimator.search.choice import Limits, differences, frontier_marks, no_plan_reason
 from estimator.search.planner import Estimate, not_modelled
-from estimator.search.spaces import nearest_batch
 from estimator.work.workload import Padding, Workload
 from hardware.units import MIB
 
@@ -359,9 +358,10 @@ def print_platform_choice(console: Console, best: PlanEstimate, platform: Estima
     )
 
 
-def print_why(console: Console, estimate: Estimate, asked: PlanEstimate) -> None:
-    """Print why a plan cannot run, or how it ranks among those of a space and where it loses."""
-    best = estimate.best
+def print_why(console: Console, estimate: Estimate) -> None:
+    """Print why the plan that was asked about cannot run, or how it ranks in a space and where it loses."""
+    best, asked = estimate.best, estimate.asked
+    assert asked is not None
     console.print(Text(str(asked.plan), style="bold"))
     if asked.is_illegal:
         console.print(f"cannot run on {estimate.flavor.id}: {asked.reason}")
@@ -383,19 +383,6 @@ def print_why(console: Console, estimate: Estimate, asked: PlanEstimate) -> None
         f"against the plan that is chosen, {best.plan}: {seconds - best.step_s.value:+.2f} s per step, "
         f"{minutes - best.wall_s.value / 60:+.1f} min: {in_words(asked, best)}"
     )
-
-
-def no_plan_reason(estimate: Estimate) -> str:
-    """Return why no plan of a space is possible, in one line."""
-    miss = estimate.nearest_miss
-    if miss is not None:
-        return f"the nearest, {miss.plan}, {miss.reason}"
-    if estimate.plans:
-        return estimate.plans[0].reason
-    flavor, batch = estimate.flavor, estimate.workload.global_batch
-    near = nearest_batch(flavor, batch)
-    mend = f"; use --batch {near}" if near else ""
-    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}{mend}"
 
 
 def print_explanation(console: Console, estimate: Estimate) -> None:
