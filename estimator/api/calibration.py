@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estimator.api.runs import run_row
+from estimator.api.runs import counted, run_row
 from estimator.calibrate.assess import Assessed, assess
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs
@@ -34,7 +34,7 @@ class Calibration:
     def __repr__(self) -> str:
         """Return how many runs are predicted, in and out of sample, and how far the seconds are off."""
         fitted = f"{self.stack.name} fitted to them; " if self.stack else ""
-        lines = [f"{fitted}{len(self.rows)} predictions of runs, {len(self.skipped)} skipped"]
+        lines = [f"{fitted}{counted(self.rows, 'prediction')} of runs, {len(self.skipped)} skipped"]
         for in_sample in (False, True):
             errors = sorted(
                 abs(row.step_error)

@@ -97,13 +97,15 @@ class Estimates:
         return by_id[aliases.get(wanted, wanted)]
 
     def __repr__(self) -> str:
-        """Return what is chosen, and the flavors of the frontier that have a name."""
+        """Return what is chosen, and what else of the frontier has a name; or why nothing is."""
         first, count = self.estimates[0], sum(one.best is not None for one in self.estimates)
         how = f"stack {first.stack.name}, space {first.space}"
         lines = [f"{first.workload.shape.name} on {len(self)} flavors, {how}: plans fit {count} of them"]
-        lines += [_line(f"least {self.objective}", self.chosen)] if self.chosen else [self.problem]
-        lines += [_line(", ".join(marks), self[name]) for name, marks in self.frontier.items() if marks]
-        return "\n".join(lines)
+        lines += [] if self.chosen else [self.problem]
+        words = {self.chosen.flavor.id: [f"least {self.objective}"]} if self.chosen else {}
+        for name, marks in self.frontier.items():
+            words[name] = [*words.get(name, []), *marks]
+        return "\n".join([*lines, *(_line(", ".join(of), self[name]) for name, of in words.items() if of)])
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""

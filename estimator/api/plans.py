@@ -39,7 +39,7 @@ def evaluate_plans(
     """Evaluate plans of one's own on a flavor: the same frame, with what is predicted of each plan beside it.
 
     All plans go through the formulas as arrays. A plan that breaks a rule of the layout is a row with a `reason` and no
-    numbers; one that does not fit has both.
+    numbers; one that does not fit has both. Each is run by itself, so that its wall time has no search for it.
 
     Args:
         plans: a frame, a row a plan, whose columns are fields of `Plan`; those left out are as usual, and columns that

@@ -25,7 +25,7 @@ class RunsRead:
     def __repr__(self) -> str:
         """Return how many runs there are, of which trainers."""
         trainers = sorted({run.trainer for run in self.runs})
-        return f"{len(self.runs)} runs of {', '.join(trainers) or 'no trainer'}; {len(self.skipped)} skipped"
+        return f"{counted(self.runs, 'run')} of {', '.join(trainers) or 'no trainer'}; {len(self.skipped)} skipped"
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a row a run: what was trained, on what, with which plan, and what was measured; nan where it was not.
@@ -35,6 +35,15 @@ class RunsRead:
         import pandas as pd  # noqa: PLC0415 - slow to import, and only a frame needs it
 
         return pd.DataFrame([run_row(run) for run in self.runs])
+
+
+def counted(things: Sequence[object], name: str) -> str:
+    """Return how many things of a name there are.
+
+    >>> counted([1], "run"), counted([], "run")
+    ('1 run', '0 runs')
+    """
+    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
 
 
 def run_row(run: "Run") -> dict[str, Any]:
