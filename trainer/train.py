@@ -195,7 +195,7 @@ def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: P
         process=" ".join(["train", *sys.argv[1:]])[:200],
         total_steps=config.num_steps,
         predicted_step_s=forecast.step_s.value if forecast else None,
-        predicted_memory_bytes=forecast.device_bytes.value if forecast else None,
+        predicted_memory_bytes=forecast.memory.per_device_bytes.value if forecast else None,
     )
 
 

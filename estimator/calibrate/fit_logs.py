@@ -343,7 +343,7 @@ def try_run(run: MoaiRun, stack: Stack, catalog: Catalog) -> Trial:
         minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
         logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_launch)), stack.window)),
         measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
-        memory_mib=own.total_bytes.times(1 / MIB),
+        memory_mib=own.memory.total_bytes.times(1 / MIB),
         num_candidates=space.num_candidates,
         num_possible=space.num_possible,
         chosen=str(space.best.plan) if space.best else "none fits",

@@ -1,6 +1,7 @@
 """Plans of any number at once: memory, time, what the log will print, wall time and cost, with their uncertainty."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,26 @@ from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
 from estimator.work.rules import Trainer, reasons
-from estimator.work.trainer_limits import TRAINER, untrainable_reason
+from estimator.work.trainer_limits import TRAINER, are_trainable, untrainable_reason
 from estimator.work.workload import Workload
 from hardware.units import MIB
+
+
+class PlanMemory(NamedTuple):
+    """What a plan holds in the memory of the devices."""
+
+    per_device_bytes: Range
+    """Of the fullest device."""
+    total_bytes: Range
+    """Of all devices."""
+    usable_bytes_per_device: float
+    breakdown_bytes: dict[str, float]
+    """Of the fullest device, by purpose."""
+
+    def __repr__(self) -> str:
+        """Return it in MiB, the breakdown left out."""
+        each, whole, usable = self.per_device_bytes, self.total_bytes, self.usable_bytes_per_device
+        return f"{each.times(1 / MIB)} MiB per device of {usable / MIB:,.0f} usable, {whole.times(1 / MIB)} in all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +53,7 @@ class PlanEstimate:
     """The plan breaks a rule of the layout, whatever it needs."""
     reason: str
     """Why the plan is not possible; "" where it is."""
-    device_bytes: Range
-    total_bytes: Range
-    memory_breakdown: dict[str, float]
-    """Bytes of the fullest device, by purpose."""
+    memory: PlanMemory
     step_s: Range
     step_breakdown: dict[str, float]
     device_s: float
@@ -46,6 +61,8 @@ class PlanEstimate:
     fast_step_s: float
     """Seconds of a step in which the host launches at its fast pace."""
     slow_step_s: float
+    tokens_per_s: Range
+    """Tokens of a step, padding included, over its seconds."""
     logged_tokens_per_s: Range
     flop_per_device_s: float
     """Model FLOP per device and second."""
@@ -69,6 +86,17 @@ class PlanEstimate:
     def possible(self) -> bool:
         """Whether the plan divides evenly and fits."""
         return not self.reason
+
+    def __repr__(self) -> str:
+        """Return the plan and its headline numbers, a line each, or why it is not possible."""
+        cost = f"{self.usd} USD, " if self.usd else ""
+        numbers = (
+            f"  step    {self.step_s} s, {self.tokens_per_s} tokens/s",
+            f"  memory  {self.memory}",
+            f"  wall    {self.wall_s.times(1 / 60)} min, {cost}{self.kwh:#.3g} kWh",
+        )
+        lines = [str(self.plan), *([f"  not possible: {self.reason}"] if self.reason else [])]
+        return "\n".join([*lines, *(() if self.is_illegal else numbers)])
 
 
 def usable_bytes(machine: Machine, stack: Stack) -> float:
@@ -116,8 +144,8 @@ class Evaluation:
             fast_s, slow_s = (device_s + float(seconds) for seconds in launch)
         else:
             fast_s = slow_s = step_s.value
-        duration = wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)
-        before = duration.startup_s + duration.first_step_s
+        duration = Wall(*map(float, wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)))
+        before = float(duration.startup_s + duration.first_step_s)
         training_s = step_s.times(workload.num_steps - 1)
         wall_s = Range(*(before + later for later in training_s))
         hours = wall_s.times(machine.num_devices / SECONDS_PER_HOUR)
@@ -127,28 +155,33 @@ class Evaluation:
             data_parallel=int(self.plans.data_parallel(machine.num_devices)[i]),
             is_illegal=bool(self.reasons[i]),
             reason=self.reasons[i]
-            or _over(device_bytes.value, usable_bytes(machine, stack), float(self.host_bytes[i]), machine),
-            device_bytes=device_bytes,
+            or over_memory(device_bytes.value, usable_bytes(machine, stack), float(self.host_bytes[i]), machine),
+            memory=PlanMemory(
+                per_device_bytes=device_bytes,
+                total_bytes=ranged(self.total_bytes, self.memory_log_sd),
+                usable_bytes_per_device=usable_bytes(machine, stack),
+                breakdown_bytes={name: float(part[i]) for name, part in self.memory_parts.items()},
+            ),
             excess_bytes=device_bytes.value - usable_bytes(machine, stack),
             is_risky=device_bytes.high > usable_bytes(machine, stack),
-            total_bytes=ranged(self.total_bytes, self.memory_log_sd),
-            memory_breakdown={name: float(part[i]) for name, part in self.memory_parts.items()},
             step_s=step_s,
             step_breakdown=breakdown,
             device_s=device_s,
             fast_step_s=fast_s,
             slow_step_s=slow_s,
+            tokens_per_s=step_s.inverse(workload.tokens_per_step),
             logged_tokens_per_s=ranged(self.logged_tokens_per_s, self.logged_log_sd),
             flop_per_device_s=flop / machine.num_devices / step_s.value,
             wall=duration,
             training_s=training_s,
             wall_s=wall_s,
             usd=Range(*(h * p for h, p in zip(hours, prices, strict=True))) if prices else None,
-            kwh=energy_kwh(wall_s.value, machine.num_devices, machine.accelerator),
+            kwh=float(energy_kwh(wall_s.value, machine.num_devices, machine.accelerator)),
         )
 
 
-def _over(used: float, usable: float, host_used: float, machine: Machine) -> str:
+def over_memory(used: float, usable: float, host_used: float, machine: Machine) -> str:
+    """Return why a plan does not fit in so many bytes of a device and those of its node's host; "" where it does."""
     if used > usable:
         return (
             f"needs {used / MIB:,.0f} MiB per device, {(used - usable) / MIB:,.0f} MiB more than the usable "
@@ -174,15 +207,18 @@ def predict(
     return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
 
-def _reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
+def plan_reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
     """Return why each plan cannot run, by the rules of the layout and of the trainer; "" where it can."""
     found = reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))
-    if stack.trainer != TRAINER:
-        return found
-    return [reason or untrainable_reason(plans[i], workload.shape) for i, reason in enumerate(found)]
+    if stack.trainer == TRAINER:
+        for i in np.flatnonzero(~are_trainable(plans, workload.shape)):
+            found[i] = found[i] or untrainable_reason(plans[int(i)], workload.shape)
+    return found
 
 
-def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1) -> Evaluation:
+def evaluate(
+    plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1, *, intervals: bool = True
+) -> Evaluation:
     """Evaluate plans at once: time, memory, what the log will print, and the uncertainty of each.
 
     Args:
@@ -191,6 +227,7 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         machine: devices, links and network.
         stack: the software.
         num_compiled: plans that the stack compiles before it trains.
+        intervals: without, every spread is 0, and it takes a fortieth of the time.
     """
     fit, family = stack.fit, workload.shape.family
     where = on_machine(plans, machine, workload.shape, stack.habits)
@@ -199,11 +236,13 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
     in_8_bits = stack.habits.matmul_precision == "fp8"
     places = features(workload.shape, workload.seq_len, where, machine, in_8_bits=in_8_bits)
     step, memory = corrected(*predict(plans, workload, machine, stack, efficiencies), fit, places)
-    after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
-    moved_both = predict(plans, workload, machine, stack, after)
-    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, device, fit.source_log_sd)
-    launch_log_sd = log_sd(moved_both[0].launch_s, fit.launch_log_sd)
     shape, count = workload.shape, len(plans)
+    step_log_sd = memory_log_sd = launch_log_sd = np.zeros(count)
+    if intervals:
+        after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
+        moved_both = predict(plans, workload, machine, stack, after)
+        step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, device, fit.source_log_sd)
+        launch_log_sd = log_sd(moved_both[0].launch_s, fit.launch_log_sd)
 
     def each(values: Array) -> Array:
         return np.broadcast_to(values, (count,))
@@ -223,5 +262,5 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, n
         step_log_sd=step_log_sd,
         logged_log_sd=launch_log_sd if stack.window.times == "launch" else step_log_sd,
         memory_log_sd=memory_log_sd,
-        reasons=tuple(_reasons(plans, workload, machine, stack)),
+        reasons=tuple(plan_reasons(plans, workload, machine, stack)),
     )

@@ -14,11 +14,20 @@ from estimator.stack.fit import Fit
 
 
 class Range(NamedTuple):
-    """A value with its 90 % interval."""
+    """A value with its 90 % interval.
+
+    >>> Range(21.04, 17.2, 25.7)
+    21.0 (17.2 to 25.7)
+    """
 
     value: float
     low: float
     high: float
+
+    def __repr__(self) -> str:
+        """Return the value and its interval in three significant digits or more."""
+        value, low, high = map(_digits, self)
+        return f"{value} ({low} to {high})"
 
     def times(self, factor: float) -> "Range":
         """Return the range of a quantity in proportion to this one."""
@@ -27,6 +36,15 @@ class Range(NamedTuple):
     def inverse(self, numerator: float) -> "Range":
         """Return the range of `numerator` over this quantity."""
         return Range(numerator / self.value, numerator / self.high, numerator / self.low)
+
+
+def _digits(value: float) -> str:
+    """Return a number in three significant digits, or as a whole one where it has more.
+
+    >>> [_digits(value) for value in (0.01234, 7.5, 21.04, 52416.3, 4.56e10)]
+    ['0.0123', '7.50', '21.0', '52,416', '4.56e+10']
+    """
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e7 else f"{value:#.3g}"
 
 
 def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:

@@ -99,10 +99,10 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
         "risky": found.is_risky,
         "reason": found.reason,
         "memory": {
-            "per_device_mib": _range(found.device_bytes.times(1 / MIB)),
-            "total_mib": _range(found.total_bytes.times(1 / MIB)),
-            "usable_mib_per_device": estimate.usable_bytes / MIB,
-            "breakdown_mib": {name: part / MIB for name, part in found.memory_breakdown.items()},
+            "per_device_mib": _range(found.memory.per_device_bytes.times(1 / MIB)),
+            "total_mib": _range(found.memory.total_bytes.times(1 / MIB)),
+            "usable_mib_per_device": found.memory.usable_bytes_per_device / MIB,
+            "breakdown_mib": {name: part / MIB for name, part in found.memory.breakdown_bytes.items()},
         },
         "step": {
             "seconds": _range(found.step_s),
@@ -114,7 +114,7 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
             },
         },
         "throughput": {
-            "tokens_per_s": _range(found.step_s.inverse(tokens)),
+            "tokens_per_s": _range(found.tokens_per_s),
             "logged_tokens_per_s": _range(found.logged_tokens_per_s),
             "useful_tokens_per_s": padding.useful_fraction * tokens / found.step_s.value if padding else None,
             "tflops_per_device": found.flop_per_device_s / 1e12,

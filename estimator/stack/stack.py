@@ -203,6 +203,23 @@ class Stack(Premises):
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the packages that the fit was made with."""
 
+    def __repr__(self) -> str:
+        """Return the name, what it was fitted to, and the spreads of seconds and bytes around it.
+
+        >>> load_stack("moai-24.2").model_copy(update={"runs": ()})
+        stack moai-24.2: fitted to no runs
+        """
+        count = len(self.runs) + sum(table.rows for table in self.tables)
+        if not count:
+            return f"stack {self.name}: fitted to no runs"
+        where, fit = ", ".join(self.fit.accelerators), self.fit
+        spreads = f"seconds spread by {fit.step_log_sd:.1%}, memory by {fit.memory_log_sd:.1%}"
+        return f"stack {self.name}: fitted to {count} runs on {where}; {spreads}"
+
+    def __str__(self) -> str:
+        """Return the same, where a record would print all that it holds."""
+        return repr(self)
+
     @property
     def usable_memory_fraction(self) -> float:
         """Part of a device's memory that a plan may fill: as found, else as premised."""

@@ -1,6 +1,6 @@
 """A plan: how the work is laid over the devices; as text, and many as arrays."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -218,14 +218,20 @@ class Plans:
 
     def __getitem__(self, index: int) -> Plan:
         """Return one plan, counted along the last axis first."""
-        at = np.unravel_index(index, self.shape)
-        row: dict[str, Any] = {}
+        return next(self.each(np.array([index])))
+
+    def each(self, indices: Ints) -> Iterator[Plan]:
+        """Yield the plans of indices, counted along the last axis first."""
+        at = np.unravel_index(indices, self.shape)
+        rows: dict[str, list[Any]] = {}
         for name in self.__slots__:
             column = getattr(self, name)  # where it has one row only, that row is all plans'
-            row[name] = column[tuple(i if size > 1 else 0 for i, size in zip(at, column.shape, strict=True))].item()
-        row["recomputation"] = RECOMPUTATIONS[row["recomputation"]]
-        row["schedule"] = SCHEDULES[row["schedule"]]
-        return Plan(**row)
+            rows[name] = column[
+                tuple(i if size > 1 else 0 * i for i, size in zip(at, column.shape, strict=True))
+            ].tolist()
+        rows["recomputation"] = [RECOMPUTATIONS[i] for i in rows["recomputation"]]
+        rows["schedule"] = [SCHEDULES[i] for i in rows["schedule"]]
+        return (Plan(*values) for values in zip(*rows.values(), strict=True))
 
     def data_parallel(self, num_devices: int) -> Ints:
         """Data-parallel degree, dp = devices / (stages tp cp); 0 where that does not divide."""

@@ -1,7 +1,6 @@
 """Which plans can run, and why the others cannot: the rules of a layout, memory not among them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ def _model(workload: Workload) -> str:
 
 
 def _says(template: str) -> Told:
-    return lambda plan, dp: template.format(**asdict(plan), dp=dp)
+    return lambda plan, dp: template.format(**{name: getattr(plan, name) for name in Plan.__slots__}, dp=dp)
 
 
 def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) -> list[Rule]:
@@ -200,7 +199,10 @@ def reasons(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer
     """Return why each plan cannot run on this many devices: "" where it can."""
     dp = np.broadcast_to(plans.data_parallel(num_devices), plans.shape)
     found = [""] * len(plans)
-    for rule in reversed(rules(plans, workload, num_devices, trainer)):  # the first rule of the list has the last word
-        for i in np.flatnonzero(np.broadcast_to(rule.broken, plans.shape)):
-            found[i] = rule.told(plans[int(i)], int(dp.flat[i]))
+    untold = np.ones(plans.shape, dtype=np.bool_)
+    for rule in rules(plans, workload, num_devices, trainer):
+        rows = np.flatnonzero(untold & rule.broken)
+        for i, plan, ranks in zip(rows.tolist(), plans.each(rows), dp.flat[rows].tolist(), strict=True):
+            found[i] = rule.told(plan, ranks)
+        untold &= ~rule.broken
     return found

@@ -124,7 +124,7 @@ def test_failures_make_a_run_longer_and_dearer(found: list[Estimate], device_mtb
     assert after.kwh == pytest.approx(longer * before.kwh)
     if before.usd and after.usd:
         assert after.usd.high == pytest.approx(longer * before.usd.high)
-    assert (after.step_s, after.device_bytes) == (before.step_s, before.device_bytes)
+    assert (after.step_s, after.memory) == (before.step_s, before.memory)
     rarely = plan(with_failures(estimate, 10 * device_mtbf_s)).wall_s.value
     assert rarely <= after.wall_s.value * (1 + 1e-9)
     assert with_failures(estimate, DEVICE_MTBF_S).best.endurance is not None

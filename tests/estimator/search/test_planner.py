@@ -29,7 +29,7 @@ def test_ranking(flavor: str, batch: int) -> None:
     seconds = [plan.device_s for plan in found.plans if plan.possible]
     assert seconds == sorted(seconds)
     for plan in found.plans:
-        assert plan.possible == (not plan.is_illegal and plan.device_bytes.value <= found.usable_bytes)
+        assert plan.possible == (not plan.is_illegal and plan.memory.per_device_bytes.value <= found.usable_bytes)
     assert found.num_candidates == len(moai_space(CATALOG.flavor(flavor), batch))
 
 
