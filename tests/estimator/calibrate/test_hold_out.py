@@ -7,13 +7,12 @@ import pytest
 from estimator.calibrate.assess import assess
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
 from estimator.runs.read import read_run_table
-from estimator.stack.file import read_premises
-from estimator.stack.stack import load_stack, read_stack_text
+from estimator.stack.stack import load_premises, load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
-PREMISES = read_premises(read_stack_text(NAME), NAME)
+PREMISES = load_premises(NAME)
 CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::40]
 
 
@@ -39,7 +38,7 @@ def test_a_part_is_predicted_without_it() -> None:
 
 def test_all_at_once_are_each_alone() -> None:
     """Stacks held out by every split on all processors are predicted as one by one; stacks of no run are left out."""
-    other = read_premises(read_stack_text("torchtune"), "torchtune")
+    other = load_premises("torchtune")
     found = hold_outs({NAME: PREMISES, "torchtune": other}, CASES)
     assert list(found) == [NAME]
     assert list(found[NAME]) == list(SPLITS)
