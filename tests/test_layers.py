@@ -36,7 +36,8 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
     """Yield the dotted name of each import, and whether it runs when the module is imported."""
     tree = ast.parse(source)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    later = {id(node) for outer in ast.walk(tree) if isinstance(outer, functions) for node in ast.walk(outer)}
+    unrun = [outer for outer in ast.walk(tree) if isinstance(outer, functions) or _is_for_types(outer)]
+    later = {id(node) for outer in unrun for node in ast.walk(outer)}
     for node in ast.walk(tree):
         at_once = id(node) not in later
         if isinstance(node, ast.Import):
@@ -47,6 +48,11 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}".lstrip("."), at_once) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             yield from ((a.value, at_once) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    """Whether it is an `if TYPE_CHECKING:`, which only a type checker enters."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
 
 
 def room(module: str) -> int:
@@ -98,6 +104,7 @@ def test_every_layer_is_walked() -> None:
         ("from transformers import AutoConfig", "estimator/work/shape.py"),
         ("import torch.nn", "hardware/units.py"),
         ("import pandas as pd", "estimator/search/planner.py"),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import pandas as pd", "estimator/search/planner.py"),
         ("from estimator.formulas.step import Step", "estimator/work/plan.py"),
         ("def f():\n    from estimator.cli import estimate", "estimator/report/text.py"),
         ("from ..predict import interval", "estimator/formulas/step.py"),
@@ -118,6 +125,7 @@ def test_an_offence_is_found(source: str, file: str) -> None:
         ("from ..work.plan import Plan", "estimator/formulas/layout.py"),
         ("import torch\nfrom estimator.work import shape\nimport hardware", "trainer/train.py"),
         ("def f():\n    import pandas as pd", "estimator/report/text.py"),
+        ("if TYPE_CHECKING:\n    import pandas as pd", "estimator/report/text.py"),
     ],
 )
 def test_what_is_allowed_is_not(source: str, file: str) -> None:

@@ -8,15 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from estimator.calibrate.assess import Assessment, assess
+from estimator.calibrate.assess import Assessment, assess, to_frame
 from estimator.calibrate.fit_logs import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs, holdout_document
 from estimator.calibrate.microbench import joined, microbench_document, read_timings
-from estimator.calibrate.residual_study import prior_fit, study
-from estimator.report import text_logs, text_logs_fit, text_microbench, text_runs
-from estimator.report.page_logs_fit import write_runs_report
-from estimator.report.page_runs_fit import write_report
+from estimator.calibrate.residual_study import Study, gains, prior_fit, study
+from estimator.report import text_logs, text_microbench, text_runs
+from estimator.report.page_runs import write_report
 from estimator.runs.inputs import Inputs, is_benchmark, is_run_table, read_inputs
 from estimator.runs.logged import logged_startup
 from estimator.runs.moai_runs import read_runs, refuse_impossible_speed
@@ -207,24 +206,26 @@ def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool, report:
         refuse_unwritable(stack)
     measured = read_runs(logs)
     found = stack_from_runs(premises, measured, hardware)
-    trials = leave_one_out(premises, measured, hardware)
-    console = open_console()
+    left_out = leave_one_out(premises, measured, hardware)
+    after = [try_run(run, found, hardware, in_sample=True) for run in measured]
+    console = text_runs.wide_console()
     if report:
         priors = found.model_copy(update={"fit": prior_fit(found)})
-        for path in write_runs_report(found, [try_run(run, priors, hardware) for run in measured], trials, report):
+        before = [try_run(run, priors, hardware) for run in measured]
+        held_out, least = {"each run": to_frame(left_out)}, tuple(gains(found, [row.run for row in after]))
+        for path in write_report(Study(found, to_frame(before), to_frame(after), held_out, least), report):
             print(path)
         return EXIT_DONE
-    text_logs_fit.print_stack(console, found)
+    text_runs.print_fit(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
         peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
         for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
             if line:
                 console.print(f"refused: {line}", style="dim")
-    console.print("\nin sample: fitted to all runs")
-    text_logs_fit.print_trials(console, [try_run(run, found, hardware) for run in measured])
-    console.print("\nout of sample: each run predicted by a fit to the others")
-    text_logs_fit.print_trials(console, trials)
+    for how, rows in (("fitted to all runs", after), ("each run predicted by a fit to the others", left_out)):
+        console.print(f"\n{how}")
+        text_runs.print_assessment(console, Assessment(tuple(rows), ()))
     if write:
-        write_fit(with_runs(found, trials), fit_path(stack))
+        write_fit(with_runs(found, measured, left_out), fit_path(stack))
     return EXIT_DONE

@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from estimator.calibrate.assess import assess
+from estimator.calibrate.assess import assess, to_frame
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
 from estimator.runs.read import read_run_table
 from estimator.stack.stack import load_premises, load_stack
@@ -59,7 +59,7 @@ def test_ranking_counts_pairs() -> None:
         if same and a.plan != b.plan and not 1 / 1.05 <= ratio <= 1.05:
             count += 1
             right += (ratio > 1) == (one.step_s.value > other.step_s.value)
-    found = ranking(rows)
+    found = ranking(to_frame(rows))
     assert found.num_pairs == count
     assert found.right == pytest.approx(right / count if count else 1.0)
 
@@ -72,6 +72,6 @@ def test_the_document_holds_rows_and_peers() -> None:
     assert len(split["rows"]) == len(rows) == split["step"]["num_runs"]
     (peer,) = document["peers"]
     assert (peer["rows"], peer["num_runs"]) == ("A100, single node", len(rows))
-    mean = np.mean([abs(row.step_error or 0) for row in rows])
+    mean = np.mean([abs(row.error("step") or 0) for row in rows])
     assert peer["mean_error"] == pytest.approx(mean)
     assert peers([]) == []
