@@ -34,7 +34,7 @@ fit-moai-24.2: $(VENV)/base.stamp
 fit-reference: $(VENV)/base.stamp
 	$(BIN)/calibrate $(LOGS) --stack reference --write > /dev/null
 
-fit-%: $(VENV)/base.stamp  ## one stack of the tables, the lower half of its file rewritten
+fit-%: $(VENV)/base.stamp  ## one stack of the tables, its file in estimator/data/fits rewritten
 	$(BIN)/calibrate $(TABLES) --stack $* --write > /dev/null
 
 hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, on all cores

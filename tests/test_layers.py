@@ -114,6 +114,7 @@ def test_every_layer_is_walked() -> None:
         ("import pandas as pd", "estimator/search/planner.py"),
         ("if TYPE_CHECKING:\n    import torch", "estimator/search/planner.py"),
         ("if True:\n    import pandas as pd", "estimator/search/planner.py"),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import pandas as pd", "estimator/search/planner.py"),
         ("from estimator.formulas.step import Step", "estimator/work/plan.py"),
         ("def f():\n    from estimator.cli import estimate", "estimator/report/text.py"),
         ("from ..predict import interval", "estimator/formulas/step.py"),

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from estimator.api.runs import counted, run_row
-from estimator.calibrate.assess import Assessed, assess
+from estimator.api.runs import counted
+from estimator.calibrate.assess import Assessed, assess, to_frame
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs
 from estimator.runs.csv_rows import Skipped
 from estimator.runs.inputs import read_inputs
 from estimator.runs.logged import logged_startup
-from estimator.stack.file import read_premises, stack_text, write_stack
-from estimator.stack.stack import Stack, builtin_stacks, load_stack, read_stack_text, stack_path
+from estimator.stack.file import refuse_unwritable, write_fit
+from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,9 +37,9 @@ class Calibration:
         lines = [f"{fitted}{counted(self.rows, 'prediction')} of runs, {len(self.skipped)} skipped"]
         for in_sample in (False, True):
             errors = sorted(
-                abs(row.step_error)
+                abs(error)
                 for row in self.rows
-                if row.in_sample == in_sample and row.step_error is not None and not row.run.why_unhealthy
+                if row.in_sample == in_sample and (error := row.error("step")) is not None and not row.run.why_unhealthy
             )
             if errors:
                 where = "in sample" if in_sample else "out of sample"
@@ -47,33 +47,16 @@ class Calibration:
         return "\n".join(lines)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return a row a run: what ran, what was measured, what is predicted with its 90 % interval, and the error.
+        """Return a row a run, as `assess.to_frame`, and the split that it was held out in.
 
-        Measured columns are `step_s` and `reserved_bytes`; `in_sample` tells the runs that the stack was fitted to,
-        whose error says nothing of accuracy.
+        `in_sample` tells the runs that the stack was fitted to, whose error says nothing of accuracy.
         """
-        import pandas as pd  # noqa: PLC0415 - slow to import, and only a frame needs it
-
-        return pd.DataFrame([_row(row, split) for row, split in zip(self.rows, self.splits, strict=True)])
-
-
-def _row(row: Assessed, split: str) -> dict[str, Any]:
-    ranges = {"predicted_step_s": row.step_s, "predicted_reserved_bytes": row.reserved_bytes}
-    return {
-        **run_row(row.run),
-        "stack": row.stack,
-        "split": split,
-        "in_sample": row.in_sample,
-        **{f"{name}{end}": x for name, of in ranges.items() for end, x in zip(("", "_low", "_high"), of, strict=True)},
-        "step_error": row.step_error,
-        "memory_error": row.memory_error,
-        "fits_probability": row.fits_probability,
-    }
+        return to_frame(self.rows).assign(split=self.splits)
 
 
 def table_stacks() -> list[str]:
     """Return the built-in stacks that runs of a trainer can be fitted to."""
-    return [name for name in builtin_stacks() if read_premises(read_stack_text(name), name).trainer]
+    return [name for name in builtin_stacks() if load_premises(name).trainer]
 
 
 def checked(files: Sequence[Path], stack: str | None, hardware: Sequence[Path]) -> Calibration:
@@ -87,17 +70,19 @@ def held_out(files: Sequence[Path], stack: str | None, hardware: Sequence[Path])
     """Return runs beside predictions by fits that did not see the part that they are in, once for each way to part."""
     inputs = read_inputs(files, (), hardware)
     names = [stack] if stack else table_stacks()
-    found = hold_outs({name: read_premises(read_stack_text(name), name) for name in names}, inputs.runs)
+    found = hold_outs({name: load_premises(name) for name in names}, inputs.runs)
     rows = [(row, split) for splits in found.values() for split, of_split in splits.items() for row in of_split]
     return Calibration(tuple(row for row, _ in rows), tuple(split for _, split in rows), tuple(inputs.skipped))
 
 
 def fitted(files: Sequence[Path], name: str, hardware: Sequence[Path], *, write: bool) -> Calibration:
     """Return a stack fitted to the runs of its trainer, and these beside its predictions."""
-    text, inputs = read_stack_text(name), read_inputs(files, (), hardware)
-    stack = fit_stack_to_runs(read_premises(text, name), inputs.runs, inputs.origin)
+    if write:
+        refuse_unwritable(name)
+    inputs = read_inputs(files, (), hardware)
+    stack = fit_stack_to_runs(load_premises(name), inputs.runs, inputs.origin)
     stack = stack.model_copy(update={"startup": logged_startup(stack.startup, inputs.logged)})
     found = assess([run for run in inputs.runs if stack.is_of(run.trainer)], [stack])
     if write:
-        write_stack(stack_path(name), stack_text(text, stack))
+        write_fit(stack, fit_path(name))
     return Calibration(found.rows, ("",) * len(found.rows), (*inputs.skipped, *found.skipped), stack)

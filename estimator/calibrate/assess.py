@@ -3,14 +3,14 @@
 `assess` gives an `Assessment`: `rows`, one `Assessed` for each run that a stack can predict, in the order of the table,
 and `skipped`, each other row with the reason. An `Assessed` holds the `run` (what ran, and what was measured), the
 stack, whether that stack was fitted to this very run (`in_sample`), predicted seconds per step and reserved bytes with
-their 90 % intervals, the probability that it fits, and where the seconds go. `summarize` boils rows down to a
-`Summary` for each group: of sources, devices, models or plans, in and out of sample apart.
+their 90 % intervals, the probability that it fits, and where the seconds go. `to_frame` gives them as a pandas frame,
+and `summarize` how far off they are in each group of it: of sources, devices, models or plans.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from estimator.runs.measured import Run
 from estimator.runs.read import Skipped
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import ANY_TRAINER, Stack
+from estimator.work.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,10 @@ class Assessed:
     fits_probability: float
     step_breakdown: dict[str, float] = field(repr=False)
     """Seconds of a step, by purpose."""
+    launch_s: Range | None = None
+    """Host seconds to launch the work of a step, where a log times just that."""
+    total_bytes: Range | None = None
+    """Bytes that all devices hold together, where that was read."""
 
     @property
     def tokens_per_s(self) -> Range:
@@ -44,15 +52,21 @@ class Assessed:
         return self.step_s.inverse(float(self.run.workload.tokens_per_step))
 
     @property
-    def step_error(self) -> float | None:
-        """Predicted over measured seconds per step, less 1; None where they were not measured."""
-        return None if self.run.step_s is None else self.step_s.value / self.run.step_s - 1
+    def compared(self) -> dict[str, tuple[float | None, Range | None]]:
+        """What was measured, and what was predicted of it, by its name with the unit; None where it is not known."""
+        run = self.run
+        launch_s = float(np.mean(run.launch_windows_s)) if run.launch_windows_s else None
+        return {
+            "step_s": (run.step_s, self.step_s),
+            "launch_s": (launch_s, self.launch_s),
+            "reserved_bytes": (run.reserved_bytes, self.reserved_bytes),
+            "total_bytes": (run.total_bytes, self.total_bytes),
+        }
 
-    @property
-    def memory_error(self) -> float | None:
-        """Predicted over measured reserved bytes, less 1; None where they were not measured."""
-        measured = self.run.reserved_bytes
-        return None if measured is None else self.reserved_bytes.value / measured - 1
+    def error(self, measure: str) -> float | None:
+        """Return predicted over measured of one of `MEASURES`, less 1; None where one of the two is not known."""
+        measured, predicted = self.compared[MEASURES[measure]]
+        return None if measured is None or predicted is None else predicted.value / measured - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,10 @@ class Assessment:
 
     rows: tuple[Assessed, ...]
     skipped: tuple[Skipped, ...]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the rows as a pandas frame: see `to_frame`."""
+        return to_frame(self.rows)
 
 
 def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
@@ -151,34 +169,27 @@ def predict_batch(batch: Batch, stack: Stack) -> Prediction:
     )
 
 
-class ErrorSummary(NamedTuple):
-    """How far predictions are from measurements, over a group of runs."""
+MEASURES = {"step": "step_s", "launch": "launch_s", "memory": "reserved_bytes", "total_memory": "total_bytes"}
+"""What predictions are held against, and the column of what was measured of it."""
 
-    num_runs: int
-    median: float
-    """Of the absolute error, predicted over measured less 1."""
-    p90: float
-    """90 % of the absolute errors are smaller."""
-    mean: float
-    bias: float
-    """Median error."""
-    coverage: float
-    """Part of the measurements inside their 90 % interval."""
+OF_SPEED = ("step", "launch")
+"""Measures of which an unhealthy run tells nothing."""
 
+GROUPINGS = ("all", "source", "device", "model", "plan")
+"""Columns by which errors are summarized; "all": all runs together."""
 
-def summary(predicted: Sequence[Range], measured: Sequence[float]) -> ErrorSummary:
-    """Return how far predictions are from measurements, of which there is at least one.
+PLAN_COLUMNS = tuple(one.name for one in fields(Plan))
+COLUMNS = (
+    "run", "stack", "in_sample", "software", "source", "device", "num_devices", "num_nodes", "model", "hidden_size",
+    "num_layers", "vocab_size", "seq_len", "tokens_per_step", "recipe", "plan", "data_parallel",
+    *PLAN_COLUMNS, "unhealthy", "fits", "fits_probability",
+    *(f"{start}{name}{end}" for name in MEASURES.values()
+      for start, end in (("", ""), ("predicted_", ""), ("predicted_", "_low"), ("predicted_", "_high"))),
+)  # fmt: skip
+"""Of `to_frame`, before those of errors and of the parts of a step."""
 
-    >>> summary([Range(1.1, 1.0, 1.2), Range(0.5, 0.4, 0.6)], [1.0, 1.0]).median
-    0.3
-    """
-    value, low, high = np.array(predicted).T
-    truth = np.array(measured)
-    error = value / truth - 1
-    size = np.abs(error)
-    inside = (low <= truth) & (truth <= high)
-    numbers = (np.median(size), np.quantile(size, 0.9), size.mean(), np.median(error), inside.mean())
-    return ErrorSummary(len(truth), *(round(float(number), 12) for number in numbers))
+PART = "part_"
+"""Begins the columns of the parts of a predicted step."""
 
 
 def plan_kind(run: Run) -> str:
@@ -188,30 +199,83 @@ def plan_kind(run: Run) -> str:
     return " ".join(f"{name}{way}" for name, way in ways.items() if way > 1) or "one device"
 
 
-GROUPINGS: dict[str, Callable[[Run], str]] = {
-    "all": lambda run: "all",  # noqa: ARG005 - one group
-    "source": lambda run: run.source,
-    "device": lambda run: run.machine.accelerator.id,
-    "model": lambda run: run.model,
-    "plan": plan_kind,
-}
-"""How runs are grouped."""
+def to_frame(rows: Sequence[Assessed]) -> "pd.DataFrame":
+    """Return assessed runs as a pandas frame: a row a run, units in the names of the columns.
+
+    `COLUMNS`: what ran, `plan` its degrees in a word, then of seconds per step, of launch, of reserved bytes and of the
+    bytes of all devices what was measured, and what was predicted with the ends of its 90 % interval; nan where nothing
+    is known. Then `step_error` and the like, predicted over measured less 1, and `part_matmul_s` and the like, the
+    parts of the predicted step.
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    frame = pd.DataFrame([_columns(row) for row in rows]) if rows else pd.DataFrame(columns=COLUMNS, dtype=float)
+    parts = frame.columns[frame.columns.str.startswith(PART)]
+    return with_errors(frame.astype({"fits": "boolean"}).fillna(dict.fromkeys(parts, 0.0)))
 
 
-def summarize(rows: Sequence[Assessed], by: str) -> dict[str, dict[str, ErrorSummary]]:
-    """Return the summaries of seconds ("step") and reserved bytes ("memory") of each group of healthy runs."""
-    groups: defaultdict[str, list[Assessed]] = defaultdict(list)
-    for row in rows:
-        groups[GROUPINGS[by](row.run)].append(row)
-    found = {group: _measures(members) for group, members in sorted(groups.items())}
-    return {group: measures for group, measures in found.items() if measures}
+def with_errors(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a frame of assessed runs with the errors that its columns come to."""
+    return frame.assign(
+        **{f"{measure}_error": frame[f"predicted_{name}"] / frame[name] - 1 for measure, name in MEASURES.items()}
+    )
 
 
-def _measures(rows: Sequence[Assessed]) -> dict[str, ErrorSummary]:
-    steps = [(row.step_s, row.run.step_s) for row in rows if row.run.step_s and not row.run.why_unhealthy]
-    held = [(row.reserved_bytes, row.run.reserved_bytes) for row in rows if row.run.reserved_bytes]
-    measures = {"step": steps, "memory": held}
-    return {name: summary(*zip(*pairs, strict=True)) for name, pairs in measures.items() if pairs}
+def _columns(row: Assessed) -> dict[str, Any]:
+    run, machine, shape = row.run, row.run.machine, row.run.shape
+    numbers: dict[str, float] = {}
+    for name, (measured, predicted) in row.compared.items():
+        value, low, high = predicted or (np.nan,) * 3
+        numbers |= {name: np.nan if measured is None else measured, f"predicted_{name}": value}
+        numbers |= {f"predicted_{name}_low": low, f"predicted_{name}_high": high}
+    return {
+        "run": run.name, "stack": row.stack, "in_sample": row.in_sample, "software": run.trainer, "source": run.source,
+        "device": machine.accelerator.id, "num_devices": machine.num_devices, "num_nodes": machine.num_nodes,
+        "model": run.model, "hidden_size": shape.hidden_size, "num_layers": shape.num_layers,
+        "vocab_size": shape.vocab_size, "seq_len": run.seq_len, "tokens_per_step": run.workload.tokens_per_step,
+        "recipe": str(run.recipe), "plan": plan_kind(run), "data_parallel": run.dp,
+        **{name: getattr(run.plan, name) for name in PLAN_COLUMNS},
+        "unhealthy": run.why_unhealthy, "fits": run.fits, "fits_probability": row.fits_probability, **numbers,
+        **{f"{PART}{name}_s": seconds for name, seconds in row.step_breakdown.items()},
+    }  # fmt: skip
+
+
+def timed(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the healthy runs of a frame whose steps were timed."""
+    return frame[frame["step_s"].notna() & (frame["unhealthy"] == "")]
+
+
+def summarize(frame: "pd.DataFrame", by: str = "all") -> "pd.DataFrame":
+    """Return how far predictions are off in each group of runs: a row a group and measure (`MEASURES`).
+
+    Args:
+        frame: of `to_frame`.
+        by: one of `GROUPINGS`, or another column.
+
+    Returns:
+        Indexed by `group` and `measure`: `num_runs`; `median`, `p90` (90 % are smaller) and `mean` of the absolute
+        errors, predicted over measured less 1; `bias`, the median error; `coverage`, the part of the measurements
+        inside their 90 % intervals.
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    parts = []
+    for measure, name in MEASURES.items():
+        own = frame[frame["unhealthy"] == ""] if measure in OF_SPEED else frame
+        own = own[own[f"{measure}_error"].notna()].assign(all="all")
+        parts.append(pd.DataFrame({
+            "group": own[by],
+            "measure": measure,
+            "error": own[f"{measure}_error"],
+            "size": own[f"{measure}_error"].abs(),
+            "inside": own[name].between(own[f"predicted_{name}_low"], own[f"predicted_{name}_high"]),
+        }))  # fmt: skip
+    groups = pd.concat(parts).sort_values("group", kind="stable").groupby(["group", "measure"], sort=False)
+    size = groups["size"]
+    return pd.DataFrame({
+        "num_runs": size.size(), "median": size.median(), "p90": size.quantile(0.9), "mean": size.mean(),
+        "bias": groups["error"].median(), "coverage": groups["inside"].mean(),
+    }).round(12)  # fmt: skip
 
 
 class FitCalls(NamedTuple):
@@ -226,12 +290,12 @@ class FitCalls(NamedTuple):
     """How many of those called to fit should run out of memory, by the probabilities stated."""
 
 
-def fit_calls(rows: Sequence[Assessed]) -> FitCalls:
-    """Return how the calls of what fits fared."""
-    known = [(row.fits_probability, row.run.fits) for row in rows if row.run.fits is not None]
-    if not known:
+def fit_calls(frame: "pd.DataFrame") -> FitCalls:
+    """Return how the calls of what fits fared, of runs in a frame of `to_frame`."""
+    known = frame[frame["fits"].notna()]
+    if known.empty:
         return FitCalls(0, 1.0, 0, 0.0)
-    probability, fits = np.array([p for p, _ in known]), np.array([fit for _, fit in known])
+    fits, probability = known["fits"].astype(bool), known["fits_probability"]
     called = probability > 0.5
-    expected = float((1 - probability)[called].sum())
+    expected = float((1 - probability[called]).sum())
     return FitCalls(len(known), float((called == fits).mean()), int((called & ~fits).sum()), expected)

@@ -20,16 +20,17 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.launch import logged_tokens_per_s
+from estimator.calibrate.assess import Assessed
 from estimator.formulas.layout import on_machine
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import total_bytes
 from estimator.formulas.step import plan_step
-from estimator.predict.interval import Range
+from estimator.runs.measured import Run
 from estimator.runs.moai_runs import MoaiRun, sustained_step_s
 from estimator.search.planner import search
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import Family, Fit
+from estimator.stack.fit import Family, Fit, interval_ratio
+from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
 from estimator.work.plan import Plans
 from estimator.work.rules import reasons
@@ -289,69 +290,54 @@ def stack_from_runs(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalo
     return Stack.model_validate(premises.model_dump(by_alias=True) | found)
 
 
-class Trial(NamedTuple):
-    """A run held against the prediction of a stack."""
+def try_run(run: MoaiRun, stack: Stack, catalog: Catalog, *, in_sample: bool = False) -> Assessed:
+    """Predict a measured run, with its own plan, as it ran."""
+    from scipy.special import stdtr  # noqa: PLC0415 - as above
 
-    run: MoaiRun
-    step_s: Range
-    measured_step_s: float
-    minutes: Range
-    """From the end of the first step to that of the last."""
-    logged_tokens_per_s: float
-    measured_logged_tokens_per_s: float | None
-    memory_mib: Range
-    num_candidates: int
-    num_possible: int
-    chosen: str
-    step_breakdown: dict[str, float]
-    """Predicted seconds of a step, by purpose."""
-
-    @property
-    def step_error(self) -> float:
-        """Predicted over measured seconds per step, less 1."""
-        return self.step_s.value / self.measured_step_s - 1
-
-    @property
-    def logged_error(self) -> float | None:
-        """Predicted over measured mean logged throughput, less 1; None where the log has no timed window."""
-        measured = self.measured_logged_tokens_per_s
-        return None if measured is None else self.logged_tokens_per_s / measured - 1
-
-    @property
-    def memory_error(self) -> float | None:
-        """Predicted over measured memory, less 1; None where it was not read."""
-        measured = self.run.memory_mib
-        return None if measured is None else self.memory_mib.value / measured - 1
-
-
-def try_run(run: MoaiRun, stack: Stack, catalog: Catalog) -> Trial:
-    """Predict a measured run: its own plan, as it ran, and the plan that the planner would choose."""
-    flavor = catalog.flavor(run.flavor)
-    space = search(run.workload, flavor, stack, catalog)
-    own = search(run.workload, flavor, stack, catalog, plan=run.plan).plans[0]
-    efficiencies = stack.efficiencies(run.workload.shape.family)
+    own = search(run.workload, catalog.flavor(run.flavor), stack, catalog, plan=run.plan).plans[0]
     observed = observe(run, catalog)
-    log_step, log_launch, _ = predict_logs(observed, stack.habits, efficiencies)
-    step_s = float(np.exp(log_step))
-    as_it_ran = own.step_s.times(step_s / own.step_s.value)  # its loop may read the loss less often
-    tokens = run.workload.tokens_per_step
-    windows = run.log.timed_windows()
-    return Trial(
-        run=run,
-        step_s=as_it_ran,
-        measured_step_s=float(np.exp(observed.log_step)),
-        minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
-        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_launch)), stack.window)),
-        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
-        memory_mib=own.memory.total_bytes.times(1 / MIB),
-        num_candidates=space.num_candidates,
-        num_possible=space.num_possible,
-        chosen=str(space.best.plan) if space.best else "none fits",
+    log_step, log_launch, _ = predict_logs(observed, stack.habits, stack.efficiencies(run.workload.shape.family))
+    step_s, launch_s = np.exp([log_step, log_launch]).tolist()
+    held, logged, dof = own.memory.per_device_bytes, own.logged_tokens_per_s, stack.fit.degrees_of_freedom
+    log_sd = np.log(held.high / held.value) / np.log(interval_ratio(1.0, dof))
+    usable = observed.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
+    return Assessed(
+        run=_as_run(run, observed),
+        stack=stack.name,
+        in_sample=in_sample,
+        step_s=own.step_s.times(step_s / own.step_s.value),  # its loop may read the loss less often
+        reserved_bytes=held,
+        fits_probability=float(stdtr(dof, np.log(usable / held.value) / log_sd)),
         step_breakdown=own.step_breakdown,
+        launch_s=logged.inverse(launch_s * logged.value),
+        total_bytes=own.memory.total_bytes,
     )
 
 
-def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> list[Trial]:
+def _as_run(run: MoaiRun, observed: Observation) -> Run:
+    return Run(
+        name=run.log_name.removesuffix(".log"),
+        source="MoAI tutorials",
+        trainer="moai",
+        model=run.workload.shape.name,
+        shape=run.workload.shape,
+        seq_len=run.workload.seq_len,
+        machine=observed.machine,
+        plan=run.plan,
+        recipe=Recipe(),
+        step_s=float(np.exp(observed.log_step)),
+        reserved_bytes=None,
+        allocated_bytes=None,
+        fits=True,
+        why_unhealthy="",
+        step_log_se=observed.log_step_se,
+        steps_per_read=run.log.steps_per_line(),
+        launch_windows_s=tuple(run.log.timed_windows().tolist()),
+        total_bytes=run.memory_mib and run.memory_mib * MIB,
+    )
+
+
+def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> list[Assessed]:
     """Predict each run with a stack that was fitted to all the others.
 
     Raises:
@@ -364,16 +350,16 @@ def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog)
     ]
 
 
-def with_runs(stack: Stack, trials: Sequence[Trial]) -> Stack:
+def with_runs(stack: Stack, measured: Sequence[MoaiRun], left_out: Sequence[Assessed]) -> Stack:
     """Return a stack that lists the runs it was fitted to, and how far off it is on each when that run is left out."""
     runs = tuple(
         MeasuredRun(
-            log=trial.run.log_name,
-            sha256=trial.run.sha256,
-            model=trial.run.workload.shape.name,
-            step_s=round(trial.measured_step_s, 3),
-            left_out_step_error=round(trial.step_error, 4),
+            log=run.log_name,
+            sha256=run.sha256,
+            model=run.workload.shape.name,
+            step_s=round(row.run.step_s or np.nan, 3),
+            left_out_step_error=round(row.error("step") or 0.0, 4),
         )
-        for trial in trials
+        for run, row in zip(measured, left_out, strict=True)
     )
     return stack.model_copy(update={"runs": runs})

@@ -4,20 +4,21 @@ Everything in a prediction comes from the others: parameters, what the model lea
 intervals, which are those of parts of the others held out in turn.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.calibrate.assess import Assessed, assess, fit_calls, summarize
+from estimator.calibrate.assess import PLAN_COLUMNS, Assessed, assess, fit_calls, summarize, timed, to_frame
 from estimator.calibrate.fit_stack import fit_stack_to_runs, folds
 from estimator.formulas.counts import step_flop
-from estimator.predict.interval import Range
 from estimator.runs.measured import Run
 from estimator.stack.stack import ANY_TRAINER, Premises
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NUM_FOLDS = 3
 """Of the others, from which the spreads are found; few, as there are many fits."""
@@ -98,6 +99,13 @@ def hold_outs(premises: Mapping[str, Premises], runs: Sequence[Run]) -> dict[str
     return {name: {split: rows[name, split] for split in splits_of(premises[name])} for name in own if own[name]}
 
 
+SAME_WORK = (
+    "source", "device", "num_devices", "num_nodes", "model", "hidden_size", "num_layers", "vocab_size", "seq_len",
+    "tokens_per_step", "recipe",
+)  # fmt: skip
+"""Columns in which runs agree that did the same work on the same devices."""
+
+
 class Ranking(NamedTuple):
     """Pairs of healthy runs of one model, batch and number of devices, whose plans and times differ."""
 
@@ -106,20 +114,12 @@ class Ranking(NamedTuple):
     """Part of the pairs of which the faster is predicted faster."""
 
 
-def ranking(rows: Sequence[Assessed]) -> Ranking:
+def ranking(frame: "pd.DataFrame") -> Ranking:
     """Return how often the faster of two plans is predicted faster, of those that are clearly apart."""
-    groups: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
-    for row in rows:
-        run = row.run
-        if run.tells_speed:
-            machine = (run.machine.accelerator.id, run.machine.num_devices, run.machine.num_nodes)
-            work = (run.shape, run.seq_len, run.workload.global_batch, run.recipe, run.source)
-            groups[(*work, *machine)].append(row)
     count = right = 0
-    for members in groups.values():
-        measured = np.log([row.run.step_s or np.nan for row in members])
-        predicted = np.log([row.step_s.value for row in members])
-        plans = np.array([str(row.run.plan) for row in members])
+    for _, members in timed(frame).groupby(list(SAME_WORK)):
+        measured, predicted = (np.log(members[name].to_numpy()) for name in ("step_s", "predicted_step_s"))
+        plans = members.groupby(list(PLAN_COLUMNS)).ngroup().to_numpy()
         apart = np.subtract.outer(measured, measured)
         pairs = (apart > np.log(CLEARLY_APART)) & (plans[:, None] != plans)
         count += int(pairs.sum())
@@ -139,12 +139,12 @@ class Peer(NamedTuple):
 
 def peers(rows: Sequence[Assessed]) -> list[Peer]:
     """Return the errors on the rows and measures on which other estimators were compared."""
-    timed = [row for row in rows if row.run.step_s is not None]
-    h100 = [row for row in timed if row.run.source == "nanotron ultrascale"]
+    measured = [row for row in rows if row.run.step_s is not None]
+    h100 = [row for row in measured if row.run.source == "nanotron ultrascale"]
     sane = [row for row in h100 if row.run.plan.tp <= SANE_TP and _flop_per_device_s(row.run) >= SANE_FLOP_PER_S]
     healthy = [row for row in h100 if not row.run.why_unhealthy]
-    single = [row for row in timed if row.run.source == "vTrain single node"]
-    several = [row for row in timed if row.run.source.startswith("vTrain ground truth")]
+    single = [row for row in measured if row.run.source == "vTrain single node"]
+    several = [row for row in measured if row.run.source.startswith("vTrain ground truth")]
     asked = (
         ("H100: all that succeeded", h100, False, "SimuMax 52.5 %"),
         ("H100: healthy", healthy, False, "none published"),
@@ -182,22 +182,19 @@ def holdout_document(found: dict[str, dict[str, list[Assessed]]]) -> dict[str, A
 
 
 def _split_document(rows: Sequence[Assessed]) -> dict[str, Any]:
-    measures = summarize(rows, "all").get("all", {})
+    frame = to_frame(rows)
     return {
-        **{measure: one._asdict() for measure, one in measures.items()},
-        "fit_calls": fit_calls(rows)._asdict(),
-        "ranking": ranking(rows)._asdict(),
-        "by_model": {g: {m: s._asdict() for m, s in ms.items()} for g, ms in summarize(rows, "model").items()},
-        "by_source": {g: {m: s._asdict() for m, s in ms.items()} for g, ms in summarize(rows, "source").items()},
+        **_summaries(frame, "all").get("all", {}),
+        "fit_calls": fit_calls(frame)._asdict(),
+        "ranking": ranking(frame)._asdict(),
+        "by_model": _summaries(frame, "model"),
+        "by_source": _summaries(frame, "source"),
         "rows": [
             {
                 "name": row.run.name,
                 "source": row.run.source,
                 "unhealthy": row.run.why_unhealthy,
-                "step_s": row.run.step_s,
-                "predicted_step_s": _list(row.step_s),
-                "reserved_bytes": row.run.reserved_bytes,
-                "predicted_reserved_bytes": _list(row.reserved_bytes),
+                **_beside(row),
                 "fits": row.run.fits,
                 "fits_probability": round(row.fits_probability, 4),
             }
@@ -206,5 +203,18 @@ def _split_document(rows: Sequence[Assessed]) -> dict[str, Any]:
     }
 
 
-def _list(value: Range) -> list[float]:
-    return [float(f"{number:.5g}") for number in value]
+def _summaries(frame: "pd.DataFrame", by: str) -> dict[str, dict[str, Any]]:
+    """Return the summaries of each group, by measure."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in summarize(frame, by).reset_index().to_dict("records"):
+        found.setdefault(one.pop("group"), {})[one.pop("measure")] = one
+    return found
+
+
+def _beside(row: Assessed) -> dict[str, float | list[float] | None]:
+    """Return what was measured of a run, and each prediction with the ends of its interval."""
+    found: dict[str, float | list[float] | None] = {}
+    for name, (measured, predicted) in row.compared.items():
+        if predicted:
+            found |= {name: measured, f"predicted_{name}": [float(f"{number:.5g}") for number in predicted]}
+    return found

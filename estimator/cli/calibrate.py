@@ -8,20 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from estimator.calibrate.assess import Assessment, assess
+from estimator.calibrate.assess import Assessment, assess, to_frame
 from estimator.calibrate.fit_logs import leave_one_out, stack_from_runs, try_run, with_runs
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs, holdout_document
 from estimator.calibrate.microbench import joined, microbench_document, read_timings
-from estimator.calibrate.residual_study import prior_fit, study
-from estimator.report import text_logs, text_logs_fit, text_microbench, text_runs
-from estimator.report.page_logs_fit import write_runs_report
-from estimator.report.page_runs_fit import write_report
+from estimator.calibrate.residual_study import Study, gains, prior_fit, study
+from estimator.report import text_logs, text_microbench, text_runs
+from estimator.report.page_runs import write_report
 from estimator.runs.inputs import Inputs, is_benchmark, is_run_table, read_inputs
 from estimator.runs.logged import logged_startup
 from estimator.runs.moai_runs import read_runs, refuse_impossible_speed
-from estimator.stack.file import read_premises, stack_text, write_stack
-from estimator.stack.stack import Stack, builtin_stacks, load_stack, read_stack_text, stack_path
+from estimator.stack.file import refuse_unwritable, write_fit
+from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
@@ -56,7 +55,7 @@ def calibrate(
     report: Annotated[
         Path | None, typer.Option(help="folder for a report of each stack that has runs here: Markdown and HTML")
     ] = None,
-    write: Annotated[bool, typer.Option(help="write what was found into the stack's file")] = False,
+    write: Annotated[bool, typer.Option(help="write what was found beside the stack's premises")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
 ) -> int:
@@ -115,13 +114,13 @@ def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
 
 def _table_stacks() -> list[str]:
     """Return the built-in stacks that tables have runs of."""
-    return [name for name in builtin_stacks() if read_premises(read_stack_text(name), name).trainer]
+    return [name for name in builtin_stacks() if load_premises(name).trainer]
 
 
 def _hold_benchmarks(tables: Sequence[Path], hardware: Catalog, *, as_json: bool) -> int:
     """Hold predictions against microbenchmarks, and the priors that they imply beside those of the stacks."""
     read = joined([read_timings(path, hardware) for path in tables])
-    stacks = {name: read_premises(read_stack_text(name), name).priors for name in builtin_stacks()}
+    stacks = {name: load_premises(name).priors for name in builtin_stacks()}
     document = microbench_document(read, stacks)
     if as_json:
         print_json(document)
@@ -137,12 +136,12 @@ def _check(inputs: Inputs, stacks: Sequence[Stack], *, as_json: bool) -> int:
 
 
 def _report(inputs: Inputs, names: Sequence[str], folder: Path) -> int:
-    stacks = [load_stack(name) for name in names]
-    stacks = [stack for stack in stacks if any(stack.is_of(run.trainer) for run in inputs.runs)]
-    if not stacks:
+    trainers = {run.trainer for run in inputs.runs}
+    own = [name for name in names if any(map(load_premises(name).is_of, trainers))]
+    if not own:
         raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
     held_out = _held_out_in(folder)
-    for stack in stacks:
+    for stack in map(load_stack, own):
         for path in write_report(study(stack, inputs.runs, held_out.get(stack.name)), folder):
             print(path)
     return EXIT_DONE
@@ -165,7 +164,7 @@ def _held_out_in(folder: Path) -> dict[str, Any]:
 
 
 def _hold_out(inputs: Inputs, names: Sequence[str], *, as_json: bool) -> int:
-    premises = {name: read_premises(read_stack_text(name), name) for name in names}
+    premises = {name: load_premises(name) for name in names}
     document = holdout_document(hold_outs(premises, inputs.runs))
     if as_json:
         print_json(document)
@@ -186,42 +185,47 @@ def _show(assessment: Assessment, inputs: Inputs, *, as_json: bool) -> None:
 
 
 def _fit(inputs: Inputs, name: str, *, write: bool, as_json: bool) -> int:
-    text = read_stack_text(name)
-    found = fit_stack_to_runs(read_premises(text, name), inputs.runs, inputs.origin)
+    premises = load_premises(name)
+    if write:
+        refuse_unwritable(name)
+    found = fit_stack_to_runs(premises, inputs.runs, inputs.origin)
     found = found.model_copy(update={"startup": logged_startup(found.startup, inputs.logged)})
     own = [run for run in inputs.runs if found.is_of(run.trainer)]
     if not as_json:
         text_runs.print_fit(open_console(), found)
     _show(assess(own, [found]), inputs, as_json=as_json)
     if write:
-        write_stack(stack_path(name), stack_text(text, found))
+        write_fit(found, fit_path(name))
     return EXIT_DONE
 
 
 def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool, report: Path | None) -> int:
     """Fit a stack to runs with logs, and show how far off it is on each run when that run is left out."""
-    text = read_stack_text(stack)
-    premises = read_premises(text, stack)
+    premises = load_premises(stack)
+    if write:
+        refuse_unwritable(stack)
     measured = read_runs(logs)
     found = stack_from_runs(premises, measured, hardware)
-    trials = leave_one_out(premises, measured, hardware)
-    console = open_console()
+    left_out = leave_one_out(premises, measured, hardware)
+    after = [try_run(run, found, hardware, in_sample=True) for run in measured]
+    console = text_runs.wide_console()
     if report:
         priors = found.model_copy(update={"fit": prior_fit(found)})
-        for path in write_runs_report(found, [try_run(run, priors, hardware) for run in measured], trials, report):
+        before = [try_run(run, priors, hardware) for run in measured]
+        held_out, least = {"each run": to_frame(left_out)}, tuple(gains(found, [row.run for row in after]))
+        for path in write_report(Study(found, to_frame(before), to_frame(after), held_out, least), report):
             print(path)
         return EXIT_DONE
-    text_logs_fit.print_stack(console, found)
+    text_runs.print_fit(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
         peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
         for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
             if line:
                 console.print(f"refused: {line}", style="dim")
-    console.print("\nin sample: fitted to all runs")
-    text_logs_fit.print_trials(console, [try_run(run, found, hardware) for run in measured])
-    console.print("\nout of sample: each run predicted by a fit to the others")
-    text_logs_fit.print_trials(console, trials)
+    for how, rows in (("fitted to all runs", after), ("each run predicted by a fit to the others", left_out)):
+        console.print(f"\n{how}")
+        text_runs.print_assessment(console, Assessment(tuple(rows), ()))
     if write:
-        write_stack(stack_path(stack), stack_text(text, with_runs(found, trials)))
+        write_fit(with_runs(found, measured, left_out), fit_path(stack))
     return EXIT_DONE

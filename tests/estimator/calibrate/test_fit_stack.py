@@ -13,14 +13,13 @@ from estimator.calibrate.fit_stack import (
     widening,
 )
 from estimator.runs.read import read_run_table
-from estimator.stack.file import read_premises, stack_text
+from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
-from estimator.stack.stack import read_stack_text
+from estimator.stack.stack import load_premises, parse_fit
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
-TEXT = read_stack_text("megatron-deepspeed")
-PREMISES = read_premises(TEXT, "megatron-deepspeed")
+PREMISES = load_premises("megatron-deepspeed")
 CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::28]
 
 
@@ -65,15 +64,15 @@ def test_few_errors_are_pooled_with_what_is_assumed() -> None:
 
 
 def test_a_stack_knows_its_runs() -> None:
-    """It lists the table with its digest, the runs fitted, and the versions; its text reads back as the same stack."""
+    """It lists the table with its digest, the runs fitted, and the versions; its file reads back as it was written."""
     origin = {"a.csv": ("0" * 64, [run.digest for run in CASES]), "b.csv": ("1" * 64, [])}
     found = fit_stack_to_runs(PREMISES, CASES, origin)
     (table,) = found.tables
     assert (table.name, table.rows, table.sha256) == ("a.csv", len(CASES), "0" * 64)
     assert set(table.digests.split()) == {run.digest for run in CASES}
     assert set(found.versions) == {"foretrain", "numpy", "scipy"}
-    text = stack_text(TEXT, found)
-    assert stack_text(text, found) == text
+    text = fit_text(found)
+    assert fit_text(parse_fit(text.encode(), PREMISES, "mine")) == text
 
 
 def test_one_run_has_the_spreads_assumed() -> None:

@@ -4,16 +4,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from estimator.calibrate.assess import assess
+from estimator.calibrate.assess import assess, to_frame
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
 from estimator.runs.read import read_run_table
-from estimator.stack.file import read_premises
-from estimator.stack.stack import load_stack, read_stack_text
+from estimator.stack.stack import load_premises, load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
-PREMISES = read_premises(read_stack_text(NAME), NAME)
+PREMISES = load_premises(NAME)
 CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::40]
 
 
@@ -39,7 +38,7 @@ def test_a_part_is_predicted_without_it() -> None:
 
 def test_all_at_once_are_each_alone() -> None:
     """Stacks held out by every split on all processors are predicted as one by one; stacks of no run are left out."""
-    other = read_premises(read_stack_text("torchtune"), "torchtune")
+    other = load_premises("torchtune")
     found = hold_outs({NAME: PREMISES, "torchtune": other}, CASES)
     assert list(found) == [NAME]
     assert list(found[NAME]) == list(SPLITS)
@@ -60,7 +59,7 @@ def test_ranking_counts_pairs() -> None:
         if same and a.plan != b.plan and not 1 / 1.05 <= ratio <= 1.05:
             count += 1
             right += (ratio > 1) == (one.step_s.value > other.step_s.value)
-    found = ranking(rows)
+    found = ranking(to_frame(rows))
     assert found.num_pairs == count
     assert found.right == pytest.approx(right / count if count else 1.0)
 
@@ -73,6 +72,6 @@ def test_the_document_holds_rows_and_peers() -> None:
     assert len(split["rows"]) == len(rows) == split["step"]["num_runs"]
     (peer,) = document["peers"]
     assert (peer["rows"], peer["num_runs"]) == ("A100, single node", len(rows))
-    mean = np.mean([abs(row.step_error or 0) for row in rows])
+    mean = np.mean([abs(row.error("step") or 0) for row in rows])
     assert peer["mean_error"] == pytest.approx(mean)
     assert peers([]) == []

@@ -15,8 +15,7 @@ from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead
 from estimator.runs.microbench_tables import CollectiveRow, OpRow
 from estimator.runs.microbench_vocabulary import Timing, devices_of, setting_of, source_of
-from estimator.stack.file import read_premises
-from estimator.stack.stack import read_stack_text
+from estimator.stack.stack import load_premises
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
@@ -297,7 +296,7 @@ STACKS = (
 @pytest.mark.parametrize("name", STACKS)
 def test_a_stack_has_the_priors_that_the_tables_imply(name: str) -> None:
     """To two decimals, with the number of rows behind them in the evidence: none drifts from what was measured."""
-    priors = read_premises(read_stack_text(name), name).priors
+    priors = load_premises(name).priors
     for parameter, implied in implied_priors(committed().items).items():
         if parameter in priors:
             prior = priors[parameter]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from estimator.stack.stack import load_stack
+from estimator.stack.stack import load_stack, stack_path
 from tests.support.commands import calibrate as call
-from tests.support.paths import GOLDEN, ROOT, TABLES
+from tests.support.paths import GOLDEN, TABLES
 
 OPS = os.path.relpath(TABLES / "op_microbench.csv")
 LINKS = os.path.relpath(TABLES / "collective_microbench.csv")
@@ -44,11 +44,11 @@ def test_json_is_one_object(table: Path) -> None:
 def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
     """Fitted with --write to a file of one's own, the stack there has these runs, and checks them as in sample."""
     mine = tmp_path / "mine.toml"
-    built_in = ROOT / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml"
-    mine.write_bytes(built_in.read_bytes())
+    mine.write_bytes(stack_path("megatron-deepspeed").read_bytes())
     status, out, _ = call("--runs", str(table), "--stack", str(mine), "--write")
     assert status == 0
     assert "matmul_efficiency" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.toml", "mine.fit.json"}
     (fitted,) = load_stack(str(mine)).tables
     assert (fitted.name, fitted.rows) == ("few.csv", FEW)
 

@@ -1,35 +1,36 @@
-"""The calibration report of a stack that was fitted to runs of tables or to logs."""
+"""The calibration report of a stack: what was fitted, and how wrong it is."""
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from estimator.calibrate.assess import Assessed, fit_calls, plan_kind, summarize
+from estimator.calibrate.assess import MEASURES, PART, fit_calls, summarize, timed
 from estimator.calibrate.hold_out import ranking
 from estimator.calibrate.residual_fit import LENGTH
-from estimator.calibrate.residual_study import LEVELS, Study, coverages, timed, trends, worst
+from estimator.calibrate.residual_study import FEWEST, LEVELS, Study, coverages, trends, worst
+from estimator.predict.interval import Range
 from estimator.predict.residual import FEATURES
 from estimator.report import figures
 from estimator.report.page import Figure, Heading, PageTable, Piece, write_page
 from estimator.report.text import number
 from estimator.report.text_runs import CONSTRAINED
-from estimator.runs.measured import Run
 from estimator.stack.stack import Stack
 from hardware.units import GIB
 
-MOST_GROUPS = 24
-"""Rows of a picture of residuals; the groups with most runs are shown."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-GROUPS: dict[str, Callable[[Run], str]] = {
-    "model": lambda run: run.model,
-    "devices": lambda run: f"{run.machine.num_devices} {run.machine.accelerator.id}",
-    "plan": plan_kind,
-    "sequence": lambda run: f"{run.seq_len} tokens",
-    "source": lambda run: run.source,
-}
+MOST_GROUPS = 24
+"""Rows of a picture of groups; those with most runs are shown."""
+
+GROUPS = ("model", "devices", "plan", "sequence", "source")
+"""By what residuals are shown."""
+
+LEAST_SHARE = 0.002
+"""Of a step, below which a part of it is not shown."""
 
 
 def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
@@ -42,26 +43,31 @@ def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
 
 
 def report(study: Study) -> Iterator[Piece]:
-    """Yield the parts of a report, in their order."""
-    shown_rows, sample = _most_honest(study)
+    """Yield the parts of a report, in their order; of few runs each is shown, of many how they fare in groups."""
+    rows, sample = _most_honest(study)
+    few = len(timed(rows)) < FEWEST
+    of = f" of {study.stack.trainer!r}" if study.stack.trainer else ""
     yield study.stack.about
     yield (
-        f"{len(study.after)} runs of {study.stack.trainer!r}, {len(timed(study.after))} of them healthy and timed. "
+        f"{len(study.after)} runs{of}, {len(timed(study.after))} of them healthy and timed. "
         f"Pictures show {sample}. Errors are predicted over measured, less 1."
     )
     yield from _accuracy(study)
-    yield from _comparisons(shown_rows, sample)
-    yield from _residuals(shown_rows)
+    if few:
+        yield from _each(rows, sample)
+    yield from _comparisons(rows, sample)
+    if not few:
+        yield from _residuals(rows)
     yield from _coverage(study)
-    yield from parameters(study.stack)
+    yield from _parameters(study.stack)
     yield from _likeness(study.stack)
-    yield from _shares(shown_rows)
-    yield from _misses(shown_rows)
+    yield from _shares(rows, "run" if few else "plan")
+    yield from _misses(rows)
     yield from _next_measurements(study)
 
 
-def _most_honest(study: Study) -> tuple[tuple[Assessed, ...], str]:
-    """Return the rows to be drawn: those of a fit that never saw the run, where there are any."""
+def _most_honest(study: Study) -> "tuple[pd.DataFrame, str]":
+    """Return the runs to be shown: as predicted by fits that never saw them, where there are any."""
     for name, rows in study.held_out.items():
         return rows, f"each run as predicted by a fit that never saw it (held out: {name})"
     return study.after, "each run as predicted by the fit to all of them, which is no accuracy"
@@ -69,28 +75,33 @@ def _most_honest(study: Study) -> tuple[tuple[Assessed, ...], str]:
 
 def _accuracy(study: Study) -> Iterator[Piece]:
     yield Heading("How wrong it is")
-    sets: dict[str, Sequence[Assessed]] = {
+    sets = {
         "before: the priors alone": study.before,
         **{f"out of sample, held out: {name}": rows for name, rows in study.held_out.items()},
         "in sample: fitted to all (no accuracy)": study.after,
     }
-    rows = [
-        (name, measure, str(s.num_runs), _p(s.median), _p(s.p90), _p(s.mean), f"{s.bias:+.1%}", f"{s.coverage:.0%}")
-        for name, members in sets.items()
-        for measure, s in summarize(members, "all").get("all", {}).items()
-    ]
-    header = ("fit", "of", "runs", "median", "90 % below", "mean", "bias", "inside their 90 %")
-    yield PageTable(header, tuple(rows))
-    for name, members in sets.items():
-        calls = fit_calls(members)
-        if any(row.run.fits is False for row in members):
+    yield PageTable(
+        ("fit", "of", "runs", "median", "90 % below", "mean", "bias", "inside their 90 %"),
+        tuple(
+            (
+                *(name, _words(s["measure"]), str(s["num_runs"])),
+                *(f"{s[size]:.1%}" for size in ("median", "p90", "mean")),
+                *(f"{s['bias']:+.1%}", f"{s['coverage']:.0%}"),
+            )
+            for name, rows in sets.items()
+            for s in summarize(rows).reset_index().to_dict("records")
+        ),
+    )
+    for name, rows in sets.items():
+        calls = fit_calls(rows)
+        if not rows["fits"].fillna(value=True).all():
             yield (
                 f"Fits or runs out of memory, {name}: {calls.right:.1%} of {calls.num_runs} calls right; "
                 f"{calls.false_fits} called to fit ran out of memory, {calls.expected_false_fits:.1f} expected by the "
                 "stated probabilities."
             )
-    for name, members in study.held_out.items():
-        order = ranking(members)
+    for name, rows in study.held_out.items():
+        order = ranking(rows)
         if order.num_pairs:
             yield (
                 f"Of {order.num_pairs} pairs of runs that differ in plan alone and by over 5 % in time, the faster was "
@@ -98,54 +109,84 @@ def _accuracy(study: Study) -> Iterator[Piece]:
             )
 
 
-def _p(value: float) -> str:
-    return f"{value:.1%}"
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _kind(row: Assessed) -> str:
-    return "not healthy" if row.run.why_unhealthy else row.run.machine.accelerator.id
+def _each(rows: "pd.DataFrame", sample: str) -> Iterator[Piece]:
+    further = [name for name in MEASURES if name != "step" and rows[f"{name}_error"].notna().any()]
+    yield Heading("Each run")
+    yield f"Here is {sample}."
+    yield PageTable(
+        ("run", "model", "seconds per step", "measured", "error", *(f"of {_words(name)}" for name in further)),
+        tuple(
+            (
+                *(f"{row['run']}{', not healthy' * bool(row['unhealthy'])}", row["model"]),
+                *(_seconds(row), _or_dash(row["step_s"], number)),
+                *(_or_dash(row[f"{name}_error"], "{:+.1%}".format) for name in ("step", *further)),
+            )
+            for row in rows.to_dict("records")
+        ),
+    )
 
 
-def _comparisons(rows: Sequence[Assessed], sample: str) -> Iterator[Piece]:
+def _seconds(row: Mapping[Any, Any]) -> str:
+    value, low, high = (number(row[f"predicted_step_s{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"
+
+
+def _or_dash(value: float, write: Callable[[float], str]) -> str:
+    return "-" if np.isnan(value) else write(value)
+
+
+def _comparisons(rows: "pd.DataFrame", sample: str) -> Iterator[Piece]:
     yield Heading("Predicted against measured")
-    steps = [figures.Compared(r.run.step_s, r.step_s, _kind(r)) for r in rows if r.run.step_s]
-    if steps:
+    if steps := _compared(rows, "step_s"):
         picture = figures.predicted_against_measured("Seconds per step", "s per step", steps)
         yield Figure("steps", picture, f"Seconds per step with 90 % intervals; bands of 5 and 10 %; {sample}")
-    held = [
-        figures.Compared(r.run.reserved_bytes / GIB, r.reserved_bytes.times(1 / GIB), _kind(r))
-        for r in rows
-        if r.run.reserved_bytes
-    ]
-    if held:
+    if held := _compared(rows, "reserved_bytes", GIB):
         picture = figures.predicted_against_measured("Reserved memory", "GiB per device", held)
         yield Figure("memory", picture, f"Peak reserved memory of a device; {sample}")
 
 
-def _residuals(rows: Sequence[Assessed]) -> Iterator[Piece]:
+def _compared(rows: "pd.DataFrame", name: str, unit: float = 1.0) -> list[figures.Compared]:
+    own = rows[rows[name].notna()]
+    kinds = own["device"].where(own["unhealthy"] == "", "not healthy")
+    numbers = own[[name, *(f"predicted_{name}{end}" for end in ("", "_low", "_high"))]].to_numpy() / unit
+    return [
+        figures.Compared(measured, Range(*predicted), kind)
+        for (measured, *predicted), kind in zip(numbers.tolist(), kinds, strict=True)
+    ]
+
+
+def _residuals(rows: "pd.DataFrame") -> Iterator[Piece]:
     yield Heading("Residuals")
     own = timed(rows)
-    for by, group_of in GROUPS.items():
-        groups: defaultdict[str, list[float]] = defaultdict(list)
-        for row in own:
-            groups[group_of(row.run)].append(row.step_error or 0.0)
-        if len(groups) < 2:
+    own = own.assign(
+        devices=own["num_devices"].astype(str) + " " + own["device"], sequence=own["seq_len"].astype(str) + " tokens"
+    )
+    for by in GROUPS:
+        most, count = _largest_groups(own, by), own[by].nunique()
+        if count < 2:
             continue
-        most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
-        picture = figures.residuals(f"Errors by {by}", {group: groups[group] for group in sorted(most, key=_natural)})
-        left = f"; {len(groups) - len(most)} smaller groups are left out" if len(groups) > len(most) else ""
-        yield Figure(
-            f"by-{by}", picture, f"By {by}: dots are runs, bars the middle 80 %, at the right their number{left}"
-        )
-    found = trends(rows)
+        errors = {group: own["step_error"][own[by] == group].tolist() for group in most}
+        left = f"; {count - len(most)} smaller groups are left out" if count > len(most) else ""
+        caption = f"By {by}: dots are runs, bars the middle 80 %, at the right their number{left}"
+        yield Figure(f"by-{by}", figures.residuals(f"Errors by {by}", errors), caption)
     yield Heading("What physics they point to")
-    if found:
+    if found := trends(rows):
         header = ("errors trend with", "per doubling", "t", "which points to")
         yield PageTable(
             header, tuple((t.feature, f"{np.expm1(t.slope):+.1%}", f"{t.t:+.1f}", t.physics) for t in found)
         )
     else:
         yield "No feature of the runs explains the errors that are left: none has a slope of three standard errors."
+
+
+def _largest_groups(rows: "pd.DataFrame", by: str) -> list[str]:
+    """Return the groups with most runs, in the order of their names, numbers in them by their size."""
+    sizes = {str(group): count for group, count in rows[by].value_counts().items()}
+    return sorted(sorted(sizes, key=lambda group: (-sizes[group], group))[:MOST_GROUPS], key=_natural)
 
 
 def _natural(words: str) -> tuple[object, ...]:
@@ -155,20 +196,15 @@ def _natural(words: str) -> tuple[object, ...]:
 
 def _coverage(study: Study) -> Iterator[Piece]:
     degrees = study.stack.fit.degrees_of_freedom
-    lines: Mapping[str, list[float]] = {name: coverages(rows, degrees) for name, rows in study.held_out.items()}
+    lines = {name: coverages(rows, degrees) for name, rows in study.held_out.items()}
     lines = {name: inside for name, inside in lines.items() if inside}
     if lines:
         yield Heading("What the intervals are worth")
-        picture = figures.coverage("Coverage", LEVELS, lines)
-        yield Figure(
-            "coverage",
-            picture,
-            "Measurements inside intervals of each stated level, out of sample; on the line is right",
-        )
+        caption = "Measurements inside intervals of each stated level, out of sample; on the line is right"
+        yield Figure("coverage", figures.coverage("Coverage", LEVELS, lines), caption)
 
 
-def parameters(stack: Stack) -> Iterator[Piece]:
-    """Yield what a fit found, beside what was believed before."""
+def _parameters(stack: Stack) -> Iterator[Piece]:
     yield Heading("What was fitted")
     values = dict(zip(stack.fit.names, stack.fit.log_values, strict=True))
     sds = dict(zip(stack.fit.names, np.sqrt(np.diag(np.array(stack.fit.covariance))), strict=True))
@@ -176,11 +212,8 @@ def parameters(stack: Stack) -> Iterator[Piece]:
         figures.Believed(name, prior.median, prior.log_sd, float(np.exp(values[name])), float(sds[name]))
         for name, prior in stack.priors.items()
     ]
-    yield Figure(
-        "parameters",
-        figures.beliefs("Parameters", believed),
-        "Parameters with 90 % intervals, over their priors' medians",
-    )
+    caption = "Parameters with 90 % intervals, over their priors' medians"
+    yield Figure("parameters", figures.beliefs("Parameters", believed), caption)
     rows = [
         (
             b.name,
@@ -229,50 +262,40 @@ def _likeness(stack: Stack) -> Iterator[Piece]:
     yield PageTable(("feature", *found), tuple((name, *lengths) for _, name, lengths in sorted(table)))
 
 
-def _shares(rows: Sequence[Assessed]) -> Iterator[Piece]:
-    groups: defaultdict[str, list[Assessed]] = defaultdict(list)
-    for row in timed(rows):
-        groups[plan_kind(row.run)].append(row)
-    most = sorted(groups, key=lambda group: (-len(groups[group]), group))[:MOST_GROUPS]
-    bars = {group: mean_shares([row.step_breakdown for row in groups[group]]) for group in sorted(most, key=_natural)}
+def _shares(rows: "pd.DataFrame", by: str) -> Iterator[Piece]:
+    own = timed(rows)
+    parts = own[own.columns[own.columns.str.startswith(PART)]].clip(lower=0.0)
+    parts.columns = parts.columns.str.removeprefix(PART).str.removesuffix("_s")
+    means = parts.div(parts.sum(axis=1), axis=0).groupby(own[by]).mean().to_dict("index")
+    bars = {
+        group: {str(name): share for name, share in means[group].items() if share >= LEAST_SHARE}
+        for group in _largest_groups(own, by)
+    }
     if bars:
         yield Heading("Where the time goes")
-        yield Figure("shares", figures.shares("Where the time goes", bars), "Mean parts of a predicted step, by plan")
+        picture = figures.shares("Where the time goes", bars)
+        yield Figure("shares", picture, f"Mean parts of a predicted step, by {by}")
 
 
-def mean_shares(breakdowns: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean parts of steps, by purpose, without the smallest."""
-    total: defaultdict[str, float] = defaultdict(float)
-    for breakdown in breakdowns:
-        whole = sum(max(part, 0.0) for part in breakdown.values())
-        for name, part in breakdown.items():
-            total[name] += max(part, 0.0) / whole / len(breakdowns)
-    return {name: share for name, share in total.items() if share >= 0.002}
-
-
-def _misses(rows: Sequence[Assessed]) -> Iterator[Piece]:
-    found = worst(rows)
+def _misses(rows: "pd.DataFrame") -> Iterator[Piece]:
+    found = worst(rows).to_dict("records")
     if found:
         yield Heading("The worst cases")
         yield PageTable(
             ("run", "what", "predicted s", "measured s", "error", "inside", "what would explain it"),
             tuple(
                 (
-                    m.row.run.name,
-                    _what(m.row.run),
-                    f"{number(m.row.step_s.value)} ({number(m.row.step_s.low)} to {number(m.row.step_s.high)})",
-                    number(m.row.run.step_s or 0.0),
-                    f"{m.error:+.1%}",
-                    "yes" if m.inside else "no",
-                    m.explained_by,
+                    row["run"],
+                    f"{row['model']}, {row['num_devices']} {row['device']}, {row['plan']}",
+                    _seconds(row),
+                    number(row["step_s"]),
+                    f"{row['step_error']:+.1%}",
+                    "yes" if row["predicted_step_s_low"] <= row["step_s"] <= row["predicted_step_s_high"] else "no",
+                    row["explained_by"],
                 )
-                for m in found
+                for row in found
             ),
         )
-
-
-def _what(run: Run) -> str:
-    return f"{run.model}, {run.machine.num_devices} {run.machine.accelerator.id}, {plan_kind(run)}"
 
 
 def _next_measurements(study: Study) -> Iterator[Piece]:
