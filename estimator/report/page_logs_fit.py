@@ -54,10 +54,10 @@ def _report(stack: Stack, before: Sequence[Trial], left_out: Sequence[Trial]) ->
         tuple(
             (
                 _name(t),
-                str(t.run.plan),
-                "the same" if str(t.run.plan) == t.chosen else t.chosen,
+                str(t.run.run.plan),
+                "the same" if str(t.run.run.plan) == t.chosen else t.chosen,
                 f"{t.num_candidates}",
-                f"{t.num_possible}, {t.run.num_possible}",
+                f"{t.num_possible}, {t.run.record.num_possible or '-'}",
             )
             for t in left_out
         ),

@@ -55,8 +55,8 @@ def print_trials(console: Console, trials: Sequence[Trial]) -> None:
             "-" if logged_error is None else f"{logged_error:+.1%}",
             number(trial.memory_mib.value),
             "-" if memory_error is None else f"{memory_error:+.1%}",
-            f"{trial.num_candidates} ({run.num_candidates})",
-            f"{trial.num_possible} ({run.num_possible})",
+            f"{trial.num_candidates} ({run.record.num_candidates})",
+            f"{trial.num_possible} ({run.record.num_possible or '-'})",
         )
     console.print(table)
     errors = sorted(abs(trial.step_error) for trial in trials)
@@ -66,7 +66,7 @@ def print_trials(console: Console, trials: Sequence[Trial]) -> None:
         "the 90 % interval; in parentheses what the log says"
     )
     for trial in trials:
-        ran, chosen = str(trial.run.plan), trial.chosen
+        ran, chosen = str(trial.run.run.plan), trial.chosen
         console.print(
             f"{trial.run.log_name}: ran {ran}; chosen here: {'the same' if ran == chosen else chosen}", style="dim"
         )

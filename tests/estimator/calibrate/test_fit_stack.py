@@ -12,7 +12,7 @@ from estimator.calibrate.fit_stack import (
     held_out_log_sd,
     widening,
 )
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.file import read_premises, stack_text
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import read_stack_text
@@ -21,7 +21,7 @@ from tests.support.paths import TABLES
 
 TEXT = read_stack_text("megatron-deepspeed")
 PREMISES = read_premises(TEXT, "megatron-deepspeed")
-CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::28]
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::28]
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 7))

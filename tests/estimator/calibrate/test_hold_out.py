@@ -6,7 +6,7 @@ import pytest
 
 from estimator.calibrate.assess import assess
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.file import read_premises
 from estimator.stack.stack import load_stack, read_stack_text
 from hardware.catalog import load_catalog
@@ -14,7 +14,7 @@ from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
 PREMISES = read_premises(read_stack_text(NAME), NAME)
-CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::40]
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::40]
 
 
 @pytest.mark.parametrize("split", SPLITS)

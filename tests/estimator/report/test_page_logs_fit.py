@@ -6,12 +6,12 @@ from estimator.stack.stack import load_stack
 from tests.support.commands import calibrate as call
 from tests.support.paths import MEASURED
 
-RUNS = MEASURED / "moai" / "runs.csv"
+LOGS = sorted((MEASURED / "moai").glob("*.log"))
 
 
 def test_a_report_of_runs_with_logs_is_whole(tmp_path: Path) -> None:
     """Every run is there with the error that the stack's file states of it left out, and every picture of the text."""
-    status, out, _ = call(str(RUNS), "--report", str(tmp_path))
+    status, out, _ = call(*map(str, LOGS), "--stack", "moai-24.2", "--report", str(tmp_path))
     assert status == 0
     assert "moai-24.2.html" in out
     text = (tmp_path / "moai-24.2.md").read_text(encoding="utf-8")
