@@ -97,6 +97,14 @@ class Catalog:
                 latest[key] = price
         return tuple(latest.values())
 
+    def with_file(self, path: Path) -> "Catalog":
+        """Return this catalog with the records of one more file.
+
+        Raises:
+            ValueError: it cannot be read, or a record breaks a rule; one line that names the file and the record.
+        """
+        return _with_file(self, path, shown_path(path))
+
     def adding(self, record: Entry) -> Self:
         """Return this catalog with one more record, which keeps the rules between records."""
         match record:
@@ -132,7 +140,7 @@ def load_catalog(extra: Sequence[Path] = ()) -> Catalog:
     for name in _PACKAGED:
         catalog = _with_file(catalog, data / name, name)
     for path in extra:
-        catalog = _with_file(catalog, path, shown_path(path))
+        catalog = catalog.with_file(path)
     return catalog
 
 

@@ -10,10 +10,11 @@ from estimator.calibrate.assess import Assessed, assess, to_frame
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs
 from estimator.runs.csv_rows import Skipped
-from estimator.runs.inputs import read_inputs
 from estimator.runs.logged import logged_startup
+from estimator.runs.read import read_runs
 from estimator.stack.file import refuse_unwritable, write_fit
 from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
+from hardware.catalog import load_catalog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,28 +62,28 @@ def table_stacks() -> list[str]:
 
 def checked(files: Sequence[Path], stack: str | None, hardware: Sequence[Path]) -> Calibration:
     """Return runs beside the predictions of a stack, or of that of their trainer."""
-    inputs = read_inputs(files, (), hardware)
-    found = assess(inputs.runs, [load_stack(name) for name in ([stack] if stack else table_stacks())])
-    return Calibration(found.rows, ("",) * len(found.rows), (*inputs.skipped, *found.skipped))
+    read = read_runs(files, load_catalog(hardware))
+    found = assess(read.runs, [load_stack(name) for name in ([stack] if stack else table_stacks())])
+    return Calibration(found.rows, ("",) * len(found.rows), (*read.skipped, *found.skipped))
 
 
 def held_out(files: Sequence[Path], stack: str | None, hardware: Sequence[Path]) -> Calibration:
     """Return runs beside predictions by fits that did not see the part that they are in, once for each way to part."""
-    inputs = read_inputs(files, (), hardware)
+    read = read_runs(files, load_catalog(hardware))
     names = [stack] if stack else table_stacks()
-    found = hold_outs({name: load_premises(name) for name in names}, inputs.runs)
+    found = hold_outs({name: load_premises(name) for name in names}, read.runs)
     rows = [(row, split) for splits in found.values() for split, of_split in splits.items() for row in of_split]
-    return Calibration(tuple(row for row, _ in rows), tuple(split for _, split in rows), tuple(inputs.skipped))
+    return Calibration(tuple(row for row, _ in rows), tuple(split for _, split in rows), read.skipped)
 
 
 def fitted(files: Sequence[Path], name: str, hardware: Sequence[Path], *, write: bool) -> Calibration:
     """Return a stack fitted to the runs of its trainer, and these beside its predictions."""
     if write:
         refuse_unwritable(name)
-    inputs = read_inputs(files, (), hardware)
-    stack = fit_stack_to_runs(load_premises(name), inputs.runs, inputs.origin)
-    stack = stack.model_copy(update={"startup": logged_startup(stack.startup, inputs.logged)})
-    found = assess([run for run in inputs.runs if stack.is_of(run.trainer)], [stack])
+    read = read_runs(files, load_catalog(hardware))
+    stack = fit_stack_to_runs(load_premises(name), read.runs, read.origin)
+    stack = stack.model_copy(update={"startup": logged_startup(stack.startup, read.logged)})
+    found = assess([run for run in read.runs if stack.is_of(run.trainer)], [stack])
     if write:
         write_fit(stack, fit_path(name))
-    return Calibration(found.rows, ("",) * len(found.rows), (*inputs.skipped, *found.skipped), stack)
+    return Calibration(found.rows, ("",) * len(found.rows), (*read.skipped, *found.skipped), stack)

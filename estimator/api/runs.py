@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimator.api.options import PathLike
+from hardware.catalog import load_catalog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,7 @@ def read_runs(paths: PathLike | Iterable[PathLike], *, catalog: PathLike | Itera
     Raises:
         ValueError: a file cannot be read, or is of no known form.
     """
-    from estimator.runs.inputs import read_inputs  # noqa: PLC0415 - the readers take time to import
+    from estimator.runs.read import read_runs as read  # noqa: PLC0415 - the readers take time to import
 
-    found = read_inputs(as_paths(paths), (), as_paths(catalog))
-    return RunsRead(tuple(found.runs), tuple(found.skipped))
+    found = read(as_paths(paths), load_catalog(as_paths(catalog)))
+    return RunsRead(found.runs, found.skipped)

@@ -14,8 +14,8 @@ covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -25,15 +25,18 @@ from estimator.formulas.layout import on_machine
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import total_bytes
 from estimator.formulas.step import plan_step
+from estimator.runs.logged import STATED_MINUTES_SD
+from estimator.runs.logs.read import Log
 from estimator.runs.measured import Run
-from estimator.runs.moai_runs import MoaiRun, sustained_step_s
+from estimator.runs.pace import mean_and_log_se, pooled
+from estimator.runs.record import RunRecord
 from estimator.search.planner import search
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.fit import Family, Fit, interval_ratio
-from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
 from estimator.work.plan import Plans
 from estimator.work.rules import reasons
+from estimator.work.workload import Workload
 from hardware.catalog import Catalog
 from hardware.units import MIB
 
@@ -69,6 +72,61 @@ differs too (facts of published runs, 2024-2025).
 
 
 @dataclass(frozen=True, slots=True)
+class MoaiRun:
+    """A run of the MoAI platform as this fit takes it: of its log every line but the first counts, warm-up or not."""
+
+    run: Run
+    log: Log
+    record: RunRecord
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return the run of a log.
+
+        Raises:
+            ValueError: it has no log, or its record does not say how many steps and candidates it had.
+        """
+        if run.log is None or run.log.record is None:
+            raise ValueError(f"fit: {run.name} has no log, which this stack is fitted to")
+        record = run.log.record
+        for key in ("num_steps", "num_candidates"):
+            if getattr(record, key) is None:
+                raise ValueError(f"fit: {run.name}: its run record has no {key}; add it")
+        return cls(run, run.log, record)
+
+    @property
+    def log_name(self) -> str:
+        """Name of the log's file."""
+        return self.log.path.name
+
+    @property
+    def workload(self) -> Workload:
+        """All of its steps."""
+        return replace(self.run.workload, num_steps=self.record.num_steps or 1)
+
+    @property
+    def memory_mib(self) -> float | None:
+        """Read of all devices together."""
+        return None if self.run.total_bytes is None else self.run.total_bytes / MIB
+
+    def windows(self) -> Array:
+        """Return the seconds of launching the work, without the first line's."""
+        return np.array([line.launch_s for line in self.log.records[1:] if line.launch_s is not None])
+
+    def mean_step_s(self) -> tuple[float, float]:
+        """Return the mean seconds per step between lines, and the standard error of its logarithm."""
+        number = np.diff([line.step for line in self.log.records])
+        return mean_and_log_se(np.diff([line.clock_s or 0.0 for line in self.log.records]) / number, number)
+
+    def sustained_step_s(self) -> tuple[float, float]:
+        """Return the same, with the stated minutes, over all steps, as a second measurement."""
+        minutes, estimates = self.record.stated_minutes, [self.mean_step_s()]
+        if minutes is not None:
+            estimates.append((minutes * 60 / self.workload.num_steps, STATED_MINUTES_SD / minutes))
+        return pooled(estimates)
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A run as the fit sees it: what to predict with, and the logarithms of what was measured (nan where nothing)."""
 
@@ -80,18 +138,18 @@ class Observation:
     log_memory: float
 
 
-def observe(run: MoaiRun, catalog: Catalog) -> Observation:
+def observe(run: MoaiRun) -> Observation:
     """Return what the fit sees of a run.
 
     Raises:
-        ValueError: its flavor is unknown, or its plan cannot have run there.
+        ValueError: its plan cannot have run there.
     """
-    machine = Machine.of(catalog, catalog.flavor(run.flavor))
-    (why_not,) = reasons(Plans.of([run.plan]), run.workload, machine.num_devices)
+    machine = run.run.machine
+    (why_not,) = reasons(Plans.of([run.run.plan]), run.workload, machine.num_devices)
     if why_not:
         raise ValueError(f"{run.log_name}: plan: {why_not}")
-    step, log_se = sustained_step_s(run)
-    windows = run.log.timed_windows()
+    step, log_se = run.sustained_step_s()
+    windows = run.windows()
     return Observation(
         run=run,
         machine=machine,
@@ -104,10 +162,10 @@ def observe(run: MoaiRun, catalog: Catalog) -> Observation:
 
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Return the logarithms of a run's seconds per step, launch seconds and bytes, shape (3,)."""
-    run, machine = observation.run, observation.machine
-    shape, seq_len = run.workload.shape, run.workload.seq_len
+    run, machine = observation.run.run, observation.machine
+    shape, seq_len = run.shape, run.seq_len
     plan = on_machine(run.plan, machine, shape, habits)
-    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.log.steps_per_line())
+    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.steps_per_read)
     held = total_bytes(shape, seq_len, plan, habits, efficiencies)
     return np.log([float(step.seconds.item()), float(step.launch_s.item()), float(held.item())])
 
@@ -238,7 +296,7 @@ def host_paces(runs: Sequence[MoaiRun]) -> tuple[float, float]:
     """
     slow, total, ratios = 0, 0, []
     for run in runs:
-        windows = np.sort(run.log.timed_windows())
+        windows = np.sort(run.windows())
         if len(windows) < 3:
             continue
         split = int(np.argmax(np.diff(windows))) + 1
@@ -257,13 +315,10 @@ def startup_of(runs: Sequence[MoaiRun], load_s: float) -> Startup:
     Raises:
         ValueError: no log holds the events of a startup.
     """
-    request, per_candidate, first_step = [], [], []
-    for run in runs:
-        events, first = run.log.startup, run.log.steps[0]
-        if {"request", "ready", "train"} <= events.keys():
-            request.append(events["ready"] - events["request"])
-            per_candidate.append((events["train"] - events["ready"]) / run.num_candidates)
-            first_step.append(first.time_s - events["train"] - (first.step - 1) * run.log.mean_step_s()[0])
+    told = [run.run.startup for run in runs if run.run.startup]
+    request = [one.request_s for one in told if one.request_s is not None]
+    per_candidate = [one.search_s_per_candidate for one in told if one.search_s_per_candidate is not None]
+    first_step = [one.first_step_s for one in told if one.first_step_s is not None]
     if not request:
         raise ValueError("fit: no log holds the events of a startup; give at least one log from its first line on")
     return Startup(
@@ -275,11 +330,11 @@ def startup_of(runs: Sequence[MoaiRun], load_s: float) -> Startup:
     )
 
 
-def stack_from_runs(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> Stack:
+def stack_from_runs(premises: Premises, runs: Sequence[MoaiRun]) -> Stack:
     """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
     if not runs:
         raise ValueError("fit: no measured runs; give a table with at least one")
-    observations = [observe(run, catalog) for run in runs]
+    observations = [observe(run) for run in runs]
     accelerators = {o.machine.accelerator.id for o in observations}
     if len(accelerators) > 1:
         raise ValueError(f"fit: runs on {', '.join(sorted(accelerators))}; one fit takes runs on one accelerator")
@@ -294,15 +349,17 @@ def try_run(run: MoaiRun, stack: Stack, catalog: Catalog, *, in_sample: bool = F
     """Predict a measured run, with its own plan, as it ran."""
     from scipy.special import stdtr  # noqa: PLC0415 - as above
 
-    own = search(run.workload, catalog.flavor(run.flavor), stack, catalog, plan=run.plan).plans[0]
-    observed = observe(run, catalog)
+    machine = run.run.machine
+    flavor = catalog.flavor_of(machine.accelerator.id, machine.num_devices)
+    own = search(run.workload, flavor, stack, catalog, plan=run.run.plan).plans[0]
+    observed = observe(run)
     log_step, log_launch, _ = predict_logs(observed, stack.habits, stack.efficiencies(run.workload.shape.family))
     step_s, launch_s = np.exp([log_step, log_launch]).tolist()
     held, logged, dof = own.memory.per_device_bytes, own.logged_tokens_per_s, stack.fit.degrees_of_freedom
     log_sd = np.log(held.high / held.value) / np.log(interval_ratio(1.0, dof))
-    usable = observed.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
+    usable = machine.accelerator.hbm_bytes * stack.usable_memory_fraction
     return Assessed(
-        run=_as_run(run, observed),
+        run=replace(run.run, step_s=float(np.exp(observed.log_step)), launch_windows_s=tuple(run.windows().tolist())),
         stack=stack.name,
         in_sample=in_sample,
         step_s=own.step_s.times(step_s / own.step_s.value),  # its loop may read the loss less often
@@ -314,29 +371,6 @@ def try_run(run: MoaiRun, stack: Stack, catalog: Catalog, *, in_sample: bool = F
     )
 
 
-def _as_run(run: MoaiRun, observed: Observation) -> Run:
-    return Run(
-        name=run.log_name.removesuffix(".log"),
-        source="MoAI tutorials",
-        trainer="moai",
-        model=run.workload.shape.name,
-        shape=run.workload.shape,
-        seq_len=run.workload.seq_len,
-        machine=observed.machine,
-        plan=run.plan,
-        recipe=Recipe(),
-        step_s=float(np.exp(observed.log_step)),
-        reserved_bytes=None,
-        allocated_bytes=None,
-        fits=True,
-        why_unhealthy="",
-        step_log_se=observed.log_step_se,
-        steps_per_read=run.log.steps_per_line(),
-        launch_windows_s=tuple(run.log.timed_windows().tolist()),
-        total_bytes=run.memory_mib and run.memory_mib * MIB,
-    )
-
-
 def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> list[Assessed]:
     """Predict each run with a stack that was fitted to all the others.
 
@@ -345,9 +379,7 @@ def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog)
     """
     if len(runs) < 2:
         raise ValueError("fit: 1 measured run; give a table with at least two, so that each can be left out")
-    return [
-        try_run(run, stack_from_runs(premises, [r for r in runs if r is not run], catalog), catalog) for run in runs
-    ]
+    return [try_run(run, stack_from_runs(premises, [r for r in runs if r is not run]), catalog) for run in runs]
 
 
 def with_runs(stack: Stack, measured: Sequence[MoaiRun], left_out: Sequence[Assessed]) -> Stack:
@@ -355,7 +387,7 @@ def with_runs(stack: Stack, measured: Sequence[MoaiRun], left_out: Sequence[Asse
     runs = tuple(
         MeasuredRun(
             log=run.log_name,
-            sha256=run.sha256,
+            sha256=run.log.sha256,
             model=run.workload.shape.name,
             step_s=round(row.run.step_s or np.nan, 3),
             left_out_step_error=round(row.error("step") or 0.0, 4),

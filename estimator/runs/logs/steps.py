@@ -50,6 +50,8 @@ class StepLine(NamedTuple):
     """Rows of a step."""
     device_tokens_per_s: float | None = None
     """Tokens per second and device since the line before."""
+    launch_s: float | None = None
+    """Seconds that the host took to launch the step's work, where the line times just that."""
 
 
 class Refused:
@@ -211,10 +213,22 @@ class Timed(NamedTuple):
 
     seconds: Array
     number: Array
-    lines: tuple[str, ...]
+    ends: tuple[StepLine, ...]
     """The line at the end of each."""
     num_warm_up: int
     """Steps at the beginning that were left out."""
+
+
+def usual_gap(records: list[StepLine]) -> int:
+    """Return how many steps lie between most lines, the shorter of those that many have: of a sample most are longer.
+
+    >>> usual_gap([StepLine(step, "") for step in (2, 4, 6, 139, 141)])
+    2
+    """
+    if len(records) < 2:
+        return 1
+    gaps, times = np.unique(np.diff([record.step for record in records]), return_counts=True)
+    return int(gaps[2 * times >= times.max()][0])
 
 
 def timed(records: list[StepLine], resolution_s: float) -> Timed:
@@ -227,12 +241,9 @@ def timed(records: list[StepLine], resolution_s: float) -> Timed:
     """
     if len(records) < 2:
         return Timed(np.zeros(0), np.zeros(0, dtype=np.int64), (), 0)
-    steps = [record.step for record in records]
-    gaps, times = np.unique(np.diff(steps), return_counts=True)
-    usual = int(gaps[2 * times >= times.max()][0])  # the shortest of the usual ones: of a sample most are longer
-    passed = min(steps[0], usual) if steps[0] > 1 and records[0].step_s is not None else 1
-    start = records[0]
-    warm_up, seconds, number, lines = passed, [], [], []
+    usual, start = usual_gap(records), records[0]
+    passed = min(start.step, usual) if start.step > 1 else 1
+    warm_up, seconds, number, ends = passed, [], [], []
     for record in records[1:]:
         if record.step_s is not None:
             count, each = min(record.step - start.step, usual), record.step_s
@@ -245,9 +256,9 @@ def timed(records: list[StepLine], resolution_s: float) -> Timed:
         if passed >= WARM_UP_STEPS:
             seconds.append(each)
             number.append(count)
-            lines.append(record.line)
+            ends.append(record)
         else:
             warm_up += count
         passed += count
         start = record
-    return Timed(np.array(seconds), np.array(number, dtype=np.int64), tuple(lines), warm_up)
+    return Timed(np.array(seconds), np.array(number, dtype=np.int64), tuple(ends), warm_up)

@@ -18,13 +18,13 @@ from estimator.calibrate.assess import (
     to_frame,
 )
 from estimator.predict.interval import Range
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 STACK = load_stack("nanotron")
-ALL = read_run_table(TABLES / "ultrascale_h100.csv", load_catalog()).runs
+ALL = read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs
 CASES = [run for run in ALL if run.trainer == "nanotron"][::20]
 
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from estimator.arrays import Array
 from estimator.calibrate.fit_runs import FitProblem, targets
 from estimator.runs.measured import Run
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 STACK = load_stack("megatron-deepspeed")
-CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::14]
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::14]
 ALL = np.arange(len(CASES))
 TRUTH = {"matmul_efficiency": 0.7, "launch_s_per_layer": 3e-3, "attention_efficiency": 1.3}
 PROBLEM = FitProblem(CASES, STACK.habits, STACK.priors)

@@ -12,7 +12,7 @@ from estimator.calibrate.fit_stack import (
     held_out_log_sd,
     widening,
 )
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import load_premises, parse_fit
@@ -20,7 +20,7 @@ from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 PREMISES = load_premises("megatron-deepspeed")
-CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::28]
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::28]
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 7))

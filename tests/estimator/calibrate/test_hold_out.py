@@ -6,14 +6,14 @@ import pytest
 
 from estimator.calibrate.assess import assess, to_frame
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_premises, load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
 PREMISES = load_premises(NAME)
-CASES = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[::40]
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::40]
 
 
 @pytest.mark.parametrize("split", SPLITS)

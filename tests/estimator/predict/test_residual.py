@@ -7,7 +7,7 @@ from estimator.arrays import Array
 from estimator.calibrate.batches import batched
 from estimator.calibrate.residual_fit import Search, learn, likeliest
 from estimator.predict.residual import FEATURES, Alike, correction, residual_log_sd
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.fit import NUM_FEATURES, ResidualModel
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
@@ -128,7 +128,7 @@ def test_an_outlier_is_not_learned() -> None:
 
 def test_places_of_a_batch_are_those_of_each_run() -> None:
     """Row i of a batch's places is the place of run i alone, so that many plans are one call."""
-    runs = read_run_table(TABLES / "vtrain_a100_single_node.csv", load_catalog()).runs[:40]
+    runs = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[:40]
     for batch in batched(runs, HABITS):
         for row, place in zip(batch.rows, batch.places(), strict=True):
             (alone,) = batched([runs[row]], HABITS)

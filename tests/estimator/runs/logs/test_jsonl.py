@@ -1,12 +1,11 @@
-from tests.support.paths import GOLDEN
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from estimator.runs.logs.jsonl import JsonlReader
-from estimator.runs.logs.steps import StepLine, Refused
+from estimator.runs.logs.steps import Refused, StepLine
+from tests.support.paths import GOLDEN
 
 LINES = (GOLDEN / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
 

@@ -1,7 +1,7 @@
 import pytest
 
 from estimator.runs.logs.megatron import MegatronReader
-from estimator.runs.logs.steps import StepLine, Refused
+from estimator.runs.logs.steps import Refused, StepLine
 from hardware.units import MIB
 
 LINE = (

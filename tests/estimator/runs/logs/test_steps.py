@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.runs.logs import steps as steps_module
-from estimator.runs.logs.steps import MOST_QUOTED, StepLine, StepLines, Refused, timed
+from estimator.runs.logs.steps import MOST_QUOTED, Refused, StepLine, StepLines, timed
 
 RANDOM = st.randoms(use_true_random=False)
 STEPS = st.lists(
@@ -67,7 +67,9 @@ def test_of_lines_of_one_step_the_last_and_slowest_counts() -> None:
     ranks = [StepLine(1, "a", clock_s=5.0, step_s=1.0), StepLine(1, "b", clock_s=5.0, step_s=1.1)]
     assert gathered([*ranks, StepLine(2, "c", clock_s=6.0, step_s=1.0)])[0].line == "b"
     late = [StepLine(i, "late", clock_s=i + 0.01) for i in range(1, 5)]
-    assert {r.line for r in gathered([*late, *(StepLine(i, "early", clock_s=float(i)) for i in range(1, 5))])} == {"late"}
+    assert {r.line for r in gathered([*late, *(StepLine(i, "early", clock_s=float(i)) for i in range(1, 5))])} == {
+        "late"
+    }
 
 
 def test_a_step_told_at_two_times_is_in_doubt() -> None:
@@ -110,11 +112,13 @@ def test_direct_and_clock_times_tell_the_same(step_s: float, every: int) -> None
 def test_the_first_two_steps_are_no_pace() -> None:
     """Of lines for every step those of the first two are left out, and a first line of ten steps alone."""
     every = [StepLine(i, str(i), step_s=100.0 if i < 3 else 1.0) for i in range(1, 7)]
-    assert timed(every, 1e-3).lines == ("3", "4", "5", "6")
+    assert tuple(end.line for end in timed(every, 1e-3).ends) == ("3", "4", "5", "6")
     tenth = [StepLine(i, str(i), step_s=1.0) for i in (10, 20, 30)]
-    assert timed(tenth, 1e-3).lines == ("20", "30")
+    assert tuple(end.line for end in timed(tenth, 1e-3).ends) == ("20", "30")
     titan = [StepLine(i, str(i), clock_s=float(i)) for i in (1, 10, 20, 30)]
-    assert timed(titan, 1e-3).lines == ("20", "30")
+    assert tuple(end.line for end in timed(titan, 1e-3).ends) == ("20", "30")
+    second = [StepLine(i, str(i), clock_s=float(i)) for i in (2, 4, 6)]
+    assert tuple(end.line for end in timed(second, 1e-3).ends) == ("4", "6")
 
 
 def test_a_coarse_clock_times_long_intervals() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from estimator.runs.logs.steps import StepLine, Refused
+from estimator.runs.logs.steps import Refused, StepLine
 from estimator.runs.logs.torchtitan import TorchtitanReader
 from hardware.units import GIB
 

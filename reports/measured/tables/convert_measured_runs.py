@@ -1,21 +1,28 @@
-"""What the words in the cells of published tables mean; a ValueError says which of them cannot be expressed.
+"""Runs of `measured_runs.csv` and `measured_runs_partial.csv`: published runs of many sources.
 
-The rules follow the notes to the tables (`measured.md` beside them); what a rule infers, its docstring says.
+A blank `vp` or `ep` is 1, as in its rows; a blank of another degree is unknown. What a rule infers, its docstring says.
+torchtune's memory is of active bytes; SimuMax's agrees with counted tensors within 0.5 %, which a reserve does not.
 """
 
 import re
 from typing import NamedTuple
 
+from raw import CATALOG, Row, data_parallel, machine_of, micro_batches, number, stated, whole
+
 from estimator.formulas.counts import num_parameters
-from estimator.formulas.machine import Fabric, Machine
+from estimator.runs.measured import Run
 from estimator.stack.recipe import Recipe
+from estimator.work.plan import Plan
 from estimator.work.shape import Shape
-from hardware.catalog import Catalog
 from hardware.errors import shown
 from hardware.models import Accelerator
+from hardware.units import GIB
 
-MOST_PER_SERVER = 16
-"""A node of the catalog with more devices is a rack that one link joins."""
+SPEED_TOLERANCE = 0.02
+"""Step time and tokens per second of a row tell the same within this, or neither is believed."""
+
+OF_TENSORS = ("torchtune", "SimuMax")
+"""Beginnings of sources whose memory is what tensors held."""
 
 _TRAINERS = (
     ("MosaicML llm-foundry", "llm-foundry"),
@@ -96,7 +103,7 @@ def trainer_of(source: str, sharding: str, notes: str, accelerator: Accelerator)
     return next((trainer for begin, trainer in _TRAINERS if source.startswith(begin)), "other")
 
 
-def accelerator_of(gpu: str, gpu_unit: str, source: str, catalog: Catalog) -> Accelerator:
+def accelerator_of(gpu: str, gpu_unit: str, source: str) -> Accelerator:
     """Return the device of a cell: the catalog's one whose id is the cell in its spelling, or begins with it.
 
     A package of two is not the device that a plan counts. torchtune's ladder leaves "A100" open; its rungs are one
@@ -107,46 +114,12 @@ def accelerator_of(gpu: str, gpu_unit: str, source: str, catalog: Catalog) -> Ac
     slug = re.sub(r"[\s_]+", "-", gpu.strip()).casefold()
     if slug == "a100" and source == _LADDER:
         slug = "a100-sxm-80gb"
-    ids = [a.id for a in catalog.accelerators]
+    ids = [a.id for a in CATALOG.accelerators]
     found = [slug] if slug in ids else [i for i in ids if slug and i.startswith(f"{slug}-")]
     if len(found) != 1:
         what = f"may be {' or '.join(found)}" if found else "is no accelerator of the catalog"
         raise ValueError(f"gpu: {shown(gpu)} {what}")
-    return catalog.accelerator(found[0])
-
-
-def machine_of(accelerator: Accelerator, num_devices: int, devices_per_node: int | None, catalog: Catalog) -> Machine:
-    """Return the devices in nodes of so many each; None where the row does not say: full nodes.
-
-    A rack of the catalog counts as one node, however many servers it has.
-    """
-    node = catalog.node_of(accelerator.id)
-    stated = devices_per_node if devices_per_node and node.num_devices <= MOST_PER_SERVER else node.num_devices
-    return Machine(accelerator, node, num_devices, -(-num_devices // min(stated, node.num_devices)))
-
-
-GATHERED_BYTES = 2**27
-"""Of the all-gather that was measured.  # assumed: with it hops of a ring take 5 us on the faster of the machines"""
-
-SHORTEST_STALL_S = 1e-4
-"""Of a hop between nodes from which on small collectives wait for one another.
-
-measured: hops take some 40 or some 250 us a node, with few between; with the latter, a layer split over t ranks takes
-some 2 ms t longer at small micro-batches
-"""
-
-
-def with_fabric(machine: Machine, whole: float | None, inside: float | None) -> Machine:
-    """Return the nodes with what was measured of their all-gather before a run, in GB/s; None where it was not.
-
-    Over n nodes a gather of S bytes takes S / B = S / B_1 + n a, B_1 its rate in one of them: the hops between nodes
-    take a, at least the catalog's latency.
-    """
-    if whole is None or inside is None:
-        return machine
-    hop_s = GATHERED_BYTES * (1 / whole - 1 / inside) / 1e9 / machine.num_nodes
-    fabric = Fabric(max(hop_s, machine.node.network.latency_s), hop_s > SHORTEST_STALL_S)
-    return machine._replace(fabric=fabric)
+    return CATALOG.accelerator(found[0])
 
 
 def shape_of(sizes: dict[str, int | None], n_params: float | None, model: str, notes: str, seq_len: int) -> Shape:
@@ -307,3 +280,86 @@ def doubt_of(notes: str, confidence: str) -> str:
     """Return what the table itself says against learning from a row, "" where nothing."""
     words = next((f"its notes say {shown(word)}" for word in _DOUBTS if word in notes), "")
     return words or ("the table calls it partial" if confidence == "partial" else "")
+
+
+def run_of(row: Row, number_of_row: int) -> Run:  # noqa: ARG001 - its rows have ids
+    """Return the run of a row; a ValueError says why it is none."""
+    source, notes, recompute = row["source"], row["notes"], row["recompute"]
+    accelerator = accelerator_of(row["gpu"], row["gpu_unit"], source)
+    seq_len, devices = stated(row, "seq_len"), stated(row, "gpus")
+    sizes = {name: whole(row, name) for name in ("hidden", "layers", "heads", "kv_heads", "ffn", "vocab")}
+    shape = shape_of(sizes, number(row, "n_params"), row["model"], notes, seq_len)
+    machine = machine_of(accelerator, devices, whole(row, "gpus_per_node"))
+    trainer = trainer_of(source, row["zero_or_fsdp"], notes, accelerator)
+    plan = plan_of(row, shape, trainer, devices, machine.devices_per_node)
+    recipe = recipe_of(row["precision"], row["train_kind"], row["optimizer"], notes)
+    step_s = step_s_of(row, devices, stated(row, "global_batch_seqs") * seq_len)
+    memory = number(row, "peak_mem_gib_per_gpu")
+    held = memory * GIB if memory else None
+    if step_s is None and held is None:
+        raise ValueError("step_time_s: neither a time nor a rate nor memory was measured")
+    of_tensors = source.startswith(OF_TENSORS)
+    # of frozen weights in 8-bit training it is not said whether they are kept in 8 or in 16 bits
+    is_known = "OOM" not in notes and not (recipe.lora_rank and recipe.precision == "fp8-mixed")
+    assumes = "" if recompute else f"recompute: not stated, taken as {UNSTATED_RECOMPUTATION}"
+    return Run(
+        name=row["id"],
+        source=source,
+        trainer=trainer,
+        shape=shape,
+        seq_len=seq_len,
+        machine=machine,
+        plan=plan,
+        recipe=recipe,
+        step_s=step_s,
+        reserved_bytes=None if of_tensors else held,
+        allocated_bytes=held if of_tensors else None,
+        fits=True if is_known and not assumes else None,
+        why_unhealthy=doubt_of(notes, row["confidence"]),
+        assumes=assumes,
+    )
+
+
+def plan_of(row: Row, shape: Shape, trainer: str, devices: int, devices_per_node: int) -> Plan:
+    """Return the plan of a row, of which all degrees that it states agree."""
+    tp, pp, cp = (stated(row, name) for name in ("tp", "pp", "cp"))
+    rows, ep, chunks = stated(row, "micro_batch"), whole(row, "ep") or 1, whole(row, "vp") or 1
+    if shape.num_experts and not row["ep"]:
+        raise ValueError("ep: not stated of a mixture")
+    if pp > 1 and not row["vp"] and re.search(r"VP (?:set|and|not)|and VP", row["notes"]):
+        raise ValueError("vp: not stated")
+    dp = data_parallel(devices, tp=tp, pp=pp, cp=cp)
+    count = micro_batches(stated(row, "global_batch_seqs"), dp, rows)
+    for column, implied in (("dp", dp), ("grad_accum_or_microbatches", count)):
+        if whole(row, column) not in (None, implied):
+            raise ValueError(f"{column}: {row[column]} is stated, {implied} follows from the rest")
+    recompute = row["recompute"] or (UNSTATED_RECOMPUTATION if trainer in SELDOM_RECOMPUTING else "")
+    name, repeated = recomputation_of(recompute, trainer, shape.num_layers, pp)
+    in_node = max(min(devices_per_node // tp, dp * cp), 1)
+    zero = sharding_of(row["zero_or_fsdp"], row["optimizer"], trainer, dp * cp, in_node)
+    return Plan(
+        num_stages=pp,
+        num_micro_batches=count,
+        batch_per_device=rows,
+        tp=tp,
+        cp=cp,
+        ep=ep,
+        recomputation=name,
+        recomputed_layers=repeated,
+        zero_stage=zero.zero_stage,
+        shard_within_node=zero.shard_within_node,
+        schedule="interleaved" if pp > 1 and chunks > 1 else "1f1b",
+        virtual_stages=chunks if pp > 1 else 1,
+        sequence_parallel=splits_sequence(row["source"], row["recompute"]),
+        offload_optimizer=zero.offload_optimizer,
+    )
+
+
+def step_s_of(row: Row, devices: int, tokens: int) -> float | None:
+    """Return the step's seconds, of which all that the row says of them agrees."""
+    rate = number(row, "tokens_per_s_per_gpu")
+    rates = (number(row, "tokens_per_s_total"), rate and rate * devices)
+    told = [t for t in (number(row, "step_time_s"), *(r and tokens / r for r in rates)) if t]
+    if told and max(told) > (1 + SPEED_TOLERANCE) * min(told):
+        raise ValueError(f"step_time_s: time and rates tell steps of {min(told):g} s and of {max(told):g} s")
+    return told[0] if told else None
