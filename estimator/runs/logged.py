@@ -104,7 +104,7 @@ def logged_run(log: Log, record: RunRecord, catalog: Catalog) -> LoggedRun:
         shape=workload.shape,
         seq_len=workload.seq_len,
         machine=machine,
-        plan=record.plan.plan(),
+        plan=record.plan.plan,
         recipe=record.recipe(),
         step_s=None,
         reserved_bytes=log.reserved_bytes,

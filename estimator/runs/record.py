@@ -1,12 +1,12 @@
 """The run record: what a run trained, how and on what. The first line of a `steps.jsonl`; for another log, a file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
 from estimator.formulas.machine import Machine
-from estimator.work.plan import MAX_DEGREE, Plan
+from estimator.work.plan import MAX_DEGREE, Plan, plan_from_document
 from estimator.stack.recipe import PRECISIONS, Recipe
 from estimator.work.shape import Shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
@@ -15,7 +15,6 @@ from hardware.errors import first_error, shown, unknown_name
 from hardware.models import MOST_DEVICES
 
 Degree = Annotated[int, Field(strict=True, ge=1, lt=MAX_DEGREE)]
-Layers = Annotated[int, Field(strict=True, ge=0, lt=MAX_DEGREE)]
 Devices = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Count = Annotated[int, Field(strict=True, ge=1, lt=MAX_COUNT)]
 Label = Annotated[str, Field(max_length=200)]
@@ -28,56 +27,15 @@ class PlanRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    num_stages: Degree
-    num_micro_batches: Degree
-    batch_per_device: Degree
+    plan: InstanceOf[Plan]
     data_parallel: Degree | None = None
-    tensor_parallel: Degree = Field(1, validation_alias=AliasChoices("tensor_parallel", "tp"))
-    context_parallel: Degree = Field(1, validation_alias=AliasChoices("context_parallel", "cp"))
-    expert_parallel: Degree = Field(1, validation_alias=AliasChoices("expert_parallel", "ep"))
-    recomputation: Literal["none", "selective", "full"] = "none"
-    recomputed_layers: Layers = 0
-    distribute_param: Annotated[bool, Field(strict=True)] | None = None
-    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
-    shard_within_node: Annotated[bool, Field(strict=True)] = False
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
-    virtual_stages: Degree = 1
-    first_layers: Layers = 0
-    last_layers: Layers = 0
-    sequence_parallel: Annotated[bool, Field(strict=True)] = True
-    offload_optimizer: Annotated[bool, Field(strict=True)] = False
+    """As stated; it follows from the plan and the devices."""
 
-    @model_validator(mode="after")
-    def _sharding_is_told_once(self) -> Self:
-        if self.distribute_param is None and self.zero_stage is None:
-            raise ValueError("zero_stage is missing, and distribute_param too; add one of them")
-        if None not in (self.distribute_param, self.zero_stage) and self.distribute_param != (self.zero_stage == 3):
-            raise ValueError(
-                f"distribute_param = {self.distribute_param} contradicts zero_stage = {self.zero_stage}; "
-                "true is stage 3"
-            )
-        return self
-
-    def plan(self) -> Plan:
-        """Return the plan."""
-        return Plan(
-            num_stages=self.num_stages,
-            num_micro_batches=self.num_micro_batches,
-            batch_per_device=self.batch_per_device,
-            tp=self.tensor_parallel,
-            cp=self.context_parallel,
-            ep=self.expert_parallel,
-            recomputation=self.recomputation,
-            recomputed_layers=self.recomputed_layers,
-            zero_stage=self.zero_stage if self.zero_stage is not None else 3 if self.distribute_param else 0,
-            shard_within_node=self.shard_within_node,
-            schedule=self.schedule,
-            virtual_stages=self.virtual_stages,
-            first_layers=self.first_layers,
-            last_layers=self.last_layers,
-            sequence_parallel=self.sequence_parallel,
-            offload_optimizer=self.offload_optimizer,
-        )
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_a_plan(cls, document: Any) -> dict[str, Any]:
+        plan = plan_from_document(document)
+        return {**document, "plan": plan}
 
 
 class RunRecord(BaseModel):
@@ -129,7 +87,7 @@ class RunRecord(BaseModel):
         Raises:
             ValueError: the plan does not divide the devices, or its rows do not make the tokens of a step.
         """
-        plan = self.plan.plan()
+        plan = self.plan.plan
         ways = plan.num_stages * plan.tp * plan.cp
         if self.num_devices % ways:
             raise ValueError(f"plan: num_stages * tp * cp = {ways} does not divide num_devices = {self.num_devices}")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from estimator.formulas.layout import Layout, layout
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Evidence, Habits
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape, shape_from_config
 
 DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
@@ -104,25 +104,9 @@ def shapes(*model_types: str) -> st.SearchStrategy[Shape]:
 
 def plans(degrees: st.SearchStrategy[int], layers: st.SearchStrategy[int]) -> st.SearchStrategy[Plan]:
     """Draw a plan of any kind, whether it can run or not; `layers` draws numbers of layers, where they are given."""
-    given = st.just(0) | layers
+    counts = {1: degrees, 0: st.just(0) | layers}  # by what is usual
     return st.builds(
-        Plan,
-        num_stages=degrees,
-        num_micro_batches=degrees,
-        batch_per_device=degrees,
-        tp=degrees,
-        cp=degrees,
-        ep=degrees,
-        recomputation=st.sampled_from(RECOMPUTATIONS),
-        recomputed_layers=given,
-        zero_stage=st.integers(0, 3),
-        shard_within_node=st.booleans(),
-        schedule=st.sampled_from(SCHEDULES),
-        virtual_stages=degrees,
-        first_layers=given,
-        last_layers=given,
-        sequence_parallel=st.booleans(),
-        offload_optimizer=st.booleans(),
+        Plan, **{f.name: st.sampled_from(f.choices) if f.choices else counts[int(f.usual)] for f in PLAN_FIELDS}
     )
 
 

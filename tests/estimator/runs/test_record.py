@@ -40,7 +40,7 @@ def test_a_run_record_is_a_run() -> None:
     workload, machine = run.workload(), run.machine(CATALOG)
     assert (workload.seq_len, workload.global_batch, workload.shape.num_layers) == (256, 16, 4)
     assert (machine.num_devices, machine.num_nodes, machine.devices_per_node) == (2, 1, 2)
-    assert run.plan.plan() == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
+    assert run.plan.plan == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
     assert run.recipe() == Recipe("fp32")
     assert record(precision="bf16-mixed").recipe() == Recipe()
 
@@ -51,7 +51,7 @@ def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
     found = search(workload, CATALOG.flavor("4xLarge.2048GB"), load_stack("moai-24.2"), CATALOG, space="full")
     for plan_document, estimate in zip(estimate_document(found)["plans"], found.plans, strict=True):
         run = record(plan=plan_document["plan"], num_devices=32, num_nodes=4, tokens_per_step=524288)
-        assert run.plan.plan() == estimate.plan
+        assert run.plan.plan == estimate.plan
         assert (run.workload().seq_len, run.workload().global_batch) == (2048, 256)
 
 
@@ -109,7 +109,7 @@ def test_a_plan_under_its_own_keys_is_the_same() -> None:
     """A plan written with the keys of `Plan` reads as under those of `estimate --json`."""
     own = Plan(num_stages=2, num_micro_batches=4, tp=2, zero_stage=1, schedule="gpipe", sequence_parallel=False)
     run = record(plan=asdict(own) | {"distribute_param": False, "data_parallel": 2}, num_devices=8)
-    assert run.plan.plan() == own
+    assert run.plan.plan == own
 
 
 def test_the_same_run_begun_again() -> None:
