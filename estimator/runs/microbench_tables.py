@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from estimator.runs.tables import Count, Label, MaybeAmount, MaybeCount, Text
-from estimator.formulas.collectives import all_reduce_seconds, gather_seconds
+from estimator.formulas.collectives import Group, all_reduce_seconds, gather_seconds
 from estimator.formulas.compute import FUSED_ATTENTION_RATE, Rates, matmul_seconds, sustained_rates
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from estimator.formulas.machine import Machine
@@ -232,7 +232,7 @@ class CollectiveRow(Form, frozen=True):
         if self.nodes != machine.num_nodes:
             raise ValueError(f"nodes: {self.nodes} are stated, {machine.num_nodes} of the catalog hold the devices")
         collective = all_reduce_seconds if kind == "all-reduce" else gather_seconds
-        return float(collective(size, machine.devices_per_node, self.nodes, machine))
+        return float(collective(size, Group(machine.devices_per_node, self.nodes), machine))
 
 
 def _plain(cell: str, column: str) -> float:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.layout import on_machine
+from estimator.formulas.inputs import step_inputs
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import host_bytes
-from estimator.predict.evaluate import host_memory, predict, usable_bytes
+from estimator.formulas.memory import host_bytes, plan_memory
+from estimator.formulas.step import plan_step
+from estimator.predict.evaluate import host_memory
+from estimator.predict.prediction import usable_bytes
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
@@ -64,12 +66,12 @@ def sweep(
     high = float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
     for plans in blocks:
         able = are_trainable(plans, workload.shape) if stack.trainer == TRAINER else np.True_
-        step, memory = predict(plans, workload, machine, stack, efficiencies)
+        inputs = step_inputs(plans, workload, machine, stack.habits)
+        step, memory = plan_step(inputs, efficiencies), plan_memory(inputs, efficiencies)
         used = np.broadcast_to(memory.peak_bytes, plans.shape)
         fits = able & (used <= usable)
         if machine.node.host:
-            where = on_machine(plans, machine, workload.shape, stack.habits)
-            fits &= host_bytes(workload.shape, where, stack.habits) <= host_memory(machine)
+            fits &= host_bytes(inputs) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step.seconds, plans.shape), used * high <= usable
         safe.offer(plans, np.where(fits & is_safe, seconds, np.inf))
         risky.offer(plans, np.where(fits & ~is_safe, seconds, np.inf))

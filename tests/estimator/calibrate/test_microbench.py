@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.calibrate.microbench import implied_priors, joined, microbench_document, read_timings, summarize_timings
-from estimator.formulas.collectives import all_reduce_seconds
+from estimator.formulas.collectives import Group, all_reduce_seconds
 from estimator.formulas.compute import FUSED_ATTENTION_RATE, matmul_seconds
 from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead
@@ -89,7 +89,7 @@ def test_products_made_from_the_model_are_predicted(device: str, shape: tuple[in
 def test_collectives_made_from_the_model_are_predicted(device: str, members: int, size: int) -> None:
     """An all-reduce with the bus bandwidth of the model's own time has ratio 1, whatever its size."""
     machine = Machine.of(CATALOG, CATALOG.flavor_of(device, members))
-    seconds = float(all_reduce_seconds(size, members, 1, machine))
+    seconds = float(all_reduce_seconds(size, Group(members, 1), machine))
     rate = 2 * (members - 1) / members * size / seconds
     cells = {"gpu": device, "n_gpus": str(members), "msg_bytes": str(size), "busbw_GBps": f"{rate / 1e9:.15f}"}
     timing = CollectiveRow.model_validate(REDUCE | cells).timing("row 1", CATALOG)

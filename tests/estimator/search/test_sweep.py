@@ -105,7 +105,7 @@ def optimum(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> fl
     found = sweep(blocks, workload, machine, STACK, kept=1)
     if not found.num_possible:
         return float("inf")
-    return float(evaluate(Plans.of(found.best), workload, machine, STACK).step.seconds.min())
+    return float(evaluate(Plans.of(found.best), workload, machine, STACK).prediction.step.seconds.min())
 
 
 def best_of_all(workload: Workload, machine: Machine) -> float:
