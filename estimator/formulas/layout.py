@@ -5,6 +5,7 @@ the same parameters, so that the replicas of a parameter are the data- and the c
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class StageLayers(NamedTuple):
     last: Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout(PlanFields[Array, Array, Array]):
     """What the formulas take of plans: their arrays, which broadcast against each other, and what the machine adds."""
 
@@ -39,29 +40,29 @@ class Layout(PlanFields[Array, Array, Array]):
         """Whether the backward pass recomputes in this way."""
         return np.asarray(np.equal(self.recomputation, RECOMPUTATIONS.index(recomputation)))
 
-    @property
+    @cached_property
     def replicas(self) -> Array:
         """Ranks that hold the same parameters."""
         return self.dp * self.cp
 
-    @property
+    @cached_property
     def tensor_parallel_hops(self) -> Array:
         """Hops of an all-reduce's ring over a tensor-parallel group that leaves the node; 0 where it does not."""
         ways = self.tp
         return np.where(ways > self.devices_per_node, 2.0 * (ways - 1), 0.0)
 
-    @property
+    @cached_property
     def shard_ranks(self) -> Array:
         """Ranks over which ZeRO spreads what it shards: all replicas, or those of a node."""
         within = np.clip(self.devices_per_node // self.tp, 1, self.replicas)
         return np.where(self.shard_within_node, within, self.replicas)
 
-    @property
+    @cached_property
     def expert_shard_ranks(self) -> Array:
         """The same for the parameters of experts, which fewer ranks hold."""
         return np.asarray(np.maximum(self.shard_ranks // self.ep, 1))
 
-    @property
+    @cached_property
     def sequence_ways(self) -> Array:
         """Parts into which tensor parallelism splits what every of its ranks would hold whole: norms, layer inputs."""
         return np.where(self.sequence_parallel, self.tp, 1)

@@ -166,12 +166,6 @@ class DeviceTime(NamedTuple):
     weight_gradient: Array
     """Part of those that no other stage waits for."""
 
-    def times(self, factor: Num) -> "DeviceTime":
-        """Return the seconds of devices that take so many times as long."""
-        breakdown = {name: np.asarray(seconds * factor) for name, seconds in self.breakdown.items()}
-        stage = StageLayers(*(factor * seconds for seconds in self.stage))
-        return DeviceTime(breakdown, stage, np.asarray(factor * self.pipeline), self.weight_gradient)
-
 
 def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
     """Return the seconds of a device in a step, whatever its host takes."""
@@ -217,18 +211,19 @@ def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: in
     plan, habits = inputs.plan, inputs.habits
     if not habits.overlaps_communication:
         efficiencies = without_overlap(efficiencies)
-    device = device_time(inputs, efficiencies).times(efficiencies.family_factor)
+    factor, device = efficiencies.family_factor, device_time(inputs, efficiencies)
+    breakdown = {name: np.asarray(seconds * factor) for name, seconds in device.breakdown.items()}
     launched = stage_launch_seconds(inputs, efficiencies)
     launch = launch_seconds(inputs, efficiencies, launched)
     if habits.single_controller:
         # it launches before the devices run; only until the next read of the loss does it run ahead
-        hidden = np.maximum(launch - sum(device.breakdown.values()), 0.0)
+        hidden = np.maximum(launch - sum(breakdown.values()), 0.0)
         host = (launch + (steps_per_read - 1) * hidden) / steps_per_read
     else:
-        slower = StageLayers(*map(np.maximum, device.stage, launched))
-        waits = pipeline_seconds(slower, plan, device.weight_gradient) - device.pipeline
+        slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in device.stage), launched))
+        waits = pipeline_seconds(slower, plan, device.weight_gradient) - factor * device.pipeline
         host = np.maximum(waits, 0.0) + efficiencies.launch_s_per_step
-    return StepTime({**device.breakdown, "host": np.asarray(host)}, launch)
+    return StepTime({**breakdown, "host": np.asarray(host)}, launch)
 
 
 def busy_seconds(inputs: StepInputs, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:
