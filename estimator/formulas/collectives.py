@@ -149,10 +149,9 @@ def expert_parallel_seconds(inputs: StepInputs) -> Array:
 
 def stage_transfer_seconds(inputs: StepInputs) -> Array:
     """Seconds of sending activations forward and gradients back, for every slot of the pipeline and every chunk."""
-    shape, _, plan, machine, habits = inputs
-    num_bytes = inputs.tokens * shape.hidden_size * habits.activation_bytes / plan.tp
+    plan = inputs.plan
     slots = plan.num_micro_batches * plan.virtual_stages + plan.num_stages - 2
-    seconds = transfer_seconds(num_bytes, plan.replicas * plan.tp, machine)
+    seconds = transfer_seconds(inputs.passed_bytes / plan.tp, plan.replicas * plan.tp, inputs.machine)
     return np.asarray(2.0 * np.where(plan.num_stages > 1, slots, 0) * seconds)
 
 

@@ -1,7 +1,9 @@
-"""What a step is predicted from, beside how efficiently it runs: a model, its rows, plans on a machine, and habits."""
+"""What a step is predicted from, beside efficiencies: a model, the length of its sequences, plans, machine, habits."""
 
 from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.layout import Layout, balanced, layout
@@ -17,7 +19,7 @@ class StepInputs(NamedTuple):
 
     shape: Shape
     seq_len: Num
-    """Tokens per row."""
+    """Tokens of a sequence."""
     plan: Layout
     """Of one plan, or of many."""
     machine: Machine
@@ -27,7 +29,12 @@ class StepInputs(NamedTuple):
     @property
     def tokens(self) -> Array:
         """Tokens of a micro-batch on one context-parallel rank."""
-        return self.plan.tokens(self.seq_len)
+        return np.asarray(self.plan.batch_per_device, dtype=np.float64) * self.seq_len / self.plan.cp
+
+    @property
+    def passed_bytes(self) -> Array:
+        """Bytes of what a layer passes on of those tokens."""
+        return np.asarray(self.tokens * self.shape.hidden_size * self.habits.activation_bytes)
 
     @property
     def fuses_attention(self) -> bool:

@@ -67,10 +67,6 @@ class Layout(PlanFields[Array, Array, Array]):
         """Parts into which tensor parallelism splits what every of its ranks would hold whole: norms, layer inputs."""
         return np.where(self.sequence_parallel, self.tp, 1)
 
-    def tokens(self, seq_len: Num) -> Array:
-        """Tokens of a micro-batch on one context-parallel rank."""
-        return np.asarray(self.batch_per_device, dtype=np.float64) * seq_len / self.cp
-
     def stage_layers(self, num_layers: int) -> StageLayers:
         """Layers of the first, of a middle and of the last stage."""
         stages = np.asarray(self.num_stages, dtype=np.float64)

@@ -46,7 +46,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
 
     A context-parallel ring hides behind attention, but for the exposed part of it, and for what is longer.
     """
-    shape, _, plan, machine, habits = inputs
+    shape, plan = inputs.shape, inputs.plan
     exposed, full = efficiencies.exposed_communication, plan.recomputes("full")
     base = [matmul_passes(inputs.tokens, m, plan, rates) for m in layer_matmuls(shape)]
     adapters = [matmul_passes(inputs.tokens, m, plan, rates) for m in adapter_matmuls(shape)]
@@ -54,8 +54,8 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     forward, backward = attention_passes(inputs, rates)
     elementwise, elementwise_again = elementwise_seconds(inputs, rates)
-    sent = inputs.tokens * shape.hidden_size * habits.activation_bytes
-    reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
+    all_reduce_s = tensor_parallel_seconds(inputs.passed_bytes, plan, inputs.machine, efficiencies.hop_s)
+    reduced = efficiencies.tensor_exposure * all_reduce_s
     ring = context_parallel_seconds(inputs)
     experts = expert_parallel_seconds(inputs) if shape.num_experts else np.zeros(())
     usual = {
@@ -111,8 +111,8 @@ def end_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) ->
     passes = matmul_passes(tokens, head_matmul(shape), plan, rates._replace(weights_flop_per_s=rates.flop_per_s))
     head = sum(passes.frozen() if shape.lora_rank else passes)
     loss = LOSS_TRAFFIC_BYTES * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
-    sent = tokens * shape.hidden_size * habits.activation_bytes
-    return Ends(embedding, np.asarray(head), loss, tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s))
+    reduced = tensor_parallel_seconds(inputs.passed_bytes, plan, machine, efficiencies.hop_s)
+    return Ends(embedding, np.asarray(head), loss, reduced)
 
 
 def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.0) -> Array:

@@ -19,8 +19,8 @@ def moai_space(flavor: Flavor, global_batch: int) -> Plans:
     """Return the candidates that the MoAI platform, version 24.2, generates for a flavor and a batch.
 
     Stages s of 2, 4, 8 with s dividing the nodes; data parallel over the devices of a stage, which must divide the
-    batch; micro-batches a power of two, 2 or more, that leaves at most 8 rows per device; each with recomputation off
-    and on; no tensor parallelism; parameters distributed. This rule, inferred from the platform's logs, gives the
+    batch; micro-batches a power of two, 2 or more, that leaves at most 8 sequences per device; each with recomputation
+    off and on; no tensor parallelism; parameters distributed. This rule, inferred from the platform's logs, gives the
     count of candidates that 22 of 23 logs print. assumed: where it gives none (a flavor on one node), the platform
     runs without a pipeline, any power of two of micro-batches.
 
@@ -47,17 +47,19 @@ def _moai_plans(stages: int, num_devices: int, global_batch: int, fewest: int) -
     dp = num_devices // stages
     if num_devices % stages or global_batch % dp:
         return []
-    rows = global_batch // dp
-    counts = [m for m in (2**i for i in range(41)) if m >= fewest and rows % m == 0 and rows // m <= 8]
+    sequences = global_batch // dp
+    counts = [m for m in (2**i for i in range(41)) if m >= fewest and sequences % m == 0 and sequences // m <= 8]
     return [
-        Plan(stages, m, rows // m, recomputation=recomputation) for m in counts for recomputation in ("none", "full")
+        Plan(stages, m, sequences // m, recomputation=recomputation)
+        for m in counts
+        for recomputation in ("none", "full")
     ]
 
 
 # --- the full space ---------------------------------------------------------------------------------------------------
 
-MOST_ROWS = 32
-"""Rows of a micro-batch at most: larger ones fill no device better and hold more."""
+MOST_SEQUENCES = 32
+"""Sequences of a micro-batch at most: larger ones fill no device better and hold more."""
 
 MOST_VIRTUAL = 16
 """Chunks of an interleaved stage at most."""
@@ -100,9 +102,9 @@ def _layouts(workload: Workload, machine: Machine) -> Plans:
     experts = [d for d in degrees if shape.num_experts and shape.num_experts % d == 0] or [1]
     tensor = [d for d in degrees if shape.num_kv_heads % d == 0]
     pipelines = np.array([row for p in degrees for row in _pipelines(p, shape.num_layers)], dtype=np.int64)
-    per_device = [d for d in _divisors_of(batch) if d <= MOST_ROWS]
+    per_device = [d for d in _divisors_of(batch) if d <= MOST_SEQUENCES]
     index = np.meshgrid(np.arange(len(pipelines)), tensor, degrees, experts, per_device, indexing="ij")
-    which, tp, cp, ep, rows = (axis.ravel() for axis in index)
+    which, tp, cp, ep, sequences = (axis.ravel() for axis in index)
     stages, schedule, virtual, first, last = pipelines[which].T
     plans = Plans(
         num_stages=stages,
@@ -113,9 +115,9 @@ def _layouts(workload: Workload, machine: Machine) -> Plans:
         virtual_stages=virtual,
         first_layers=first,
         last_layers=last,
-        batch_per_device=rows,
+        batch_per_device=sequences,
     )
-    ranks = np.maximum(plans.data_parallel(num_devices) * rows, 1)
+    ranks = np.maximum(plans.data_parallel(num_devices) * sequences, 1)
     plans = replace(plans, num_micro_batches=np.where(batch % ranks == 0, batch // ranks, 0))
     plans = _chosen(plans, (plans.data_parallel(num_devices) > 0) & (plans.num_micro_batches > 0))
     return _chosen(plans, are_legal(plans, workload, num_devices))

@@ -248,7 +248,7 @@ def parse_plan(text: str) -> Plan:
 
 
 @cache
-def _plan_document() -> type[BaseModel]:
+def _document_model() -> type[BaseModel]:
     """Return what a plan's document is checked by; of what it must tell in one of two ways, neither has a default."""
     told: dict[str, Any] = {}
     for f in _TOLD:
@@ -266,7 +266,7 @@ def plan_from_document(document: object) -> Plan:
         ValueError: it contradicts itself; or it lacks a key, or a value is not of its kind: pydantic's, which tells the
             key.
     """
-    values = dict(_plan_document().model_validate(document))
+    values = dict(_document_model().model_validate(document))
     distribute, zero_stage = values.pop("distribute_param"), values["zero_stage"]
     if distribute is None and zero_stage is None:
         raise ValueError("zero_stage is missing, and distribute_param too; add one of them")
