@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from estimator.arrays import Array
 from estimator.calibrate.batches import Batch, batched
-from estimator.predict.interval import Range, moved, spreads
-from estimator.predict.residual import corrected
+from estimator.predict.interval import Range
+from estimator.predict.prediction import predict
 from estimator.runs.measured import Run
 from estimator.runs.read import Skipped
-from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import ANY_TRAINER, Stack
 from estimator.work.plan import Plan
 
@@ -108,65 +106,20 @@ def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
 
 
 def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) -> Iterator[Assessed]:
-    prediction = predict_batch(batch, stack)
+    """Yield the runs of a batch beside their predictions."""
+    found = predict(batch.inputs, stack, batch.run.source)
+    step_s, held, fits = found.step.seconds, batch.read_bytes(found.memory), found.fits_probability
     for k, row in enumerate(batch.rows):
         run = runs[row]
         yield Assessed(
             run=run,
             stack=stack.name,
             in_sample=run.digest in known,
-            step_s=prediction.range_of(prediction.step_s, prediction.step_log_sd, k),
-            reserved_bytes=prediction.range_of(prediction.reserved_bytes, prediction.memory_log_sd, k),
-            fits_probability=float(prediction.fits_probability[k]),
-            step_breakdown={name: float(part[k]) for name, part in prediction.breakdown.items()},
+            step_s=Range.of(float(step_s[k]), found.step_log_sd[k], found.degrees_of_freedom),
+            reserved_bytes=Range.of(float(held[k]), found.memory_log_sd[k], found.degrees_of_freedom),
+            fits_probability=float(fits[k]),
+            step_breakdown={name: float(part[k]) for name, part in found.step.breakdown.items()},
         )
-
-
-class Prediction(NamedTuple):
-    """Of the runs of a batch: medians, log standard deviations, each of shape (runs,)."""
-
-    step_s: Array
-    step_log_sd: Array
-    reserved_bytes: Array
-    memory_log_sd: Array
-    fits_probability: Array
-    breakdown: dict[str, Array]
-    degrees_of_freedom: int
-
-    def range_of(self, values: Array, log_sds: Array, i: int) -> Range:
-        """Return a run's value with its 90 % interval."""
-        ratio = float(interval_ratio(log_sds[i], self.degrees_of_freedom))
-        return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
-
-
-def predict_batch(batch: Batch, stack: Stack) -> Prediction:
-    """Predict the runs of a batch, with the uncertainty of the parameters and of what the model leaves unexplained."""
-    from scipy.special import stdtr  # noqa: PLC0415 - slow to import
-
-    fit, (family, accelerator, source), count = stack.fit, batch.labels, len(batch.rows)
-    efficiencies = stack.efficiencies(family, accelerator, source)
-    places = batch.places()
-    step, memory = corrected(batch.step(efficiencies), batch.memory(efficiencies), fit, places)
-    directions = stack.directions(family, accelerator, source)
-    after = moved(efficiencies, (*stack.priors, "family_factor"), directions)
-    new_source = 0.0 if source in fit.sources else fit.source_log_sd
-    moved_both = batch.step(after), batch.memory(after)
-    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, accelerator, new_source)
-    usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
-    margin = np.log(usable / memory.peak_bytes) / memory_log_sd
-
-    def each(values: Array) -> Array:
-        return np.broadcast_to(values, (count,))
-
-    return Prediction(
-        step_s=each(step.seconds),
-        step_log_sd=each(step_log_sd),
-        reserved_bytes=each(batch.read_bytes(memory)),
-        memory_log_sd=each(memory_log_sd),
-        fits_probability=each(stdtr(fit.degrees_of_freedom, margin)),
-        breakdown={name: each(part) for name, part in step.breakdown.items()},
-        degrees_of_freedom=fit.degrees_of_freedom,
-    )
 
 
 MEASURES = {"step": "step_s", "launch": "launch_s", "memory": "reserved_bytes", "total_memory": "total_bytes"}

@@ -21,7 +21,7 @@ import numpy as np
 
 from estimator.arrays import Array
 from estimator.calibrate.assess import Assessed
-from estimator.formulas.layout import on_machine
+from estimator.formulas.inputs import step_inputs
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import total_bytes
 from estimator.formulas.step import plan_step
@@ -162,11 +162,10 @@ def observe(run: MoaiRun) -> Observation:
 
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
     """Return the logarithms of a run's seconds per step, launch seconds and bytes, shape (3,)."""
-    run, machine = observation.run.run, observation.machine
-    shape, seq_len = run.shape, run.seq_len
-    plan = on_machine(run.plan, machine, shape, habits)
-    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.steps_per_read)
-    held = total_bytes(shape, seq_len, plan, habits, efficiencies)
+    run = observation.run.run
+    inputs = step_inputs(run.plan, run.workload, observation.machine, habits)
+    step = plan_step(inputs, efficiencies, run.steps_per_read)
+    held = total_bytes(inputs, efficiencies)
     return np.log([float(step.seconds.item()), float(step.launch_s.item()), float(held.item())])
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from estimator.formulas.collectives import all_reduce_seconds, gather_seconds
+from estimator.formulas.collectives import Group, all_reduce_seconds, gather_seconds
 from estimator.formulas.compute import FUSED_ATTENTION_RATE, Rates, matmul_seconds, sustained_rates
 from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead, Skipped
@@ -219,7 +219,7 @@ def _of_collective(timed: Timed, device: Accelerator, catalog: Catalog) -> float
     if nodes != machine.num_nodes:
         raise ValueError(f"num_nodes: {nodes} are stated, {machine.num_nodes} of the catalog hold the devices")
     collective = all_reduce_seconds if timed.kind == "all-reduce" else gather_seconds
-    return float(collective(float(size), machine.devices_per_node, nodes, machine)) / seconds
+    return float(collective(float(size), Group(machine.devices_per_node, nodes), machine)) / seconds
 
 
 def _sizes(message_bytes: int) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.counts import MATERIALIZED_ATTENTION, MatMul, attention_backward_flop, attention_flop
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.layout import Layout
 from estimator.stack.efficiencies import Efficiencies
-from estimator.work.shape import Shape
 from hardware.models import Accelerator
 
 FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}
@@ -140,16 +141,15 @@ class Passes(NamedTuple):
         return self._replace(weight_gradient=np.zeros(()))
 
 
-def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -> Passes:
+def matmul_passes(tokens: Num, matmul: MatMul, plan: Layout, rates: Rates) -> Passes:
     """Seconds of a weight matrix's passes on one tensor-parallel rank.
 
     Of a mixture, on one expert-parallel rank, which holds 1/ep of the experts and gets their tokens from ep ranks.
     """
-    inner = matmul.in_size / (1 if matmul.splits_output else np.asarray(tp))
-    columns = matmul.out_size / (np.asarray(tp) if matmul.splits_output else 1)
-    shared_by = np.asarray(ep) if matmul.num_copies > 1 else 1
+    inner = matmul.in_size / (1 if matmul.splits_output else plan.tp)
+    columns = matmul.out_size / (plan.tp if matmul.splits_output else 1)
+    shared_by = plan.ep if matmul.num_copies > 1 else 1
     rows = np.asarray(tokens) * matmul.num_active / (matmul.num_copies / shared_by)
-
     flop_per_s = rates.experts_flop_per_s if matmul.num_copies > 1 else rates.weights_flop_per_s
 
     def seconds(m: Num, n: Num, k: Num) -> Array:
@@ -160,20 +160,19 @@ def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -
     return Passes(seconds(rows, columns, inner), seconds(rows, inner, columns), seconds(inner, columns, rows))
 
 
-def attention_passes(
-    tokens: Num, seq_len: Num, shape: Shape, tp: Num, rates: Rates, *, fused: bool
-) -> tuple[Array, Array]:
+def attention_passes(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
     """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
 
     Fused, at the rate of fused kernels. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched
     products of their shapes, and the passes over the scores between them.
     """
-    forward_flop = attention_flop(tokens, seq_len, shape, causal=fused) / np.asarray(tp)
+    shape, seq_len, tp, fused = inputs.shape, inputs.seq_len, inputs.plan.tp, inputs.fuses_attention
+    forward_flop = attention_flop(inputs.tokens, seq_len, shape, causal=fused) / tp
     if fused:
         backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
         rate = {name: share * np.asarray(rates.attention_flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
         return forward_flop / rate["forward"], backward_flop / rate["backward"]
-    queries = np.asarray(tokens) * shape.num_heads / tp
+    queries = inputs.tokens * shape.num_heads / tp
     onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
     from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
     product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones

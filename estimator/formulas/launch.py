@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits, Window
+from estimator.stack.stack import Window
 from estimator.work.shape import Shape
 
 FULL_LAUNCH = 1 / 3
@@ -24,41 +25,41 @@ paper: Narayanan et al. 2021, arXiv:2104.04473, section 2.3
 """
 
 
-def layer_launch_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> tuple[Array, Array]:
+def layer_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> tuple[Array, Array]:
     """Host seconds to launch one layer of one micro-batch, forward and backward, and what a repeated layer adds.
 
     A mixture's layer has its experts' products to launch, of sizes that the host waits for. A layer split over
     tensor-parallel ranks has collectives to launch, which on a machine whose collectives stall wait
     for every rank; where the ranks lie on several nodes, each hop takes its time.
     """
-    attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
-    split = np.asarray(plan.tp) > 1
+    plan, split = inputs.plan, inputs.plan.tp > 1
     layer = (
         efficiencies.launch_s_per_layer
         + efficiencies.launch_s_per_split_layer * split
         + efficiencies.launch_s_per_stalled_rank * split * plan.stalls * plan.tp
-        + efficiencies.launch_s_per_routed_layer * (shape.num_experts > 0)
+        + efficiencies.launch_s_per_routed_layer * (inputs.shape.num_experts > 0)
         + TENSOR_PARALLEL_REDUCTIONS * plan.tensor_parallel_hops * efficiencies.hop_s
     )
-    return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_LAUNCH, attention * SELECTIVE_LAUNCH)
+    attention = inputs.repeats_attention * SELECTIVE_LAUNCH
+    return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_LAUNCH, attention)
 
 
-def stage_launch_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> StageLayers:
+def stage_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> StageLayers:
     """Host seconds to launch the layers of each kind of stage for one micro-batch."""
-    layer, again = layer_launch_seconds(shape, plan, habits, efficiencies)
-    return StageLayers(
-        *(count * layer + plan.repeated_layers(count) * again for count in plan.stage_layers(shape.num_layers))
-    )
+    plan, (layer, again) = inputs.plan, layer_launch_seconds(inputs, efficiencies)
+    layers = plan.stage_layers(inputs.shape.num_layers)
+    return StageLayers(*(count * layer + plan.repeated_layers(count) * again for count in layers))
 
 
-def launch_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
-    """Mean host seconds to launch a step: a + b * layers * micro-batches, a third more of b with full recomputation.
+def launch_seconds(inputs: StepInputs, efficiencies: Efficiencies, stage: StageLayers) -> Array:
+    """Mean host seconds to launch a step, given those of each kind of stage for one micro-batch.
 
-    A single controller launches the layers of all stages, else each host those of its own: the most of them counts.
+    a + b * layers * micro-batches, a third more of b with full recomputation. A single controller launches the layers
+    of all stages, else each host those of its own: the most of them counts.
     """
-    stage = stage_launch_seconds(shape, plan, habits, efficiencies)
-    per_micro_batch = plan.over_stages(stage) if habits.single_controller else plan.most_of_stages(stage)
-    return np.asarray(efficiencies.launch_s_per_step + plan.micro_batches * per_micro_batch)
+    plan = inputs.plan
+    per_micro_batch = plan.over_stages(stage) if inputs.habits.single_controller else plan.most_of_stages(stage)
+    return np.asarray(efficiencies.launch_s_per_step + plan.num_micro_batches * per_micro_batch)
 
 
 def num_repeated(shape: Shape, plan: Layout) -> Array:

@@ -8,16 +8,13 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.counts import model_flop
 from estimator.formulas.failures import Endurance
+from estimator.formulas.inputs import step_inputs
 from estimator.formulas.launch import logged_tokens_per_s, paces
-from estimator.formulas.layout import on_machine
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import Memory, host_bytes, plan_memory, total_bytes
-from estimator.formulas.step import StepTime, plan_step
+from estimator.formulas.memory import host_bytes
 from estimator.formulas.wall import SECONDS_PER_HOUR, Wall, energy_kwh, wall
-from estimator.predict.interval import Range, log_sd, moved, spreads
-from estimator.predict.residual import corrected, features
-from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import interval_ratio
+from estimator.predict.interval import Range
+from estimator.predict.prediction import Prediction, predict
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
 from estimator.work.rules import Trainer, reasons
@@ -99,85 +96,87 @@ class PlanEstimate:
         return "\n".join([*lines, *(() if self.is_illegal else numbers)])
 
 
-def usable_bytes(machine: Machine, stack: Stack) -> float:
-    """Bytes per device that a plan may fill."""
-    return machine.accelerator.hbm_bytes * stack.usable_memory_fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Every quantity of many plans, as arrays of shape (plans,), and their log standard deviations."""
+class Evaluation(NamedTuple):
+    """Plans as predicted, and what else is asked of them, as arrays of shape (plans,)."""
 
     plans: Plans
     workload: Workload
     machine: Machine
     stack: Stack
-    num_compiled: int
-    """Plans that the stack compiles before it trains."""
-    step: StepTime
-    memory: Memory
+    prediction: Prediction
+    device_bytes: Array
+    """Of the fullest device."""
     memory_parts: dict[str, Array]
-    total_bytes: Array
     host_bytes: Array
+    """Of a node's host."""
     logged_tokens_per_s: Array
-    step_log_sd: Array
-    logged_log_sd: Array
-    memory_log_sd: Array
-    reasons: tuple[str, ...]
+    reasons: list[str]
     """Why each plan breaks a rule of the layout; "" where none does. Memory is not among them."""
 
-    def row(self, i: int, prices: tuple[float, float, float] | None) -> PlanEstimate:
-        """Return plan i, with what a run of it costs at median, least and greatest price [USD per device and hour]."""
-        workload, machine, stack = self.workload, self.machine, self.stack
-        dof = stack.fit.degrees_of_freedom
+    def row(self, i: int, prices: tuple[float, float, float] | None, num_compiled: int = 1) -> PlanEstimate:
+        """Return what plan i needs, and how fast it is.
 
-        def ranged(values: Array, sd: Array) -> Range:
-            ratio = float(interval_ratio(sd[i], dof))
-            return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
-
-        step_s = ranged(self.step.seconds, self.step_log_sd)
-        device_bytes = ranged(self.memory.peak_bytes, self.memory_log_sd)
-        breakdown = {name: float(part[i]) for name, part in self.step.breakdown.items()}
+        Args:
+            i: the plan.
+            prices: median, least and greatest [USD per device and hour]; None where none is known.
+            num_compiled: plans that the stack compiles before it trains.
+        """
+        found, machine, workload = self.prediction, self.machine, self.workload
+        step_s = self._range(found.step.seconds, found.step_log_sd, i)
+        device_bytes = self._range(self.device_bytes, found.memory_log_sd, i)
+        breakdown = {name: float(part[i]) for name, part in found.step.breakdown.items()}
         device_s = step_s.value - breakdown["host"]
-        launch = paces(float(self.step.launch_s[i]), stack.window)
-        if stack.habits.single_controller:
-            fast_s, slow_s = (device_s + float(seconds) for seconds in launch)
-        else:
-            fast_s = slow_s = step_s.value
-        duration = Wall(*map(float, wall(step_s.value, workload.num_steps, stack.startup, self.num_compiled)))
-        before = float(duration.startup_s + duration.first_step_s)
+        fast_s, slow_s = self._paces(i, device_s)
+        duration = Wall(*map(float, wall(step_s.value, workload.num_steps, self.stack.startup, num_compiled)))
         training_s = step_s.times(workload.num_steps - 1)
+        before = float(duration.startup_s + duration.first_step_s)
         wall_s = Range(*(before + later for later in training_s))
-        hours = wall_s.times(machine.num_devices / SECONDS_PER_HOUR)
         flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
         return PlanEstimate(
             plan=self.plans[i],
             data_parallel=int(self.plans.data_parallel(machine.num_devices)[i]),
             is_illegal=bool(self.reasons[i]),
             reason=self.reasons[i]
-            or over_memory(device_bytes.value, usable_bytes(machine, stack), float(self.host_bytes[i]), machine),
+            or over_memory(device_bytes.value, found.usable_bytes, float(self.host_bytes[i]), machine),
             memory=PlanMemory(
                 per_device_bytes=device_bytes,
-                total_bytes=ranged(self.total_bytes, self.memory_log_sd),
-                usable_bytes_per_device=usable_bytes(machine, stack),
+                total_bytes=self._range(found.total_bytes, found.memory_log_sd, i),
+                usable_bytes_per_device=found.usable_bytes,
                 breakdown_bytes={name: float(part[i]) for name, part in self.memory_parts.items()},
             ),
-            excess_bytes=device_bytes.value - usable_bytes(machine, stack),
-            is_risky=device_bytes.high > usable_bytes(machine, stack),
+            excess_bytes=device_bytes.value - found.usable_bytes,
+            is_risky=device_bytes.high > found.usable_bytes,
             step_s=step_s,
             step_breakdown=breakdown,
             device_s=device_s,
             fast_step_s=fast_s,
             slow_step_s=slow_s,
             tokens_per_s=step_s.inverse(workload.tokens_per_step),
-            logged_tokens_per_s=ranged(self.logged_tokens_per_s, self.logged_log_sd),
+            logged_tokens_per_s=self._range(self.logged_tokens_per_s, self.logged_log_sd, i),
             flop_per_device_s=flop / machine.num_devices / step_s.value,
             wall=duration,
             training_s=training_s,
             wall_s=wall_s,
-            usd=Range(*(h * p for h, p in zip(hours, prices, strict=True))) if prices else None,
+            usd=_cost(wall_s, prices, machine.num_devices) if prices else None,
             kwh=float(energy_kwh(wall_s.value, machine.num_devices, machine.accelerator)),
         )
+
+    @property
+    def logged_log_sd(self) -> Array:
+        """Standard deviation of the logarithm of what the log will print."""
+        found = self.prediction
+        return found.launch_log_sd if self.stack.window.times == "launch" else found.step_log_sd
+
+    def _range(self, medians: Array, log_sds: Array, i: int) -> Range:
+        return Range.of(float(medians[i]), log_sds[i], self.prediction.degrees_of_freedom)
+
+    def _paces(self, i: int, device_s: float) -> tuple[float, float]:
+        """Return the seconds of a step at the host's fast and at its slow pace."""
+        if not self.stack.habits.single_controller:
+            step_s = float(self.prediction.step.seconds[i])
+            return step_s, step_s
+        fast, slow = paces(float(self.prediction.step.launch_s[i]), self.stack.window)
+        return device_s + float(fast), device_s + float(slow)
 
 
 def over_memory(used: float, usable: float, host_used: float, machine: Machine) -> str:
@@ -193,18 +192,14 @@ def over_memory(used: float, usable: float, host_used: float, machine: Machine) 
     return ""
 
 
+def _cost(wall_s: Range, prices: tuple[float, float, float], num_devices: int) -> Range:
+    hours = wall_s.times(num_devices / SECONDS_PER_HOUR)
+    return Range(*(each * price for each, price in zip(hours, prices, strict=True)))
+
+
 def host_memory(machine: Machine) -> float:
     """Bytes that a node's host has for optimizers; 0 where it is not known."""
     return machine.node.host.memory_bytes if machine.node.host else 0.0
-
-
-def predict(
-    plans: Plans, workload: Workload, machine: Machine, stack: Stack, efficiencies: Efficiencies
-) -> tuple[StepTime, Memory]:
-    """Return the step and the memory of plans, fields of any shapes that broadcast; by the formulas alone."""
-    where = on_machine(plans, machine, workload.shape, stack.habits)
-    step = plan_step(workload.shape, workload.seq_len, where, machine, stack.habits, efficiencies)
-    return step, plan_memory(workload.shape, workload.seq_len, where, stack.habits, efficiencies)
 
 
 def plan_reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
@@ -216,9 +211,7 @@ def plan_reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stac
     return found
 
 
-def evaluate(
-    plans: Plans, workload: Workload, machine: Machine, stack: Stack, num_compiled: int = 1, *, intervals: bool = True
-) -> Evaluation:
+def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, *, intervals: bool = True) -> Evaluation:
     """Evaluate plans at once: time, memory, what the log will print, and the uncertainty of each.
 
     Args:
@@ -226,41 +219,21 @@ def evaluate(
         workload: the work.
         machine: devices, links and network.
         stack: the software.
-        num_compiled: plans that the stack compiles before it trains.
         intervals: without, every spread is 0, and it takes a fortieth of the time.
     """
-    fit, family = stack.fit, workload.shape.family
-    where = on_machine(plans, machine, workload.shape, stack.habits)
-    device = machine.accelerator.id
-    efficiencies = stack.efficiencies(family, device)
-    in_8_bits = stack.habits.matmul_precision == "fp8"
-    places = features(workload.shape, workload.seq_len, where, machine, in_8_bits=in_8_bits)
-    step, memory = corrected(*predict(plans, workload, machine, stack, efficiencies), fit, places)
-    shape, count = workload.shape, len(plans)
-    step_log_sd = memory_log_sd = launch_log_sd = np.zeros(count)
-    if intervals:
-        after = moved(efficiencies, (*stack.priors, "family_factor"), stack.directions(family, device))
-        moved_both = predict(plans, workload, machine, stack, after)
-        step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, device, fit.source_log_sd)
-        launch_log_sd = log_sd(moved_both[0].launch_s, fit.launch_log_sd)
-
-    def each(values: Array) -> Array:
-        return np.broadcast_to(values, (count,))
-
+    inputs = step_inputs(plans, workload, machine, stack.habits)
+    found = predict(inputs, stack, intervals=intervals)
     return Evaluation(
         plans=plans,
         workload=workload,
         machine=machine,
         stack=stack,
-        num_compiled=num_compiled,
-        step=StepTime({name: each(part) for name, part in step.breakdown.items()}, each(step.launch_s)),
-        memory=memory,
-        memory_parts={name: each(part) for name, part in memory.peak.items()},
-        total_bytes=each(total_bytes(shape, workload.seq_len, where, stack.habits, efficiencies)),
-        host_bytes=each(host_bytes(shape, where, stack.habits)),
-        logged_tokens_per_s=logged_tokens_per_s(workload.tokens_per_step, step.seconds, step.launch_s, stack.window),
-        step_log_sd=step_log_sd,
-        logged_log_sd=launch_log_sd if stack.window.times == "launch" else step_log_sd,
-        memory_log_sd=memory_log_sd,
-        reasons=tuple(plan_reasons(plans, workload, machine, stack)),
+        prediction=found,
+        device_bytes=found.memory.peak_bytes,
+        memory_parts=found.memory.peak,
+        host_bytes=host_bytes(inputs),
+        logged_tokens_per_s=logged_tokens_per_s(
+            workload.tokens_per_step, found.step.seconds, found.step.launch_s, stack.window
+        ),
+        reasons=plan_reasons(plans, workload, machine, stack),
     )

@@ -19,12 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.layout import Layout
-from estimator.formulas.machine import Machine
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.memory import Memory
 from estimator.formulas.step import StepTime
 from estimator.stack.fit import Fit, ResidualModel
-from estimator.work.shape import Shape
 
 CHUNK = 4096
 """Runs whose distances are held at once: with a thousand measured ones, 32 MiB."""
@@ -57,25 +55,26 @@ DEVICES = (0, 1, 3)
 """Features whose sum is the doublings of devices: tensor parallel, stages, replicas."""
 
 
-def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in_8_bits: bool) -> Array:
+def features(inputs: StepInputs) -> Array:
     """Return where runs lie, shape (..., features): see `FEATURES`."""
+    shape, seq_len, plan, machine, habits = inputs
     columns = [
         np.log2(plan.tp),
-        np.log2(plan.stages),
+        np.log2(plan.num_stages),
         np.log2(plan.virtual_stages),
         np.log2(plan.replicas),
         np.log2(plan.ep),
-        np.log2(plan.sequences),
-        np.log2(plan.micro_batches),
+        np.log2(plan.batch_per_device),
+        np.log2(plan.num_micro_batches),
         np.log2(seq_len),
         np.log2(shape.hidden_size),
         np.log2(machine.accelerator.bf16_flop_per_s / 1e12),
-        np.asarray(plan.zero_stage) > 0,
+        plan.zero_stage > 0,
         plan.recomputes("full"),
         plan.stalls,
-        in_8_bits,
-        np.asarray(plan.tp) > plan.devices_per_node,
-        np.asarray(plan.stages) > 1,
+        habits.matmul_precision == "fp8",
+        plan.tp > plan.devices_per_node,
+        plan.num_stages > 1,
     ]
     counted = [np.asarray(column, dtype=np.float64) for column in np.broadcast_arrays(*columns)]
     return np.asarray(np.stack(counted, axis=-1) * np.array([unit for _, unit in FEATURES]))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from estimator.arrays import Array
 from estimator.formulas.counts import model_flop
 from estimator.formulas.wall import SECONDS_PER_HOUR, energy_kwh, wall
-from estimator.predict.evaluate import Evaluation, PlanEstimate, over_memory, usable_bytes
+from estimator.predict.evaluate import Evaluation, PlanEstimate, over_memory
 from estimator.predict.interval import Range
 from estimator.stack.fit import interval_ratio
 from estimator.work.plan import Plan
@@ -85,24 +85,25 @@ def columns_of(found: Evaluation, prices: tuple[float, float, float] | None, lon
         longer: factor of wall time, cost and energy, from failures.
     """
     work, machine, stack = found.workload, found.machine, found.stack
-    step = _ends(found.step.seconds, found.step_log_sd, stack.fit.degrees_of_freedom)
-    used = _ends(found.memory.peak_bytes, found.memory_log_sd, stack.fit.degrees_of_freedom)
-    duration = wall(step[0], work.num_steps, stack.startup, found.num_compiled)
+    predicted = found.prediction
+    step = _ends(predicted.step.seconds, predicted.step_log_sd, predicted.degrees_of_freedom)
+    used = _ends(found.device_bytes, predicted.memory_log_sd, predicted.degrees_of_freedom)
+    duration = wall(step[0], work.num_steps, stack.startup, num_candidates=1)
     training = step * (work.num_steps - 1)
     whole = (duration.startup_s + duration.first_step_s + training) * longer
     hours = whole * machine.num_devices / SECONDS_PER_HOUR
     ranges = {
         "step_s": step,
         "tokens_per_s": work.tokens_per_step / step[[0, 2, 1]],
-        "logged_tokens_per_s": _ends(found.logged_tokens_per_s, found.logged_log_sd, stack.fit.degrees_of_freedom),
+        "logged_tokens_per_s": _ends(found.logged_tokens_per_s, found.logged_log_sd, predicted.degrees_of_freedom),
         "per_device_bytes": used,
-        "total_bytes": _ends(found.total_bytes, found.memory_log_sd, stack.fit.degrees_of_freedom),
+        "total_bytes": _ends(predicted.total_bytes, predicted.memory_log_sd, predicted.degrees_of_freedom),
         "training_s": training,
         "wall_s": whole,
         "usd": hours * np.array(prices or [np.nan] * 3)[:, None],
     }
     flop = float(model_flop(work.tokens_per_step, work.seq_len, work.shape)) / machine.num_devices
-    usable = usable_bytes(machine, stack)
+    usable = predicted.usable_bytes
     reasons = np.array(list(_misfits(used[0], usable, found)), dtype=object)
     numbers = {f"{name}{end}": row for name, three in ranges.items() for end, row in zip(_ENDS, three, strict=True)}
     return {

@@ -8,7 +8,6 @@ from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.search.choice import frontier_marks
 from estimator.search.planner import Estimate, not_modelled
-from estimator.work.plan import Plan
 from hardware.units import MIB
 
 
@@ -66,35 +65,10 @@ def _range(value: Range) -> dict[str, float]:
     return value._asdict()
 
 
-def plan_document(plan: Plan, data_parallel: int) -> dict[str, Any]:
-    """Return a plan under the names of `estimate/1` and `steps/1`."""
-    return {
-        "num_stages": plan.num_stages,
-        "num_micro_batches": plan.num_micro_batches,
-        "batch_per_device": plan.batch_per_device,
-        "data_parallel": data_parallel,
-        "tensor_parallel": plan.tp,
-        "context_parallel": plan.cp,
-        "recomputation": plan.recomputation,
-        "distribute_param": plan.distribute_param,
-        "zero_stage": plan.zero_stage,
-        "schedule": plan.schedule,
-        "virtual_stages": plan.virtual_stages,
-        "first_layers": plan.first_layers,
-        "last_layers": plan.last_layers,
-        "expert_parallel": plan.ep,
-        "sequence_parallel": plan.sequence_parallel,
-        "recomputed_layers": plan.recomputed_layers,
-        "shard_within_node": plan.shard_within_node,
-        "offload_optimizer": plan.offload_optimizer,
-        "text": str(plan),
-    }
-
-
 def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
-    plan, tokens, padding = found.plan, estimate.workload.tokens_per_step, estimate.workload.padding
+    tokens, padding = estimate.workload.tokens_per_step, estimate.workload.padding
     return {
-        "plan": plan_document(plan, found.data_parallel),
+        "plan": found.plan.document(found.data_parallel),
         "possible": found.possible,
         "risky": found.is_risky,
         "reason": found.reason,

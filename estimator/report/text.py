@@ -197,7 +197,7 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
         risky = found.possible and found.is_risky
         own = (plan.num_stages, plan.num_micro_batches, plan.batch_per_device, plan.tp, plan.recomputation)
         table.add_row(
-            *(map(str, own) if platform else (brief(found),)),
+            *(map(str, own) if platform else (plan.brief(found.data_parallel),)),
             f"{found.memory.per_device_bytes.value / MIB:,.0f}",
             Text(f"{bar(share, 8)} {share:4.0%}{' risky' if risky else ''}"),
             number(found.device_s),
@@ -269,28 +269,6 @@ def print_estimate(console: Console, estimate: Estimate, top: int, platform: Est
         console.print(f"not modelled: {text}", style="dim")
 
 
-def brief(found: PlanEstimate) -> str:
-    """Return a plan in few letters: degrees, micro-batches x rows, then what is not usual."""
-    plan = found.plan
-    split = f"({plan.first_layers}-{plan.last_layers})" if plan.first_layers else ""
-    partly = f"/{plan.recomputed_layers}" if plan.recomputed_layers else ""
-    schedule = f"{plan.schedule}{plan.virtual_stages if plan.virtual_stages > 1 else ''}"
-    words = [
-        f"pp{plan.num_stages}{split}" if plan.num_stages > 1 else "",
-        f"tp{plan.tp}" if plan.tp > 1 else "",
-        f"cp{plan.cp}" if plan.cp > 1 else "",
-        f"ep{plan.ep}" if plan.ep > 1 else "",
-        f"dp{found.data_parallel}",
-        f"{plan.num_micro_batches}x{plan.batch_per_device}",
-        schedule if plan.num_stages > 1 else "",
-        f"{plan.recomputation}{partly}" if plan.recomputation != "none" else "",
-        f"zero{plan.zero_stage}{'/node' if plan.shard_within_node else ''}",
-        "" if plan.sequence_parallel else "no-sp",
-        "offload" if plan.offload_optimizer else "",
-    ]
-    return " ".join(word for word in words if word)
-
-
 def print_flavors(
     console: Console, estimates: Sequence[Estimate], objective: str, limits: Limits, chosen: Estimate | None
 ) -> None:
@@ -320,7 +298,7 @@ def print_flavors(
             number(best.wall_s.value / 60),
             number(best.usd.value) if best.usd else "-",
             number(best.kwh),
-            brief(best),
+            best.plan.brief(best.data_parallel),
             ", ".join(word for word in words if word),
             style="bold" if estimate is chosen else None,
         )

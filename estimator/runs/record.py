@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estimator.formulas.machine import Machine
 from estimator.stack.recipe import PRECISIONS, Recipe
-from estimator.work.plan import MAX_DEGREE, Plan
+from estimator.work.plan import MAX_DEGREE, TOLD, Plan, plan_from_document
 from estimator.work.shape import Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
 from hardware.catalog import Catalog
@@ -17,7 +17,6 @@ from hardware.errors import first_error, shown, unknown_name
 from hardware.models import MOST_DEVICES
 
 Degree = Annotated[int, Field(strict=True, ge=1, lt=MAX_DEGREE)]
-Layers = Annotated[int, Field(strict=True, ge=0, lt=MAX_DEGREE)]
 Devices = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Count = Annotated[int, Field(strict=True, ge=1, lt=MAX_COUNT)]
 Label = Annotated[str, Field(max_length=200)]
@@ -27,64 +26,7 @@ Minutes = Annotated[float, Field(strict=True, ge=0.1, le=1e7)]
 MOST_RECORD_BYTES = 2**20
 
 
-class PlanRecord(BaseModel):
-    """A plan under the keys of `estimate --json`, or of `Plan`; keys that are not fields are not read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    num_stages: Degree
-    num_micro_batches: Degree
-    batch_per_device: Degree
-    data_parallel: Degree | None = None
-    tensor_parallel: Degree = Field(1, validation_alias=AliasChoices("tensor_parallel", "tp"))
-    context_parallel: Degree = Field(1, validation_alias=AliasChoices("context_parallel", "cp"))
-    expert_parallel: Degree = Field(1, validation_alias=AliasChoices("expert_parallel", "ep"))
-    recomputation: Literal["none", "selective", "full"] = "none"
-    recomputed_layers: Layers = 0
-    distribute_param: Annotated[bool, Field(strict=True)] | None = None
-    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
-    shard_within_node: Annotated[bool, Field(strict=True)] = False
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
-    virtual_stages: Degree = 1
-    first_layers: Layers = 0
-    last_layers: Layers = 0
-    sequence_parallel: Annotated[bool, Field(strict=True)] = True
-    offload_optimizer: Annotated[bool, Field(strict=True)] = False
-
-    @model_validator(mode="after")
-    def _sharding_is_told_once(self) -> Self:
-        if self.distribute_param is None and self.zero_stage is None:
-            raise ValueError("zero_stage is missing, and distribute_param too; add one of them")
-        if None not in (self.distribute_param, self.zero_stage) and self.distribute_param != (self.zero_stage == 3):
-            raise ValueError(
-                f"distribute_param = {self.distribute_param} contradicts zero_stage = {self.zero_stage}; "
-                "true is stage 3"
-            )
-        return self
-
-    def plan(self) -> Plan:
-        """Return the plan."""
-        return Plan(
-            num_stages=self.num_stages,
-            num_micro_batches=self.num_micro_batches,
-            batch_per_device=self.batch_per_device,
-            tp=self.tensor_parallel,
-            cp=self.context_parallel,
-            ep=self.expert_parallel,
-            recomputation=self.recomputation,
-            recomputed_layers=self.recomputed_layers,
-            zero_stage=self.zero_stage if self.zero_stage is not None else 3 if self.distribute_param else 0,
-            shard_within_node=self.shard_within_node,
-            schedule=self.schedule,
-            virtual_stages=self.virtual_stages,
-            first_layers=self.first_layers,
-            last_layers=self.last_layers,
-            sequence_parallel=self.sequence_parallel,
-            offload_optimizer=self.offload_optimizer,
-        )
-
-
-PLAN_KEYS = frozenset({*PlanRecord.model_fields, "tp", "cp", "ep", "text"})
+PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if name), "data_parallel", "text"})
 """Keys of a plan's document; its text is for people."""
 
 UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "compiled"})
@@ -98,7 +40,7 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
         ValueError: a value is missing, none of its kind, or contradicts another.
     """
     try:
-        return PlanRecord.model_validate(document).plan()
+        return plan_from_document(document)
     except ValidationError as error:
         raise ValueError(first_error(error)) from error
 

@@ -9,7 +9,8 @@ from estimator.formulas.counts import num_parameters, trained_parameters
 from estimator.formulas.failures import NODE_WRITE_BYTES_PER_S, Endurance, checkpoint_bytes, endurance
 from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
-from estimator.predict.evaluate import PlanEstimate, evaluate, usable_bytes
+from estimator.predict.evaluate import PlanEstimate, evaluate
+from estimator.predict.prediction import usable_bytes
 from estimator.predict.table import COLUMNS, PLAN_COLUMNS, row_of
 from estimator.search.spaces import full_space, moai_space
 from estimator.search.sweep import sweep
@@ -134,9 +135,9 @@ def search(
         plans = Plans.of(swept.best)
     else:
         plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
-    table = evaluate(plans, workload, machine, stack, num_compiled=1 if sweeps else len(plans))
+    table, num_compiled = evaluate(plans, workload, machine, stack), 1 if sweeps else len(plans)
     prices = catalog.latest_prices(machine.accelerator.id)
-    found = [table.row(i, price_range(prices)) for i in range(len(plans))]
+    found = [table.row(i, price_range(prices), num_compiled) for i in range(len(plans))]
     by_device = stack.habits.ranks_by == "device" and not sweeps
     found.sort(key=lambda p: _rank(p, by_device=by_device, prefers_safe=sweeps))
     possible = [p for p in found if p.possible]

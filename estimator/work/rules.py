@@ -63,7 +63,7 @@ def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) 
 
 
 def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rule]:
-    layers, stages = workload.shape.num_layers, plans.num_stages
+    layers, stages, model = workload.shape.num_layers, plans.num_stages, _model(workload)
     chunks = stages * plans.virtual_stages
     ends = plans.first_layers + plans.last_layers
     even = ends == 0
@@ -71,9 +71,6 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
     rest = layers - ends
     fits = np.where(between > 0, (rest > 0) & (rest % np.maximum(between, 1) == 0), rest == 0)
     uneven = (stages > 1) & (plans.virtual_stages == 1) & (plans.first_layers > 0) & (plans.last_layers > 0) & fits
-    interleaved = plans.schedule == SCHEDULES.index("interleaved")
-    gpipe = plans.schedule == SCHEDULES.index("gpipe")
-    model = _model(workload)
 
     def chunk(plan: Plan, _: int) -> str:
         which = (
@@ -82,12 +79,6 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
             else f"num_stages * virtual_stages = {plan.num_stages} * {plan.virtual_stages}"
         )
         return f"{which} does not divide num_layers={layers} of {model}; use one of {_divisors(layers)}"
-
-    def few(plan: Plan, _: int) -> str:
-        return (
-            f"num_micro_batches={plan.num_micro_batches} is fewer than num_stages={plan.num_stages}; "
-            f"{plan.schedule} needs at least as many"
-        )
 
     divides = trainer.divides_layers & (plans.virtual_stages == 1)
     ends_fill = trainer.counts_ends & ((layers + 2) % chunks == 0)
@@ -100,7 +91,22 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
                 "no equal stages between; give both, with one chunk per stage"
             ),
         ),
-        Rule(~gpipe & (not trainer.underfills) & (plans.num_micro_batches < stages), few),
+    ]
+
+
+def _schedule_rules(plans: Plans, trainer: Trainer) -> list[Rule]:
+    stages = plans.num_stages
+    gpipe, interleaved, zero_bubble = (
+        plans.schedule == SCHEDULES.index(name) for name in ("gpipe", "interleaved", "zero_bubble")
+    )
+    return [
+        Rule(
+            ~gpipe & (not trainer.underfills) & (plans.num_micro_batches < stages),
+            _says(
+                "num_micro_batches={num_micro_batches} is fewer than num_stages={num_stages}; {schedule} needs at "
+                "least as many"
+            ),
+        ),
         Rule(
             interleaved & ((plans.virtual_stages < 2) | (stages < 2)),
             _says("schedule=interleaved needs num_stages and virtual_stages of 2 or more; set them"),
@@ -117,7 +123,7 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
             _says("virtual_stages={virtual_stages} is for schedule=interleaved; use virtual_stages=1"),
         ),
         Rule(
-            (plans.schedule == SCHEDULES.index("zero_bubble")) & (stages < 2),
+            zero_bubble & (stages < 2),
             _says("schedule=zero_bubble needs num_stages of 2 or more; use schedule=1f1b"),
         ),
     ]
@@ -182,6 +188,7 @@ def rules(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer =
     return [
         *_degree_rules(plans, workload, num_devices, dp),
         *_stage_rules(plans, workload, trainer),
+        *_schedule_rules(plans, trainer),
         *_split_rules(plans, workload, dp),
         *_habit_rules(plans, workload),
     ]

@@ -35,5 +35,5 @@ def test_the_first_stage_is_no_fuller_than_the_fullest() -> None:
     for batch in batched(CASES, STACK.habits):
         memory = batch.memory(efficiencies)
         assert (batch.read_bytes(memory) <= memory.peak_bytes * (1 + 1e-12)).all()
-        one_stage = np.equal(batch.plan.stages, 1)
+        one_stage = np.equal(batch.inputs.plan.num_stages, 1)
         assert np.all(np.isclose(batch.read_bytes(memory), memory.peak_bytes) | ~one_stage)

@@ -15,7 +15,7 @@ from estimator.calibrate.microbench import (
     read_timings,
     summarize_timings,
 )
-from estimator.formulas.collectives import all_reduce_seconds
+from estimator.formulas.collectives import Group, all_reduce_seconds
 from estimator.formulas.compute import FUSED_ATTENTION_RATE, matmul_seconds
 from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead
@@ -91,7 +91,7 @@ def test_products_made_from_the_model_are_predicted(file: Path, device: str, sha
 def test_collectives_made_from_the_model_are_predicted(file: Path, device: str, members: int, size: int) -> None:
     """An all-reduce with the bus bandwidth of the model's own time, or that time, has ratio 1, whatever its size."""
     machine = Machine.of(CATALOG, CATALOG.flavor_of(device, members))
-    seconds = float(all_reduce_seconds(size, members, 1, machine))
+    seconds = float(all_reduce_seconds(size, Group(members, 1), machine))
     rate = 2 * (members - 1) / members * size / seconds
     cells = {"accelerator": device, "num_devices": str(members), "message_bytes": str(size), "bytes_per_s": ""}
     for told in ({"bytes_per_s": repr(rate)}, {"seconds": repr(seconds)}):

@@ -13,10 +13,13 @@ from estimator.formulas.compute import (
     sustained_rates,
 )
 from estimator.formulas.counts import attention_backward_flop, attention_flop, layer_matmuls, matmul_flop
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.layout import Layout
+from estimator.work.plan import Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import load_catalog
 from hardware.models import Accelerator
-from tests.support.strategies import EFFICIENCIES, shapes
+from tests.support.strategies import EFFICIENCIES, one_layout, shapes, step_inputs_of
 
 sizes = st.integers(1, 50_000)
 units = st.integers(1, 400)
@@ -100,6 +103,11 @@ def device_of(accelerator: Accelerator) -> Rates:
     return sustained_rates(accelerator, EFFICIENCIES)
 
 
+def ranks(tp: int, ep: int) -> Layout:
+    """Return the numbers of a plan of so many tensor- and expert-parallel ranks."""
+    return one_layout(Plan(tp=tp, ep=ep), tp * ep)
+
+
 @given(accelerators)
 def test_a_device_sustains_less_than_its_peaks(accelerator: Accelerator) -> None:
     """What a device sustains is the stack's part of the best measured part of each peak."""
@@ -118,7 +126,7 @@ def test_ranks_together_do_every_product(
     """No pass of a matrix is faster than its FLOP, shared by the ranks of tensor parallelism, at the device's rate."""
     rates = device_of(accelerator)
     for matmul in layer_matmuls(shape):
-        shared = matmul_passes(num_tokens, matmul, tp, ep, rates)
+        shared = matmul_passes(num_tokens, matmul, ranks(tp, ep), rates)
         least = matmul_flop(num_tokens, matmul) / tp / rates.flop_per_s
         assert all(seconds >= least * (1 - 1e-9) for seconds in shared)
 
@@ -128,7 +136,7 @@ def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, acce
     """Fewer experts with more tokens each take no longer than all with few; what is no expert's is not concerned."""
     rates = device_of(accelerator)
     for matmul in layer_matmuls(shape):
-        split, whole = (matmul_passes(num_tokens, matmul, 1, ways, rates) for ways in (ep, 1))
+        split, whole = (matmul_passes(num_tokens, matmul, ranks(1, ways), rates) for ways in (ep, 1))
         if matmul.num_copies == 1:
             assert split == whole
         assert sum(split) <= sum(whole) * (1 + 1e-9)
@@ -139,7 +147,7 @@ def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, acceler
     """At half the rate of other products those of experts take longer, up to twice as long, and no other does."""
     usual, slow = (sustained_rates(accelerator, EFFICIENCIES._replace(expert_efficiency=e)) for e in (1.0, 0.5))
     for matmul in layer_matmuls(shape):
-        fast, slower = (sum(matmul_passes(num_tokens, matmul, 1, 1, rates)) for rates in (usual, slow))
+        fast, slower = (sum(matmul_passes(num_tokens, matmul, ranks(1, 1), rates)) for rates in (usual, slow))
         if matmul.num_copies == 1:
             assert slower == fast
         else:
@@ -151,19 +159,19 @@ def test_a_large_expert_takes_twice_as_long_at_half_the_rate() -> None:
     (down,) = (m for m in layer_matmuls(load_shape("mistralai/Mixtral-8x7B-v0.1")) if m.name == "down")
     device = load_catalog().accelerator("h100-sxm-80gb")
     usual, slow = (
-        sum(matmul_passes(2**20, down, 1, 1, sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e))))
+        sum(
+            matmul_passes(2**20, down, ranks(1, 1), sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e)))
+        )
         for e in (1.0, 0.5)
     )
     assert slow == pytest.approx(2 * usual)
 
 
-@given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())
-def test_attention_keeps_below_the_matrix_rate(
-    shape: Shape, num_tokens: int, seq_len: int, tp: int, accelerator: Accelerator, fused: bool
-) -> None:
+@given(step_inputs_of(48))
+def test_attention_keeps_below_the_matrix_rate(inputs: StepInputs) -> None:
     """Attention takes its FLOP at the device's rate at least, forward and backward, on each of its ranks."""
-    rates = device_of(accelerator)
-    flop = attention_flop(num_tokens, seq_len, shape, causal=fused) / tp
-    forward, backward = attention_passes(num_tokens, seq_len, shape, tp, rates, fused=fused)
+    rates, fused = device_of(inputs.machine.accelerator), inputs.fuses_attention
+    flop = attention_flop(inputs.tokens, inputs.seq_len, inputs.shape, causal=fused) / inputs.plan.tp
+    forward, backward = attention_passes(inputs, rates)
     assert forward >= flop / rates.flop_per_s * (1 - 1e-9)
     assert backward >= attention_backward_flop(flop, keeps_scores=not fused) / rates.flop_per_s * (1 - 1e-9)
