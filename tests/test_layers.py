@@ -59,7 +59,9 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
 def _waits(node: ast.AST) -> bool:
     """Whether what is inside does not run when the module is imported: of a function, or for a type checker alone."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return isinstance(node, functions) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    return isinstance(node, functions) or (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    )
 
 
 def room(module: str) -> int:

@@ -11,10 +11,10 @@ from estimator.arrays import Array
 from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
 from estimator.predict.evaluate import evaluate, plan_reasons
-from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS, PLAN_COLUMNS, columns_of
+from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS, columns_of
 from estimator.search.planner import run_endurance
 from estimator.work.defaults import SEED_MODEL
-from estimator.work.plan import MAX_DEGREE, RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.work.plan import MAX_DEGREE, PLAN_NAMES, RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from hardware.errors import shown, unknown_name
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _empty_columns(names: Iterable[str], count: int) -> dict[str, Array]:
 
 
 def _taken(plans: Plans, rows: Array) -> Plans:
-    return Plans(**{name: getattr(plans, name)[rows] for name in PLAN_COLUMNS})
+    return Plans(**{name: getattr(plans, name)[rows] for name in PLAN_NAMES})
 
 
 def plans_of(frame: "pd.DataFrame") -> Plans:
@@ -108,8 +108,8 @@ def plans_of(frame: "pd.DataFrame") -> Plans:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"plans: column {shown(name)} is there more than once; keep one")
-        if name not in PLAN_COLUMNS and name not in COLUMNS:
-            told = unknown_name("column", name, PLAN_COLUMNS)
+        if name not in PLAN_NAMES and name not in COLUMNS:
+            told = unknown_name("column", name, PLAN_NAMES)
             raise ValueError(f"plans: {told}; columns of your own belong into the index")
     usual = asdict(Plan())
     columns: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimator.api.options import PathLike
+from estimator.work.plan import PLAN_NAMES
 from hardware.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run_row(run: "Run") -> dict[str, Any]:
         "num_devices": run.machine.num_devices,
         "num_nodes": run.machine.num_nodes,
         "data_parallel": run.dp,
-        **{name: getattr(run.plan, name) for name in run.plan.__slots__},
+        **{name: getattr(run.plan, name) for name in PLAN_NAMES},
         "step_s": run.step_s,
         "tokens_per_s": run.tokens_per_s,
         "reserved_bytes": run.reserved_bytes,

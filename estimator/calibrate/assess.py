@@ -9,7 +9,7 @@ and `summarize` how far off they are in each group of it: of sources, devices, m
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from estimator.predict.prediction import predict
 from estimator.runs.measured import Run
 from estimator.runs.read import Skipped
 from estimator.stack.stack import ANY_TRAINER, Stack
-from estimator.work.plan import Plan
+from estimator.work.plan import PLAN_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,11 +131,10 @@ OF_SPEED = ("step", "launch")
 GROUPINGS = ("all", "source", "device", "model", "plan")
 """Columns by which errors are summarized; "all": all runs together."""
 
-PLAN_COLUMNS = tuple(one.name for one in fields(Plan))
 COLUMNS = (
     "run", "stack", "in_sample", "software", "source", "device", "num_devices", "num_nodes", "model", "hidden_size",
     "num_layers", "vocab_size", "seq_len", "tokens_per_step", "recipe", "plan", "data_parallel",
-    *PLAN_COLUMNS, "unhealthy", "fits", "fits_probability",
+    *PLAN_NAMES, "unhealthy", "fits", "fits_probability",
     *(f"{start}{name}{end}" for name in MEASURES.values()
       for start, end in (("", ""), ("predicted_", ""), ("predicted_", "_low"), ("predicted_", "_high"))),
 )  # fmt: skip
@@ -187,7 +186,7 @@ def _columns(row: Assessed) -> dict[str, Any]:
         "model": run.model, "hidden_size": shape.hidden_size, "num_layers": shape.num_layers,
         "vocab_size": shape.vocab_size, "seq_len": run.seq_len, "tokens_per_step": run.workload.tokens_per_step,
         "recipe": str(run.recipe), "plan": plan_kind(run), "data_parallel": run.dp,
-        **{name: getattr(run.plan, name) for name in PLAN_COLUMNS},
+        **{name: getattr(run.plan, name) for name in PLAN_NAMES},
         "unhealthy": run.why_unhealthy, "fits": run.fits, "fits_probability": row.fits_probability, **numbers,
         **{f"{PART}{name}_s": seconds for name, seconds in row.step_breakdown.items()},
     }  # fmt: skip

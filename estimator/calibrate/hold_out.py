@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.calibrate.assess import PLAN_COLUMNS, Assessed, assess, fit_calls, summarize, timed, to_frame
+from estimator.calibrate.assess import Assessed, assess, fit_calls, summarize, timed, to_frame
 from estimator.calibrate.fit_stack import fit_stack_to_runs, folds
 from estimator.formulas.counts import step_flop
 from estimator.runs.measured import Run
 from estimator.stack.stack import ANY_TRAINER, Premises
+from estimator.work.plan import PLAN_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,7 @@ def ranking(frame: "pd.DataFrame") -> Ranking:
     count = right = 0
     for _, members in timed(frame).groupby(list(SAME_WORK)):
         measured, predicted = (np.log(members[name].to_numpy()) for name in ("step_s", "predicted_step_s"))
-        plans = members.groupby(list(PLAN_COLUMNS)).ngroup().to_numpy()
+        plans = members.groupby(list(PLAN_NAMES)).ngroup().to_numpy()
         apart = np.subtract.outer(measured, measured)
         pairs = (apart > np.log(CLEARLY_APART)) & (plans[:, None] != plans)
         count += int(pairs.sum())

@@ -1,7 +1,6 @@
 """Plans and what is predicted of them as the columns of a table: one plan to a row, units in the names."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,7 @@ from estimator.formulas.wall import SECONDS_PER_HOUR, energy_kwh, wall
 from estimator.predict.evaluate import Evaluation, PlanEstimate, over_memory
 from estimator.predict.interval import Range
 from estimator.stack.fit import interval_ratio
-from estimator.work.plan import Plan
-
-PLAN_COLUMNS = tuple(field.name for field in fields(Plan))
-"""Columns that say what a plan is; they bear the names of its fields."""
+from estimator.work.plan import PLAN_NAMES
 
 RANGES = (
     "step_s",
@@ -67,7 +63,7 @@ def row_of(found: PlanEstimate, peak_flop_per_s: float) -> dict[str, Any]:
         "kwh": found.kwh,
     }
     return {
-        **{name: getattr(found.plan, name) for name in PLAN_COLUMNS},
+        **{name: getattr(found.plan, name) for name in PLAN_NAMES},
         "data_parallel": found.data_parallel,
         "possible": found.possible,
         "risky": found.is_risky and not found.is_illegal,

@@ -29,7 +29,7 @@ from estimator.runs.csv_rows import (
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.record import plan_of
 from estimator.stack.recipe import Recipe
-from estimator.work.plan import Plan
+from estimator.work.plan import PLAN_FIELDS
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import Catalog
 from hardware.models import MOST_DEVICES
@@ -61,7 +61,11 @@ def _fields_of(kind: type, *left_out: str) -> _Fields:
 
 
 SHAPE = _fields_of(Shape, "name", "lora_rank")  # its name is the column `model`, its adapters are the recipe's
-PLAN = _fields_of(Plan)
+PLAN = _Fields(
+    columns={own.name: _OF_KIND[type(own.usual)] for own in PLAN_FIELDS},
+    needed=(),
+    usual={own.name: own.usual for own in PLAN_FIELDS},
+)
 RECIPE = _fields_of(Recipe)
 
 _SECONDS = number(1e-9, 1e6)

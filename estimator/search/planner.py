@@ -11,11 +11,11 @@ from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
 from estimator.predict.evaluate import PlanEstimate, evaluate
 from estimator.predict.prediction import usable_bytes
-from estimator.predict.table import COLUMNS, PLAN_COLUMNS, row_of
+from estimator.predict.table import COLUMNS, row_of
 from estimator.search.spaces import full_space, moai_space
 from estimator.search.sweep import sweep
 from estimator.stack.stack import Stack
-from estimator.work.plan import Plan, Plans
+from estimator.work.plan import PLAN_NAMES, Plan, Plans
 from estimator.work.workload import Workload
 from hardware.catalog import Catalog
 from hardware.models import Flavor, Price
@@ -77,7 +77,7 @@ class Estimate:
         import pandas as pd  # noqa: PLC0415 - slow to import, and only a frame needs it
 
         peak = self.machine.accelerator.bf16_flop_per_s
-        return pd.DataFrame([row_of(plan, peak) for plan in self.plans], columns=[*PLAN_COLUMNS, *COLUMNS])
+        return pd.DataFrame([row_of(plan, peak) for plan in self.plans], columns=[*PLAN_NAMES, *COLUMNS])
 
     @property
     def best(self) -> PlanEstimate | None:

@@ -139,6 +139,7 @@ class PlanFields(Generic[CountT, NameT, FlagT]):
 
 
 PLAN_FIELDS = tuple(PlanField(f.name, **f.metadata) for f in fields(PlanFields))
+PLAN_NAMES = tuple(own.name for own in PLAN_FIELDS)
 
 _DISTRIBUTE_PARAM = PlanField("distribute_param", usual=True, choices=FLAG, always_told=True)
 """Another way to tell `zero_stage`: 3, or 0."""

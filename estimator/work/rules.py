@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Flags, Ints, Plan, Plans
+from estimator.work.plan import PLAN_NAMES, RECOMPUTATIONS, SCHEDULES, Flags, Ints, Plan, Plans
 from estimator.work.workload import Workload
 from hardware.errors import shown
 
@@ -43,7 +43,7 @@ def _model(workload: Workload) -> str:
 
 
 def _says(template: str) -> Told:
-    return lambda plan, dp: template.format(**{name: getattr(plan, name) for name in Plan.__slots__}, dp=dp)
+    return lambda plan, dp: template.format(**{name: getattr(plan, name) for name in PLAN_NAMES}, dp=dp)
 
 
 def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) -> list[Rule]:

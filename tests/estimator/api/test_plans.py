@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from estimator import Plan, estimate, evaluate_plans
 from estimator.api import plans as module
-from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS, PLAN_COLUMNS
+from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS
+from estimator.work.plan import PLAN_NAMES
 
 FLAVOR = "4xLarge.2048GB"
 GRID = pd.MultiIndex.from_product(
@@ -40,7 +41,7 @@ def test_a_row_is_its_plan_alone(several: list[Plan], stack: str, device_mtbf: s
     """Row i of many plans is what `estimate` says of plan i alone, in every column."""
     options: dict[str, Any] = {"stack": stack, "failures": device_mtbf is not None, "device_mtbf": device_mtbf}
     found = evaluate_plans(several, flavor=FLAVOR, **options)
-    assert tuple(found.columns) == (*PLAN_COLUMNS, *COLUMNS)
+    assert tuple(found.columns) == (*PLAN_NAMES, *COLUMNS)
     for i, plan in enumerate(several):
         if found.step_s.isna()[i]:
             with pytest.raises(ValueError, match="plan: ") as told:

@@ -1,7 +1,7 @@
 import pytest
 
 from estimator import read_runs
-from estimator.predict.table import PLAN_COLUMNS
+from estimator.work.plan import PLAN_NAMES
 from tests.support.paths import GOLDEN, TABLES
 
 TABLE = TABLES / "measured_runs.csv"
@@ -14,7 +14,7 @@ def test_a_row_a_run() -> None:
     frame = found.to_frame()
     assert frame.run.tolist() == [run.name for run in found.runs]
     assert frame.step_s.dropna().tolist() == [run.step_s for run in found.runs if run.step_s is not None]
-    assert set(PLAN_COLUMNS) < set(frame.columns)
+    assert set(PLAN_NAMES) < set(frame.columns)
     assert (frame.tokens_per_s * frame.step_s).dropna().round().tolist() == (frame.global_batch * frame.seq_len)[
         frame.step_s.notna()
     ].tolist()

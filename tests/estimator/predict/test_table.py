@@ -4,9 +4,9 @@ import pytest
 from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
 from estimator.predict.evaluate import evaluate
-from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS, PLAN_COLUMNS, columns_of, row_of
+from estimator.predict.table import COLUMNS, INTERVAL_COLUMNS, columns_of, row_of
 from estimator.stack.stack import load_stack
-from estimator.work.plan import Plan, Plans
+from estimator.work.plan import PLAN_NAMES, Plan, Plans
 from estimator.work.shape import load_shape
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
@@ -24,7 +24,7 @@ def test_columns_are_rows(stack: str, flavor: str) -> None:
     workload = Workload(load_shape("mistralai/Mistral-7B-v0.1"), 2048, 256, 10)
     found = evaluate(PLANS, workload, machine, load_stack(stack))
     rows = pd.DataFrame([row_of(found.row(i, prices), machine.accelerator.bf16_flop_per_s) for i in range(len(PLANS))])
-    assert tuple(rows.columns) == (*PLAN_COLUMNS, *COLUMNS)
+    assert tuple(rows.columns) == (*PLAN_NAMES, *COLUMNS)
     columns = pd.DataFrame(columns_of(found, prices))
     pd.testing.assert_frame_equal(columns, rows[list(columns)], rtol=1e-12)
     assert set(columns) == set(COLUMNS)
