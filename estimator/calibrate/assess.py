@@ -129,11 +129,11 @@ OF_SPEED = ("step", "launch")
 """Measures of which an unhealthy run tells nothing."""
 
 GROUPINGS = ("all", "source", "device", "model", "plan")
-"""Columns by which errors are summarized; "all": all runs together."""
+"""By what errors are summarized: all runs together, accelerators ("device"), and columns."""
 
 COLUMNS = (
-    "run", "stack", "in_sample", "software", "source", "device", "num_devices", "num_nodes", "model", "hidden_size",
-    "num_layers", "vocab_size", "seq_len", "tokens_per_step", "recipe", "plan", "data_parallel",
+    "run", "stack", "in_sample", "source", "software", "accelerator", "num_devices", "num_nodes", "model",
+    "hidden_size", "num_layers", "vocab_size", "seq_len", "global_batch", "recipe", "plan", "data_parallel",
     *PLAN_NAMES, "unhealthy", "fits", "fits_probability",
     *(f"{start}{name}{end}" for name in MEASURES.values()
       for start, end in (("", ""), ("predicted_", ""), ("predicted_", "_low"), ("predicted_", "_high"))),
@@ -181,10 +181,10 @@ def _columns(row: Assessed) -> dict[str, Any]:
         numbers |= {name: np.nan if measured is None else measured, f"predicted_{name}": value}
         numbers |= {f"predicted_{name}_low": low, f"predicted_{name}_high": high}
     return {
-        "run": run.name, "stack": row.stack, "in_sample": row.in_sample, "software": run.trainer, "source": run.source,
-        "device": machine.accelerator.id, "num_devices": machine.num_devices, "num_nodes": machine.num_nodes,
+        "run": run.name, "stack": row.stack, "in_sample": row.in_sample, "source": run.source, "software": run.trainer,
+        "accelerator": machine.accelerator.id, "num_devices": machine.num_devices, "num_nodes": machine.num_nodes,
         "model": run.model, "hidden_size": shape.hidden_size, "num_layers": shape.num_layers,
-        "vocab_size": shape.vocab_size, "seq_len": run.seq_len, "tokens_per_step": run.workload.tokens_per_step,
+        "vocab_size": shape.vocab_size, "seq_len": run.seq_len, "global_batch": run.workload.global_batch,
         "recipe": str(run.recipe), "plan": plan_kind(run), "data_parallel": run.dp,
         **{name: getattr(run.plan, name) for name in PLAN_NAMES},
         "unhealthy": run.why_unhealthy, "fits": run.fits, "fits_probability": row.fits_probability, **numbers,
@@ -211,10 +211,11 @@ def summarize(frame: "pd.DataFrame", by: str = "all") -> "pd.DataFrame":
     """
     import pandas as pd  # noqa: PLC0415 - slow to import
 
+    frame = frame.assign(all="all", device=frame["accelerator"])
     parts = []
     for measure, name in MEASURES.items():
         own = frame[frame["unhealthy"] == ""] if measure in OF_SPEED else frame
-        own = own[own[f"{measure}_error"].notna()].assign(all="all")
+        own = own[own[f"{measure}_error"].notna()]
         parts.append(pd.DataFrame({
             "group": own[by],
             "measure": measure,

@@ -101,8 +101,8 @@ def hold_outs(premises: Mapping[str, Premises], runs: Sequence[Run]) -> dict[str
 
 
 SAME_WORK = (
-    "source", "device", "num_devices", "num_nodes", "model", "hidden_size", "num_layers", "vocab_size", "seq_len",
-    "tokens_per_step", "recipe",
+    "source", "accelerator", "num_devices", "num_nodes", "model", "hidden_size", "num_layers", "vocab_size", "seq_len",
+    "global_batch", "recipe",
 )  # fmt: skip
 """Columns in which runs agree that did the same work on the same devices."""
 

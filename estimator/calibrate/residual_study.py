@@ -232,7 +232,7 @@ def _like_it(own: "pd.DataFrame", i: int) -> str:
     """Return the nearest other run on the same device, what of it differs, and how it fares."""
     row, logs = own.iloc[i], _features(own)
     others = own.assign(away=np.abs(logs - logs[i]).sum(axis=1)).drop(own.index[i])
-    others = others[others["device"] == row["device"]]
+    others = others[others["accelerator"] == row["accelerator"]]
     if others.empty:
         return "no other run on this device"
     near = others.sort_values(["away", "run"], kind="stable").iloc[0]

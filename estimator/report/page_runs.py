@@ -151,7 +151,7 @@ def _comparisons(rows: "pd.DataFrame", sample: str) -> Iterator[Piece]:
 
 def _compared(rows: "pd.DataFrame", name: str, unit: float = 1.0) -> list[figures.Compared]:
     own = rows[rows[name].notna()]
-    kinds = own["device"].where(own["unhealthy"] == "", "not healthy")
+    kinds = own["accelerator"].where(own["unhealthy"] == "", "not healthy")
     numbers = own[[name, *(f"predicted_{name}{end}" for end in ("", "_low", "_high"))]].to_numpy() / unit
     return [
         figures.Compared(measured, Range(*predicted), kind)
@@ -163,7 +163,8 @@ def _residuals(rows: "pd.DataFrame") -> Iterator[Piece]:
     yield Heading("Residuals")
     own = timed(rows)
     own = own.assign(
-        devices=own["num_devices"].astype(str) + " " + own["device"], sequence=own["seq_len"].astype(str) + " tokens"
+        devices=own["num_devices"].astype(str) + " " + own["accelerator"],
+        sequence=own["seq_len"].astype(str) + " tokens",
     )
     for by in GROUPS:
         most, count = _largest_groups(own, by), own[by].nunique()
@@ -286,7 +287,7 @@ def _misses(rows: "pd.DataFrame") -> Iterator[Piece]:
             tuple(
                 (
                     row["run"],
-                    f"{row['model']}, {row['num_devices']} {row['device']}, {row['plan']}",
+                    f"{row['model']}, {row['num_devices']} {row['accelerator']}, {row['plan']}",
                     _seconds(row),
                     number(row["step_s"]),
                     f"{row['step_error']:+.1%}",

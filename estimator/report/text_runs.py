@@ -94,13 +94,8 @@ def _cells(row: Assessed, further: list[str]) -> list[str]:
 
 def _beside(measured: float | None, predicted: Range | None, unit: float = 1.0) -> tuple[str, str]:
     """Return a prediction with its interval, and what was measured."""
-    told = ranged(predicted.times(1 / unit)) if predicted else "-"
-    return told, "-" if measured is None else number(measured / unit)
-
-
-def ranged(value: Range) -> str:
-    """Return a value and the ends of its interval."""
-    return f"{number(value.value)} ({number(value.low)}-{number(value.high)})"
+    value, low, high = (number(end / unit) for end in predicted or (0.0,) * 3)
+    return f"{value} ({low}-{high})" if predicted else "-", "-" if measured is None else number(measured / unit)
 
 
 def print_summaries(console: Console, rows: "pd.DataFrame") -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from estimator.stack.stack import Calibration, Stack, builtin_stacks, fit_path, parse_fit, stack_path
+from estimator.stack.stack import Findings, Stack, builtin_stacks, fit_path, parse_fit, stack_path
 from hardware.errors import shown
 
 WIDEST = 118
@@ -15,7 +15,7 @@ WIDEST = 118
 
 def fit_text(stack: Stack) -> str:
     """Return the file of a stack's fit: JSON, a key or a row a line, numbers of six digits."""
-    found = stack.model_dump(mode="json", include=set(Calibration.model_fields), exclude_none=True)
+    found = stack.model_dump(mode="json", include=set(Findings.model_fields), exclude_none=True)
     return _json({"schema": "fit/1"} | _six_digits(found)) + "\n"
 
 

@@ -1,7 +1,7 @@
 """A software stack: its habits and efficiencies, with their uncertainty.
 
-A stack is two files: its premises, habits and priors with their evidence, which a person writes (TOML), and its
-calibration, what a fit to runs found, which `calibrate --write` writes (JSON, `file.write_fit`).
+A stack is two files: its premises, habits and priors with their evidence, which a person writes (TOML), and
+its findings, what a fit to runs found, which `calibrate --write` writes (JSON, `file.write_fit`).
 """
 
 import tomllib
@@ -193,7 +193,7 @@ class Premises(StackRecord, populate_by_name=True):
         return self
 
 
-class Calibration(StackRecord):
+class Findings(StackRecord):
     """What a fit found of a stack, and the runs that it rests on."""
 
     startup: Startup
@@ -205,13 +205,13 @@ class Calibration(StackRecord):
     """Of the packages that the fit was made with."""
 
 
-class FitFile(Calibration):
+class FitFile(Findings):
     """The file of a fit."""
 
     schema_: Literal["fit/1"] = Field(alias="schema")
 
 
-class Stack(Premises, Calibration):
+class Stack(Premises, Findings):
     """A software stack on accelerators: premises, and what a fit found with them."""
 
     @model_validator(mode="after")
@@ -361,7 +361,7 @@ def parse_fit(text: bytes, premises: Premises, name: str) -> Stack:
     where = f"fit {shown(name, 200)}"
     try:
         found = FitFile.model_validate(from_json(text))
-        fields = {field: getattr(found, field) for field in Calibration.model_fields}
+        fields = {field: getattr(found, field) for field in Findings.model_fields}
         return Stack.model_validate(dict(premises) | fields)
     except ValidationError as error:
         raise ValueError(f"{where}: {first_error(error)}") from error
