@@ -214,7 +214,7 @@ def _fit_logs(logs: Path, stack: str, hardware: Catalog, *, write: bool, report:
     text_logs_fit.print_stack(console, found)
     for run in measured:
         flavor = hardware.flavor(run.flavor)
-        peak = hardware.accelerator(hardware.node(flavor.node).accelerator).bf16_flop_per_s * flavor.num_devices
+        peak = hardware.accelerator(hardware.node(flavor.node).accelerator).usual_flop_per_s * flavor.num_devices
         for line in (*run.log.refused, refuse_impossible_speed(run, peak)):
             if line:
                 console.print(f"refused: {line}", style="dim")

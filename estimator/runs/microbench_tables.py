@@ -20,7 +20,7 @@ from estimator.runs.microbench_vocabulary import Timing, devices_of, timing_of
 from estimator.runs.csv_rows import Form
 from hardware.catalog import Catalog
 from hardware.errors import shown
-from hardware.models import Accelerator
+from hardware.models import Accelerator, MatmulPrecision
 from hardware.units import MIB
 
 LEAST_FLOP = 1e9
@@ -47,7 +47,7 @@ RATE_TOLERANCE = 0.1
 BEST = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
 """What a stack would be that sustains the best measured rates."""
 
-_PRECISIONS = (
+_PRECISIONS: tuple[tuple[MatmulPrecision, re.Pattern[str]], ...] = (
     ("fp8", re.compile(r"fp8|Float8")),
     ("fp32", re.compile(r"fp32|'float'|'double'")),
     ("bf16", re.compile(r"bf16|fp16|BFloat16|Half")),
@@ -111,8 +111,9 @@ class OpRow(Form, frozen=True):
         kind = "8-bit product" if precision == "fp8" else "product"
 
         def ratio_on(device: Accelerator) -> float:
-            best = _best_rates(device, precision)
-            peak = device.fp8_flop_per_s if precision == "fp8" else device.bf16_flop_per_s
+            unit: MatmulPrecision = "fp8" if precision == "fp8" else device.usual_precision
+            best = _best_rates(device, unit)
+            peak = device.peaks[unit]
             _refuse_beyond(flop / seconds, peak, "FLOP/s", device)
             rate = {"flop_per_s": best.weights_flop_per_s, "bytes_per_s": best.bytes_per_s}
             return float(matmul_seconds(m, n, k, num_compute_units=best.num_compute_units, **rate)) / seconds
@@ -131,8 +132,8 @@ class OpRow(Form, frozen=True):
         direction = "backward" if re.search(r"bwd|backward", self.category) else "forward"
 
         def ratio_on(device: Accelerator) -> float:
-            _refuse_beyond(measured, device.bf16_flop_per_s, "FLOP/s", device)
-            best = float(_best_rates(device, "bf16").attention_flop_per_s)
+            _refuse_beyond(measured, device.usual_flop_per_s, "FLOP/s", device)
+            best = float(_best_rates(device, device.usual_precision).attention_flop_per_s)
             return measured / (best * FUSED_ATTENTION_RATE[direction])
 
         return f"attention {direction}", ratio_on
@@ -155,7 +156,7 @@ class OpRow(Form, frozen=True):
             if cache and not streams and moved < LEAST_CACHES * cache:
                 raise ValueError(f"dims: {moved / 1e6:.3g} MB, which a cache of {cache / 1e6:g} MB holds in good part")
             _refuse_beyond(measured, device.hbm_bytes_per_s, "bytes/s", device)
-            return measured / float(_best_rates(device, "bf16").bytes_per_s)
+            return measured / float(_best_rates(device, device.usual_precision).bytes_per_s)
 
         return "stream" if streams else "element-wise", ratio_on
 
@@ -247,7 +248,7 @@ def _refuse_beyond(rate: float, peak: float | None, unit: str, device: Accelerat
         raise ValueError(f"gpu: {rate:.4g} {unit} are more than the peak of {device.id}, {peak:.4g}")
 
 
-def _best_rates(device: Accelerator, precision: str) -> Rates:
+def _best_rates(device: Accelerator, precision: MatmulPrecision) -> Rates:
     return sustained_rates(device, BEST, precision)
 
 

@@ -217,7 +217,7 @@ def test_permuting_rows_permutes_cases(file: Path, data: st.DataObject, table: s
     ("cells", "why"),
     [
         ({"gpu": "H900"}, "gpu: 'H900' is no accelerator of the catalog"),
-        ({"gpu": "A100"}, "gpu: 'A100' may be a100-sxm-80gb or a100-sxm-40gb"),
+        ({"gpu": "A100"}, "gpu: 'A100' may be a100-sxm-80gb or a100-sxm-40gb or a100-pcie-40gb or a100-pcie-80gb"),
         ({"gpu_unit": "package"}, "gpu_unit: 'package': what is counted is no device of the catalog"),
         ({"micro_batch": ""}, "micro_batch: not stated"),
         ({"micro_batch": "3"}, "global batch: 4096 rows are no whole micro-batches of 3 on 512 ranks"),
