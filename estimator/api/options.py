@@ -19,7 +19,7 @@ from estimator.work.shape import Shape, load_shape
 from estimator.work.workload import Padding, Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown
-from hardware.models import Flavor
+from hardware.models import Flavor, MatmulPrecision
 from hardware.smi.selection import current_flavor
 
 PathLike = str | Path
@@ -176,7 +176,7 @@ def _device_mtbf_s(text: str | None, *, failures: bool) -> float | None:
 
 
 def _flavors(
-    hardware: Catalog, flavor: Flavors, accelerator: str | None, devices: int | None, precision: str
+    hardware: Catalog, flavor: Flavors, accelerator: str | None, devices: int | None, precision: MatmulPrecision
 ) -> tuple[Flavor, ...]:
     """Return the flavors that are asked for: those named, the devices of an accelerator, or the current one."""
     if accelerator is not None or devices is not None:

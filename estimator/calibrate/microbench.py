@@ -23,7 +23,7 @@ from estimator.runs.timings import COLLECTIVES, SETTINGS, Timed, read_timing_tab
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from estimator.stack.stack import Prior
 from hardware.catalog import Catalog
-from hardware.models import Accelerator
+from hardware.models import Accelerator, MatmulPrecision
 from hardware.units import MIB
 
 LEAST_FLOP = 1e9
@@ -168,7 +168,7 @@ def _ratio(timed: Timed, device: Accelerator, catalog: Catalog) -> float:
 def _of_product(timed: Timed, device: Accelerator) -> float:
     m, n, k = (float(_stated(timed, name)) for name in ("m", "n", "k"))
     in_8_bits = timed.kind == "8-bit product"
-    precision, peak = ("fp8", device.fp8_flop_per_s) if in_8_bits else ("bf16", device.bf16_flop_per_s)
+    precision: MatmulPrecision = "fp8" if in_8_bits else device.usual_precision
     flop = 2.0 * m * n * k
     told, implied = timed.seconds, timed.flop_per_s and flop / timed.flop_per_s
     if told and implied and abs(np.log(told / implied)) > RATE_TOLERANCE:
@@ -179,7 +179,7 @@ def _of_product(timed: Timed, device: Accelerator) -> float:
     if flop < LEAST_FLOP or seconds < LEAST_S:
         raise ValueError(f"m: a product of {flop / 1e9:.3g} GFLOP in {seconds * 1e6:.3g} us is too small to compare")
     best = _best_rates(device, precision)
-    _refuse_beyond(flop / seconds, peak, "FLOP/s", device)
+    _refuse_beyond(flop / seconds, device.peaks[precision], "FLOP/s", device)
     rates = {"flop_per_s": best.weights_flop_per_s, "bytes_per_s": best.bytes_per_s}
     return float(matmul_seconds(m, n, k, num_compute_units=best.num_compute_units, **rates)) / seconds
 
@@ -188,9 +188,9 @@ def _of_attention(timed: Timed, device: Accelerator) -> float:
     positions, measured = _stated(timed, "positions"), _stated(timed, "flop_per_s")
     if positions < LEAST_POSITIONS:
         raise ValueError(f"positions: {positions}; {LEAST_POSITIONS} and more are compared")
-    _refuse_beyond(measured, device.bf16_flop_per_s, "FLOP/s", device)
+    _refuse_beyond(measured, device.usual_flop_per_s, "FLOP/s", device)
     rate = FUSED_ATTENTION_RATE[timed.kind.removeprefix("attention ")]
-    return float(measured / (float(_best_rates(device, "bf16").attention_flop_per_s) * rate))
+    return float(measured / (float(_best_rates(device, device.usual_precision).attention_flop_per_s) * rate))
 
 
 def _of_moved(timed: Timed, device: Accelerator) -> float:
@@ -204,7 +204,7 @@ def _of_moved(timed: Timed, device: Accelerator) -> float:
                 f"bytes_per_s: {moved / 1e6:.3g} MB, which a cache of {cache / 1e6:g} MB holds in good part"
             )
     _refuse_beyond(measured, device.hbm_bytes_per_s, "bytes/s", device)
-    return float(measured / float(_best_rates(device, "bf16").bytes_per_s))
+    return float(measured / float(_best_rates(device, device.usual_precision).bytes_per_s))
 
 
 def _of_collective(timed: Timed, device: Accelerator, catalog: Catalog) -> float:
@@ -238,7 +238,7 @@ def _refuse_beyond(rate: float, peak: float | None, unit: str, device: Accelerat
         raise ValueError(f"accelerator: {rate:.4g} {unit} are more than the peak of {device.id}, {peak:.4g}")
 
 
-def _best_rates(device: Accelerator, precision: str) -> Rates:
+def _best_rates(device: Accelerator, precision: MatmulPrecision) -> Rates:
     return sustained_rates(device, BEST, precision)
 
 

@@ -9,7 +9,7 @@ from estimator.formulas.counts import MATERIALIZED_ATTENTION, MatMul, attention_
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout
 from estimator.stack.efficiencies import Efficiencies
-from hardware.models import Accelerator
+from hardware.models import Accelerator, MatmulPrecision
 
 FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}
 """Matrix rate of a fused attention kernel over that of large matrix products in the same training run.
@@ -89,7 +89,7 @@ class Rates(NamedTuple):
     """What one device sustains under a stack."""
 
     flop_per_s: Num
-    """In 16 bits."""
+    """In 16 bits; in 32 where products are."""
     bytes_per_s: Num
     num_compute_units: int
     weights_flop_per_s: Num
@@ -100,24 +100,17 @@ class Rates(NamedTuple):
     """Of fused attention, before `FUSED_ATTENTION_RATE`."""
 
 
-def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: str = "bf16") -> Rates:
+def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: MatmulPrecision = "bf16") -> Rates:
     """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that.
 
-    The share is that of bfloat16 products; in 8 bits, times what the stack reaches of that.
+    The share is that of products in 16 bits; in 8 bits, times what the stack reaches of that.
 
     Raises:
         ValueError: the device lacks the precision.
     """
-    peaks = {
-        "bf16": accelerator.bf16_flop_per_s,
-        "fp32": accelerator.fp32_flop_per_s,
-        "fp8": accelerator.fp8_flop_per_s,
-    }
-    peak = peaks[precision]
-    if peak is None:
-        raise ValueError(f"precision: {precision} needs matrix units that {accelerator.id} lacks; use bf16-mixed")
+    peak = accelerator.matmul_flop_per_s(precision)
     share = accelerator.matmul_efficiency.value * np.asarray(efficiencies.matmul_efficiency)
-    usual = (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share
+    usual = (accelerator.usual_flop_per_s if precision == "fp8" else peak) * share
     of_weights = peak * share * (efficiencies.fp8_efficiency if precision == "fp8" else 1.0)
     return Rates(
         usual,

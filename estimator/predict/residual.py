@@ -68,7 +68,7 @@ def features(inputs: StepInputs) -> Array:
         np.log2(plan.num_micro_batches),
         np.log2(seq_len),
         np.log2(shape.hidden_size),
-        np.log2(machine.accelerator.bf16_flop_per_s / 1e12),
+        np.log2(machine.accelerator.usual_flop_per_s / 1e12),
         plan.zero_stage > 0,
         plan.recomputes("full"),
         plan.stalls,

@@ -109,7 +109,7 @@ def columns_of(found: Evaluation, prices: tuple[float, float, float] | None, lon
         "reason": reasons,
         **numbers,
         "excess_bytes": used[0] - usable,
-        "mfu": flop / step[0] / machine.accelerator.bf16_flop_per_s,
+        "mfu": flop / step[0] / machine.accelerator.usual_flop_per_s,
         "kwh": energy_kwh(whole[0], machine.num_devices, machine.accelerator),
     }
 

@@ -26,10 +26,11 @@ def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
     accelerator, node = estimate.machine.accelerator, estimate.machine.node
     url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
     read = "measured" if url.startswith("measured:") else "datasheet"
+    unit = accelerator.usual_precision
     rows = [
         ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", read, url),
         ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", read, url),
-        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", read, url),
+        (f"device {unit} matrix peak", f"{accelerator.usual_flop_per_s / 1e12:,.1f}", "TFLOP/s", read, url),
         ("device power", f"{accelerator.tdp_w:,.0f}", "W", "assumed" if read == "measured" else read, url),
     ]
     for name, share in (

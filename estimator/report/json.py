@@ -92,7 +92,7 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
             "logged_tokens_per_s": _range(found.logged_tokens_per_s),
             "useful_tokens_per_s": padding.useful_fraction * tokens / found.step_s.value if padding else None,
             "tflops_per_device": found.flop_per_device_s / 1e12,
-            "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
+            "mfu": found.flop_per_device_s / estimate.machine.accelerator.usual_flop_per_s,
         },
         "wall": {
             "minutes": _range(found.training_s.times(1 / 60)),

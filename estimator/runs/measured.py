@@ -115,14 +115,7 @@ class Run:
     def peak_flop_per_s(self) -> float:
         """Peak rate of all devices in the run's precision [FLOP/s]."""
         unit = PRECISIONS[self.recipe.precision].matmul if self.recipe.precision else "bf16"
-        peak = {
-            "bf16": self.machine.accelerator.bf16_flop_per_s,
-            "fp32": self.machine.accelerator.fp32_flop_per_s,
-            "fp8": self.machine.accelerator.fp8_flop_per_s,
-        }[unit]
-        if peak is None:
-            raise ValueError(f"precision: {self.machine.accelerator.id} has no {unit} unit")
-        return self.machine.num_devices * peak
+        return self.machine.num_devices * self.machine.accelerator.matmul_flop_per_s(unit)
 
 
 def refuse_impossible(run: Run) -> str:

@@ -18,7 +18,7 @@ from estimator.stack.stack import Stack
 from estimator.work.plan import PLAN_NAMES, Plan, Plans
 from estimator.work.workload import Workload
 from hardware.catalog import Catalog
-from hardware.models import Flavor, Price
+from hardware.models import Flavor, MatmulPrecision, Price
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ class Estimate:
         """
         import pandas as pd  # noqa: PLC0415 - slow to import, and only a frame needs it
 
-        peak = self.machine.accelerator.bf16_flop_per_s
+        peak = self.machine.accelerator.usual_flop_per_s
         return pd.DataFrame([row_of(plan, peak) for plan in self.plans], columns=[*PLAN_NAMES, *COLUMNS])
 
     @property
@@ -136,7 +136,7 @@ def search(
     else:
         plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
     table, num_compiled = evaluate(plans, workload, machine, stack), 1 if sweeps else len(plans)
-    prices = catalog.latest_prices(machine.accelerator.id)
+    prices = catalog.latest_prices(machine.accelerator.id, flavor.provider)
     found = [table.row(i, price_range(prices), num_compiled) for i in range(len(plans))]
     by_device = stack.habits.ranks_by == "device" and not sweeps
     found.sort(key=lambda p: _rank(p, by_device=by_device, prefers_safe=sweeps))
@@ -203,21 +203,15 @@ def not_modelled(estimate: Estimate) -> Iterator[str]:
         yield "padding: --lengths says how much of the rows is useful, and what packing would save"
 
 
-NODE_COUNTS = (1, 2, 4, 8)
-"""Nodes on which an accelerator that no flavor has is offered."""
-
-
-def offers(catalog: Catalog, precision: str = "bf16") -> tuple[Flavor, ...]:
-    """Return every flavor of a catalog, and a few sizes of each priced accelerator that no flavor has.
+def offers(catalog: Catalog, precision: MatmulPrecision = "bf16") -> tuple[Flavor, ...]:
+    """Return every flavor of a catalog, and of the nodes that say so a few sizes, `counts_in_all`; no cloud instance.
 
     Raises:
         ValueError: no accelerator has matrix units of the precision.
     """
-    have = {catalog.node(flavor.node).accelerator for flavor in catalog.flavors}
-    others = [a.id for a in catalog.accelerators if a.id not in have and catalog.latest_prices(a.id)]
-    sizes = [(name, nodes * catalog.node_of(name).num_devices) for name in others for nodes in NODE_COUNTS]
-    every = (*catalog.flavors, *(catalog.flavor_of(name, num_devices) for name, num_devices in sizes))
-    able = {a.id for a in catalog.accelerators if precision != "fp8" or a.fp8_flop_per_s}
+    sizes = (node.flavor(count * node.num_devices) for node in catalog.nodes for count in node.counts_in_all)
+    every = (*catalog.flavors, *sizes)
+    able = {a.id for a in catalog.accelerators if a.peaks[precision]}
     found = tuple(flavor for flavor in every if catalog.node(flavor.node).accelerator in able)
     if not found:
         raise ValueError(f"precision: no flavor has matrix units of {precision}; use bf16-mixed")

@@ -18,6 +18,7 @@ from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficie
 from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, RunCount, StackRecord, covariance_root
 from estimator.work.shape import Shape
 from hardware.errors import first_error, shown
+from hardware.models import MatmulPrecision
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BytesEach = Annotated[float, Field(ge=0, le=64)]
@@ -71,7 +72,7 @@ class Habits(StackRecord):
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     overlaps_communication: bool = True
     """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
-    matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]
 

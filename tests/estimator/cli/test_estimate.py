@@ -140,7 +140,7 @@ def test_ranges_are_ordered(flavor: str) -> None:
 
 
 def test_every_flavor_is_answered() -> None:
-    """`--flavor all` has the 13 flavors of the menu, both others, and each priced accelerator that no flavor has."""
+    """`--flavor all` has the 13 flavors of the menu, both others, and 1 to 8 nodes of H100, H200 and A100."""
     document = call_json("--flavor", "all")
     assert document["schema"] == "estimates/1"
     names = [entry["flavor"]["name"] for entry in document["estimates"]]

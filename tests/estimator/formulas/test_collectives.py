@@ -137,6 +137,13 @@ def test_a_group_takes_its_innermost_link() -> None:
     assert bandwidth[1] > bandwidth[2]
 
 
+@pytest.mark.parametrize(("name", "members", "us"), [("a100-x8", 2, 10), ("a100-x8", 8, 43), ("h100-x8", 8, 27)])
+def test_small_messages_take_as_long_as_measured(name: str, members: int, us: float) -> None:
+    """An all-reduce of 8 KiB takes what was measured (NVIDIA/nccl-tests issue 123; Azure's benchmarking guide)."""
+    machine = full_nodes(CATALOG.node(name), 1)
+    assert all_reduce_seconds(8192.0, members, 1, machine) * 1e6 == pytest.approx(us, rel=0.05)
+
+
 def test_devices_apart_take_the_link_that_spans_them() -> None:
     """On MI250 two devices that are two apart lie in two packages, and use the ring."""
     machine = full_nodes(CATALOG.node_of("mi250"), 1)

@@ -18,7 +18,7 @@ from estimator.formulas.layout import Layout
 from estimator.work.plan import Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import load_catalog
-from hardware.models import Accelerator
+from hardware.models import Accelerator, MatmulPrecision
 from tests.support.strategies import EFFICIENCIES, one_layout, shapes, step_inputs_of
 
 sizes = st.integers(1, 50_000)
@@ -99,8 +99,8 @@ degrees = st.sampled_from([1, 2, 3, 4, 8])
 
 
 def device_of(accelerator: Accelerator) -> Rates:
-    """Return what a device sustains under a stack."""
-    return sustained_rates(accelerator, EFFICIENCIES)
+    """Return what a device sustains under a stack, in the precision that it is used in."""
+    return sustained_rates(accelerator, EFFICIENCIES, accelerator.usual_precision)
 
 
 def ranks(tp: int, ep: int) -> Layout:
@@ -112,11 +112,24 @@ def ranks(tp: int, ep: int) -> Layout:
 def test_a_device_sustains_less_than_its_peaks(accelerator: Accelerator) -> None:
     """What a device sustains is the stack's part of the best measured part of each peak."""
     rates = device_of(accelerator)
-    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
+    best_flop_per_s = accelerator.usual_flop_per_s * accelerator.matmul_efficiency.value
     best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
     assert rates.flop_per_s == pytest.approx(EFFICIENCIES.matmul_efficiency * best_flop_per_s)
     assert rates.bytes_per_s == pytest.approx(EFFICIENCIES.memory_efficiency * best_bytes_per_s)
     assert rates.num_compute_units == accelerator.num_compute_units
+
+
+@given(accelerators, st.sampled_from(["bf16", "fp16", "fp32", "fp8"]))
+def test_a_precision_without_units_is_refused(accelerator: Accelerator, precision: MatmulPrecision) -> None:
+    """No rate is made up: products run at the peak of their precision, or are refused."""
+    if peak := accelerator.peaks[precision]:
+        rates = sustained_rates(accelerator, EFFICIENCIES, precision)
+        assert float(np.asarray(rates.weights_flop_per_s)) <= peak
+        return
+    with pytest.raises(
+        ValueError, match=rf"^precision: {precision} needs matrix units that {accelerator.id} lacks; use"
+    ):
+        sustained_rates(accelerator, EFFICIENCIES, precision)
 
 
 @given(shapes(), tokens, degrees, degrees, accelerators)
@@ -145,7 +158,8 @@ def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, acce
 @given(shapes("mixtral"), tokens, accelerators)
 def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, accelerator: Accelerator) -> None:
     """At half the rate of other products those of experts take longer, up to twice as long, and no other does."""
-    usual, slow = (sustained_rates(accelerator, EFFICIENCIES._replace(expert_efficiency=e)) for e in (1.0, 0.5))
+    precision, at = accelerator.usual_precision, (EFFICIENCIES._replace(expert_efficiency=e) for e in (1.0, 0.5))
+    usual, slow = (sustained_rates(accelerator, efficiencies, precision) for efficiencies in at)
     for matmul in layer_matmuls(shape):
         fast, slower = (sum(matmul_passes(num_tokens, matmul, ranks(1, 1), rates)) for rates in (usual, slow))
         if matmul.num_copies == 1:
