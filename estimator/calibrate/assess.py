@@ -109,6 +109,7 @@ def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) 
     """Yield the runs of a batch beside their predictions."""
     found = predict(batch.inputs, stack, batch.run.source)
     step_s, held, fits = found.step.seconds, batch.read_bytes(found.memory), found.fits_probability
+    least = np.broadcast_to(batch.certain_bytes(found.memory), held.shape)
     for k, row in enumerate(batch.rows):
         run = runs[row]
         yield Assessed(
@@ -116,7 +117,9 @@ def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) 
             stack=stack.name,
             in_sample=run.digest in known,
             step_s=Range.of(float(step_s[k]), found.step_log_sd[k], found.degrees_of_freedom),
-            reserved_bytes=Range.of(float(held[k]), found.memory_log_sd[k], found.degrees_of_freedom),
+            reserved_bytes=Range.of(float(held[k]), found.memory_log_sd[k], found.degrees_of_freedom).no_less_than(
+                least[k]
+            ),
             fits_probability=float(fits[k]),
             step_breakdown={name: float(part[k]) for name, part in found.step.breakdown.items()},
         )

@@ -50,6 +50,10 @@ class Batch(NamedTuple):
         """Return what was read of that, or would have been."""
         return memory.first_bytes if self.run.reads_first_stage else memory.peak_bytes
 
+    def certain_bytes(self, memory: Memory) -> Array:
+        """Return what of that follows from the plan alone."""
+        return memory.first.certain if self.run.reads_first_stage else memory.certain_bytes
+
 
 def batched(runs: Sequence[Run], habits: Habits) -> list[Batch]:
     """Return the runs as batches, under a stack's habits as each recipe changes them."""

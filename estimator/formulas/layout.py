@@ -99,9 +99,10 @@ class Layout(PlanFields[Array, Array, Array]):
 
         min(slope * (p - 1 - i) + offset, cap) on stage i of p: GPipe m; 1F1B and zero bubble min(p - i, m); interleaved
         min(2 (p - 1 - i) + (v - 1) p + 1, m v), chunks of 1/v of a stage (Narayanan et al. 2021, arXiv:2104.04473,
-        section 2.2; Qi et al. 2023, arXiv:2401.10241, section 3.1: ZB-H1 holds what 1F1B holds).
+        section 2.2; Qi et al. 2023, arXiv:2401.10241, section 3.1: ZB-H1 holds what 1F1B holds). A stage that is alone
+        runs a micro-batch backward right after it ran forward, whatever the schedule.
         """
-        gpipe, interleaved = self.follows("gpipe"), self.follows("interleaved")
+        gpipe, interleaved = self.follows("gpipe") & (self.num_stages > 1), self.follows("interleaved")
         micro_batches, virtual = self.num_micro_batches, self.virtual_stages
         slope = np.where(gpipe, 0, np.where(interleaved, 2, 1))
         offset = np.where(gpipe, micro_batches, np.where(interleaved, (virtual - 1) * self.num_stages + 1, 1))

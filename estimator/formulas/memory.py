@@ -1,5 +1,6 @@
 """Bytes that a device holds, by purpose and by pipeline stage."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -96,9 +97,10 @@ class Kept(NamedTuple):
 def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     """Bytes per token that one layer keeps between its forward and its backward pass where none of it is repeated.
 
-    Whole: per norm its input, its 32-bit copy and its output. Split: queries, keys, values; attention's output; the
-    feed-forward block's one (plain) or three (gated) inner values beside its input, that of the last
-    product included; where the activation is fused with its gate, one less of three.
+    Whole: per norm its input, its copy in 32 bits where one is made, and its output; of a mixture, the tokens as sorted
+    for their experts, and what these return. Split: queries, keys, values; attention's output; the feed-forward block's
+    one (plain) or three (gated) inner values beside its input, that of the last product included; where the activation
+    is fused with its gate, one less of three.
     Materialized attention adds the keys and values repeated for every query head, and the probabilities (`scores`: 1,
     or 0 where they are dropped).
     """
@@ -108,7 +110,9 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     block = act * ((3 if habits.fuses_activation else 4) if shape.gated_ffn else 2) * ffn
     repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
     probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * inputs.seq_len, dtype=np.float64)
-    return Kept(2.0 * (2 * act + 4) * shape.hidden_size, heads + block + repeated + probabilities)
+    sorted_tokens = 2 * act * (shape.num_experts_per_token if shape.num_experts else 0)
+    whole = 2.0 * (2 * act + habits.norm_copy_bytes) + sorted_tokens
+    return Kept(whole * shape.hidden_size, heads + block + repeated + probabilities)
 
 
 def activation_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> tuple[Array, Array]:
@@ -153,8 +157,35 @@ def state_bytes(inputs: StepInputs, stage: Stage) -> dict[str, Array]:
     }
 
 
-def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> dict[str, Array]:
+STATE = ("weights", "master_weights", "optimizer", "gradients", "communication_buffers")
+"""Purposes whose bytes follow from the plan alone: no fit scales them."""
+
+
+class StageBytes(NamedTuple):
+    """Bytes of a device of a stage."""
+
+    parts: dict[str, Array]
+    """As counted at the fullest moment, by purpose."""
+    certain: Array
+    """Of its parameters, gradients and optimizer, all of which it holds at some moment: no prediction lies below."""
+
+    @property
+    def of_state(self) -> Array:
+        """Those of the fullest moment that no fit scales."""
+        return np.asarray(sum(self.parts[name] for name in STATE))
+
+    @property
+    def of_work(self) -> Array:
+        """The others."""
+        return np.asarray(sum(part for name, part in self.parts.items() if name not in STATE))
+
+
+def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
     """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
+
+    Logits are those of one micro-batch, but for GPipe's, which all wait. Of a single micro-batch whose gradients have
+    no lasting buffers, activations go as gradients come: the peak is at the begin of the backward pass or at its end.
+    At its begin the logits are gone before the last layer is repeated.
 
     Args:
         inputs: plans, a model and a machine.
@@ -164,15 +195,28 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     shape, habits, tokens, tp = inputs.shape, inputs.habits, inputs.tokens, inputs.plan.tp
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
     scores = 0.0 if inputs.fuses_attention else shape.num_heads * float(inputs.seq_len) * tokens / tp
-    logits = np.asarray(stage.has_head) * stage.held * tokens / tp * head_matmul(shape).out_size
-    return {
-        **state_bytes(inputs, stage),
-        "activations": activations,
-        "recomputed_layer": recomputed,
-        "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
-        "logits": logits * float(habits.logit_bytes),
+    waiting = np.where(inputs.plan.follows("gpipe"), stage.held, 1.0)
+    logits = np.asarray(stage.has_head) * waiting * tokens / tp * head_matmul(shape).out_size * habits.logit_bytes
+    state = state_bytes(inputs, stage)
+    come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
+    of_last_layer = activations / np.maximum(stage.layers, 1)
+    attention = np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64)
+    waits = inputs.plan.follows("gpipe") & (inputs.plan.num_stages > 1)
+    of_loss = ~waits & (logits > recomputed + attention)
+    logits = np.where(waits | of_loss, logits, 0.0)
+    in_work = np.where(of_loss, logits, recomputed + attention)
+    at_end = come_late & (state["gradients"] + of_last_layer + recomputed + attention > activations + in_work)
+    of_loss = of_loss & ~at_end
+    parts = {
+        **state,
+        "gradients": np.where(come_late & ~at_end, 0.0, state["gradients"]),
+        "activations": np.where(at_end, of_last_layer, activations),
+        "recomputed_layer": np.where(of_loss, 0.0, recomputed),
+        "attention_workspace": np.where(of_loss, 0.0, attention),
+        "logits": np.where(at_end, 0.0, logits),
         "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
+    return StageBytes(parts, np.asarray(sum(state.values())))
 
 
 def workspace_bytes(inputs: StepInputs, efficiencies: Efficiencies, held: Num) -> Array:
@@ -182,43 +226,50 @@ def workspace_bytes(inputs: StepInputs, efficiencies: Efficiencies, held: Num) -
 
 
 class Memory(NamedTuple):
-    """Memory of a plan's stages, in bytes per device, by purpose, before the stack's corrections."""
+    """Memory of a plan's stages, in bytes per device, and the stack's corrections of it."""
 
-    first: dict[str, Array]
-    second: dict[str, Array]
+    first: StageBytes
+    second: StageBytes
     """The stage that holds most of those between; all 0 where there are none."""
-    last: dict[str, Array]
+    last: StageBytes
     ratio: Num
-    """Bytes that devices hold, over the bytes counted."""
+    """Bytes that devices hold beyond those of state, over those counted."""
     base_bytes: Num
     """Bytes that each device holds beside."""
+    factor: Num = 1.0
+    """What runs like these held over what was predicted."""
+
+    def held(self, stage: StageBytes) -> Array:
+        """Bytes of a device of a stage: no less than what is certain of it."""
+        total = self.factor * (stage.of_state + self.ratio * stage.of_work + self.base_bytes)
+        return np.maximum(total, stage.certain)
 
     @property
     def peak_bytes(self) -> Array:
         """Bytes of the fullest device."""
-        fullest = np.maximum(_sum(self.first), np.maximum(_sum(self.second), _sum(self.last)))
-        return np.asarray(self.ratio * fullest + self.base_bytes)
+        return np.maximum(self.held(self.first), np.maximum(self.held(self.second), self.held(self.last)))
 
     @property
     def first_bytes(self) -> Array:
         """Bytes of a device of the first stage."""
-        return np.asarray(self.ratio * _sum(self.first) + self.base_bytes)
+        return self.held(self.first)
+
+    @property
+    def certain_bytes(self) -> Array:
+        """Bytes of the stage with most of what is certain."""
+        return np.maximum(self.first.certain, np.maximum(self.second.certain, self.last.certain))
 
     @property
     def peak(self) -> dict[str, Array]:
-        """Bytes of the fullest device, by purpose; `correction` is what ratio and base add."""
-        first, second, last = _sum(self.first), _sum(self.second), _sum(self.last)
+        """Bytes of the fullest device, by purpose; `correction` is what the fit adds."""
+        first, second, last = self.held(self.first), self.held(self.second), self.held(self.last)
         is_first, is_second = (first >= last) & (first >= second), second >= last
         peak = {
-            name: np.where(is_first, self.first[name], np.where(is_second, self.second[name], self.last[name]))
-            for name in self.first
+            name: np.where(is_first, part, np.where(is_second, self.second.parts[name], self.last.parts[name]))
+            for name, part in self.first.parts.items()
         }
-        peak["correction"] = np.asarray((self.ratio - 1.0) * sum(peak.values()) + self.base_bytes)
+        peak["correction"] = np.asarray(self.peak_bytes - sum(peak.values()))
         return peak
-
-
-def _sum(parts: dict[str, Array]) -> Array:
-    return np.asarray(sum(parts.values()))
 
 
 def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
@@ -233,7 +284,9 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
     between = plan.num_stages > 2
     return Memory(
         first=stage_bytes(inputs, efficiencies, first._replace(held=plan.in_flight(0))),
-        second={name: between * part for name, part in of_second.items()},
+        second=StageBytes(
+            {name: between * part for name, part in of_second.parts.items()}, between * of_second.certain
+        ),
         last=stage_bytes(inputs, efficiencies, last._replace(held=plan.in_flight(plan.num_stages - 1))),
         ratio=efficiencies.memory_ratio,
         base_bytes=efficiencies.base_bytes,
@@ -241,15 +294,25 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
 
 
 def total_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
-    """Bytes of all devices together.
+    """Bytes of all devices together."""
+    ratio, base = efficiencies.memory_ratio, efficiencies.base_bytes
+    return _of_all(inputs, efficiencies, lambda stage: stage.of_state + ratio * stage.of_work + base)
 
-    They are linear in the micro-batches in flight, so that the mean stands for the stages between.
+
+def certain_total_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
+    """Bytes of all devices together that are certain."""
+    return _of_all(inputs, efficiencies, lambda stage: stage.certain)
+
+
+def _of_all(inputs: StepInputs, efficiencies: Efficiencies, each: Callable[[StageBytes], Array]) -> Array:
+    """Return the sum over all devices of what each of a stage holds.
+
+    It is linear in the micro-batches in flight, so that their mean stands for the stages between.
     """
     plan = inputs.plan
     in_flight = plan.in_flight(0), plan.mean_in_flight_between(), plan.in_flight(plan.num_stages - 1)
     stages = (stage._replace(held=held) for stage, held in zip(stages_of(inputs.shape, plan), in_flight, strict=True))
-    counted = (_sum(stage_bytes(inputs, efficiencies, stage)) for stage in stages)
-    held = (efficiencies.memory_ratio * each + efficiencies.base_bytes for each in counted)
+    held = (each(stage_bytes(inputs, efficiencies, stage)) for stage in stages)
     return np.asarray(plan.over_stages(StageLayers(*held)) * plan.replicas * plan.tp)
 
 

@@ -123,7 +123,7 @@ class Evaluation(NamedTuple):
         """
         found, machine, workload = self.prediction, self.machine, self.workload
         step_s = self._range(found.step.seconds, found.step_log_sd, i)
-        device_bytes = self._range(self.device_bytes, found.memory_log_sd, i)
+        device_bytes = self._range(self.device_bytes, found.memory_log_sd, i).no_less_than(found.certain_bytes[i])
         breakdown = {name: float(part[i]) for name, part in found.step.breakdown.items()}
         device_s = step_s.value - breakdown["host"]
         fast_s, slow_s = self._paces(i, device_s)
@@ -140,7 +140,9 @@ class Evaluation(NamedTuple):
             or over_memory(device_bytes.value, found.usable_bytes, float(self.host_bytes[i]), machine),
             memory=PlanMemory(
                 per_device_bytes=device_bytes,
-                total_bytes=self._range(found.total_bytes, found.memory_log_sd, i),
+                total_bytes=self._range(found.total_bytes, found.memory_log_sd, i).no_less_than(
+                    found.certain_total_bytes[i]
+                ),
                 usable_bytes_per_device=found.usable_bytes,
                 breakdown_bytes={name: float(part[i]) for name, part in self.memory_parts.items()},
             ),

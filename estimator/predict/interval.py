@@ -32,6 +32,10 @@ class Range(NamedTuple):
         ratio = float(interval_ratio(log_sd, degrees_of_freedom))
         return cls(median, median / ratio, median * ratio)
 
+    def no_less_than(self, least: float) -> "Range":
+        """Return the range of a quantity that is known to be no less."""
+        return Range(*(max(end, least) for end in self))
+
     def times(self, factor: float) -> "Range":
         """Return the range of a quantity in proportion to this one."""
         return Range(self.value * factor, self.low * factor, self.high * factor)

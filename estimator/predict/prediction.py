@@ -7,7 +7,7 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import Memory, plan_memory, total_bytes
+from estimator.formulas.memory import Memory, certain_total_bytes, plan_memory, total_bytes
 from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.interval import log_sd, moved
 from estimator.predict.residual import corrected, features, residual_log_sd
@@ -22,6 +22,9 @@ class Prediction(NamedTuple):
     """Of a device."""
     total_bytes: Array
     """Of all devices together."""
+    certain_bytes: Array
+    """Of the fullest device, what follows from the plan alone; nothing predicted lies below."""
+    certain_total_bytes: Array
     step_log_sd: Array
     launch_log_sd: Array
     memory_log_sd: Array
@@ -36,7 +39,8 @@ class Prediction(NamedTuple):
         from scipy.special import stdtr  # noqa: PLC0415 - slow to import
 
         margin = np.log(self.usable_bytes / self.memory.peak_bytes) / self.memory_log_sd
-        return np.asarray(stdtr(self.degrees_of_freedom, margin))
+        may_fit = self.certain_bytes <= self.usable_bytes
+        return np.asarray(np.where(may_fit, stdtr(self.degrees_of_freedom, margin), 0.0))
 
 
 def usable_bytes(machine: Machine, stack: Stack) -> float:
@@ -72,6 +76,8 @@ def predict(inputs: StepInputs, stack: Stack, source: str = "", *, intervals: bo
         step=StepTime({name: each(part) for name, part in step.breakdown.items()}, each(step.launch_s)),
         memory=memory,
         total_bytes=each(total_bytes(inputs, efficiencies)),
+        certain_bytes=each(memory.certain_bytes),
+        certain_total_bytes=each(certain_total_bytes(inputs, efficiencies)),
         step_log_sd=each(step_log_sd),
         launch_log_sd=each(launch_log_sd),
         memory_log_sd=each(memory_log_sd),

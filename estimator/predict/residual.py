@@ -166,5 +166,5 @@ def corrected(step: StepTime, memory: Memory, fit: Fit, places: Array) -> tuple[
         step = step._replace(breakdown={**step.breakdown, "unexplained": more})
     if fit.memory_residual:
         factor = np.exp(correction(fit.memory_residual, places))
-        memory = memory._replace(ratio=factor * memory.ratio, base_bytes=factor * memory.base_bytes)
+        memory = memory._replace(factor=factor)
     return step, memory

@@ -84,6 +84,7 @@ def columns_of(found: Evaluation, prices: tuple[float, float, float] | None, lon
     predicted = found.prediction
     step = _ends(predicted.step.seconds, predicted.step_log_sd, predicted.degrees_of_freedom)
     used = _ends(found.device_bytes, predicted.memory_log_sd, predicted.degrees_of_freedom)
+    used = np.maximum(used, predicted.certain_bytes)
     duration = wall(step[0], work.num_steps, stack.startup, num_candidates=1)
     training = step * (work.num_steps - 1)
     whole = (duration.startup_s + duration.first_step_s + training) * longer
@@ -93,7 +94,10 @@ def columns_of(found: Evaluation, prices: tuple[float, float, float] | None, lon
         "tokens_per_s": work.tokens_per_step / step[[0, 2, 1]],
         "logged_tokens_per_s": _ends(found.logged_tokens_per_s, found.logged_log_sd, predicted.degrees_of_freedom),
         "per_device_bytes": used,
-        "total_bytes": _ends(predicted.total_bytes, predicted.memory_log_sd, predicted.degrees_of_freedom),
+        "total_bytes": np.maximum(
+            _ends(predicted.total_bytes, predicted.memory_log_sd, predicted.degrees_of_freedom),
+            predicted.certain_total_bytes,
+        ),
         "training_s": training,
         "wall_s": whole,
         "usd": hours * np.array(prices or [np.nan] * 3)[:, None],

@@ -72,6 +72,10 @@ class Habits(StackRecord):
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     overlaps_communication: bool = True
     """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
+    keeps_gradients: bool = True
+    """Gradients have buffers that last; else each comes to be in the backward pass, and goes with the update."""
+    norm_copy_bytes: BytesEach = 4.0
+    """Bytes per element of the copy in 32 bits that a norm keeps of its input; 0 where its kernel makes none."""
     matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]

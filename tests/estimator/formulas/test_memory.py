@@ -57,7 +57,7 @@ def stages(shape: Shape, plan: Layout) -> list[Stage]:
 
 def held(inputs: StepInputs, stage: Stage) -> dict[str, float]:
     """Return the bytes per device of a stage by purpose."""
-    return {name: float(part) for name, part in stage_bytes(inputs, EFFICIENCIES, stage).items()}
+    return {name: float(part) for name, part in stage_bytes(inputs, EFFICIENCIES, stage).parts.items()}
 
 
 def stages_of(inputs: StepInputs) -> list[dict[str, float]]:
