@@ -7,6 +7,7 @@ TABLES := $(addprefix reports/measured/runs/, ultrascale_h100.csv vtrain_a100_si
             measured_runs.csv measured_runs_partial.csv)
 LOGS   := reports/measured/cpu/*/steps.jsonl
 MOAI   := reports/measured/moai/*.log
+ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
 .PHONY: demo demo-picture test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables clean
@@ -30,7 +31,7 @@ fit fit-% hold-out report: export OMP_NUM_THREADS = 1
 fit: fit-moai-24.2 fit-reference $(addprefix fit-, $(TABLE_STACKS))  ## every stack from reports/measured (-j fits several at once)
 
 fit-moai-24.2: $(VENV)/base.stamp
-	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --write
+	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --write > /dev/null
 
 fit-reference: $(VENV)/base.stamp
 	$(BIN)/calibrate $(LOGS) --stack reference --write > /dev/null
@@ -38,12 +39,17 @@ fit-reference: $(VENV)/base.stamp
 fit-%: $(VENV)/base.stamp  ## one stack of the tables, its file in estimator/data/fits rewritten
 	$(BIN)/calibrate $(TABLES) --stack $* --write > /dev/null
 
-hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, on all cores
-	$(BIN)/calibrate $(TABLES) $(LOGS) --hold-out --json > reports/calibration/holdout.json
+hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, on all cores; each run: build/holdout.json
+	mkdir -p build
+	$(BIN)/calibrate $(TABLES) $(LOGS) $(MOAI) --hold-out --rows $(ROWS) --json > build/hold_out.json
+	mv build/hold_out.json reports/calibration/hold_out.json
+	$(BIN)/python reports/measured/tables/compare_peers.py $(ROWS)
 
-report: $(VENV)/base.stamp  ## the report of each stack, from what was measured and reports/calibration/holdout.json
-	$(BIN)/calibrate $(TABLES) $(LOGS) --report reports/calibration
-	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --report reports/calibration
+$(ROWS):
+	$(MAKE) hold-out
+
+report: $(VENV)/base.stamp $(ROWS)  ## the report of each stack, from what was measured and build/holdout.json
+	$(BIN)/calibrate $(TABLES) $(LOGS) $(MOAI) --rows $(ROWS) --report reports/calibration
 
 demo-picture: $(VENV)/base.stamp  ## docs/demo.svg, from what the demo prints
 	$(BIN)/python benchmarks/demo_picture.py

@@ -10,7 +10,6 @@ from estimator.calibrate.assess import Assessed, assess, to_frame
 from estimator.calibrate.fit_stack import fit_stack_to_runs
 from estimator.calibrate.hold_out import hold_outs
 from estimator.runs.csv_rows import Skipped
-from estimator.runs.logged import logged_startup
 from estimator.runs.read import read_runs
 from estimator.stack.file import refuse_unwritable, write_fit
 from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
@@ -82,7 +81,6 @@ def fitted(files: Sequence[Path], name: str, hardware: Sequence[Path], *, write:
         refuse_unwritable(name)
     read = read_runs(files, load_catalog(hardware))
     stack = fit_stack_to_runs(load_premises(name), read.runs, read.origin)
-    stack = stack.model_copy(update={"startup": logged_startup(stack.startup, read.logged)})
     found = assess([run for run in read.runs if stack.is_of(run.trainer)], [stack])
     if write:
         write_fit(stack, fit_path(name))

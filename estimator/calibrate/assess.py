@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from estimator.arrays import Array
 from estimator.calibrate.batches import Batch, batched
 from estimator.predict.interval import Range
 from estimator.predict.prediction import predict
@@ -107,21 +108,27 @@ def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
 
 def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) -> Iterator[Assessed]:
     """Yield the runs of a batch beside their predictions."""
-    found = predict(batch.inputs, stack, batch.run.source)
+    found = predict(batch.inputs, stack, batch.run.source, batch.run.steps_per_read)
     step_s, held, fits = found.step.seconds, batch.read_bytes(found.memory), found.fits_probability
     least = np.broadcast_to(batch.certain_bytes(found.memory), held.shape)
+
+    def ranged(values: Array, log_sds: Array, k: int) -> Range:
+        return Range.of(float(values[k]), log_sds[k], found.degrees_of_freedom)
+
     for k, row in enumerate(batch.rows):
         run = runs[row]
         yield Assessed(
             run=run,
             stack=stack.name,
             in_sample=run.digest in known,
-            step_s=Range.of(float(step_s[k]), found.step_log_sd[k], found.degrees_of_freedom),
-            reserved_bytes=Range.of(float(held[k]), found.memory_log_sd[k], found.degrees_of_freedom).no_less_than(
-                least[k]
-            ),
+            step_s=ranged(step_s, found.step_log_sd, k),
+            reserved_bytes=ranged(held, found.memory_log_sd, k).no_less_than(least[k]),
             fits_probability=float(fits[k]),
             step_breakdown={name: float(part[k]) for name, part in found.step.breakdown.items()},
+            launch_s=ranged(found.step.launch_s, found.launch_log_sd, k) if run.launch_windows_s else None,
+            total_bytes=ranged(found.total_bytes, found.memory_log_sd, k).no_less_than(found.certain_total_bytes[k])
+            if run.total_bytes
+            else None,
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Fabric
-from estimator.formulas.memory import Memory, plan_memory
+from estimator.formulas.memory import Memory, plan_memory, total_bytes
 from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.residual import features
 from estimator.runs.measured import Run
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     def step(self, efficiencies: Efficiencies) -> StepTime:
         """Return the time of a step, arrays that broadcast to (samples, runs)."""
-        return plan_step(self.inputs, efficiencies)
+        return plan_step(self.inputs, efficiencies, self.run.steps_per_read)
 
     def memory(self, efficiencies: Efficiencies) -> Memory:
         """Return what devices hold, arrays that broadcast to (samples, runs)."""
@@ -54,6 +54,10 @@ class Batch(NamedTuple):
         """Return what of that follows from the plan alone."""
         return memory.first.certain if self.run.reads_first_stage else memory.certain_bytes
 
+    def total_bytes(self, efficiencies: Efficiencies) -> Array:
+        """Return what all devices hold together, an array that broadcasts to (samples, runs)."""
+        return total_bytes(self.inputs, efficiencies)
+
 
 def batched(runs: Sequence[Run], habits: Habits) -> list[Batch]:
     """Return the runs as batches, under a stack's habits as each recipe changes them."""
@@ -61,7 +65,7 @@ def batched(runs: Sequence[Run], habits: Habits) -> list[Batch]:
     for i, run in enumerate(runs):
         machine = run.machine
         kind = (machine.accelerator, machine.node, machine.num_devices, machine.num_nodes, machine.fabric is None)
-        groups[(run.shape, run.recipe, run.source, run.seq_len, *kind)].append(i)
+        groups[(run.shape, run.recipe, run.source, run.seq_len, run.steps_per_read, *kind)].append(i)
     return [_batch(rows, runs, habits) for rows in groups.values()]
 
 

@@ -1,7 +1,7 @@
 """How wrong a stack is on runs that it never saw: each part of the runs predicted by a fit to the others.
 
 Everything in a prediction comes from the others: parameters, what the model leaves unexplained, and the spreads of the
-intervals, which are those of parts of the others held out in turn.
+intervals, which are those of parts of the others held out in turn, just as a stack is fitted to all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,8 @@ import numpy as np
 
 from estimator.arrays import Array
 from estimator.calibrate.assess import Assessed, assess, fit_calls, summarize, timed, to_frame
-from estimator.calibrate.fit_stack import fit_stack_to_runs, folds
+from estimator.calibrate.fit_runs import FEWEST_TO_LEARN
+from estimator.calibrate.fit_stack import NUM_FOLDS, fit_stacks, folds
 from estimator.formulas.counts import step_flop
 from estimator.runs.measured import Run
 from estimator.stack.stack import ANY_TRAINER, Premises
@@ -21,17 +22,13 @@ from estimator.work.plan import PLAN_NAMES
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_FOLDS = 3
-"""Of the others, from which the spreads are found; few, as there are many fits."""
-
 FEWEST_FITTED = 8
 """Runs that a fit to the others needs, else the part is not predicted."""
 
 CLEARLY_APART = 1.05
 """Ratio of two measured times from which on their order is asked for."""
 
-SANE_FLOP_PER_S, SANE_TP = 100e12, 8
-"""Of the rows on which other estimators were compared: rate per device, and tensor-parallel degree at most."""
+SCHEMA = "hold-out/1"
 
 
 def _by(label: Callable[[Run], str]) -> Callable[[Sequence[Run]], list[Array]]:
@@ -47,57 +44,68 @@ def _halves(runs: Sequence[Run]) -> list[Array]:
     return [np.flatnonzero(half == one) for one in (0, 1)]
 
 
+def _each(runs: Sequence[Run]) -> list[Array]:
+    return [np.array([i]) for i in range(len(runs))]
+
+
 def _most_nodes(runs: Sequence[Run]) -> list[Array]:
     nodes = np.array([run.machine.num_nodes for run in runs])
     return [np.flatnonzero(nodes == nodes.max())]
 
+
+EACH = "each run"
 
 SPLITS: dict[str, Callable[[Sequence[Run]], list[Array]]] = {
     "random half": _halves,
     "source": _by(lambda run: run.source),
     "model size": _by(lambda run: f"hidden size {run.shape.hidden_size}"),
     "most nodes": _most_nodes,
+    EACH: _each,
 }
 """Ways to hold out runs: the parts that are predicted, each from all others."""
 
 
-def splits_of(premises: Premises) -> tuple[str, ...]:
-    """Return the ways to hold out a stack's runs: of one for any software, by halves and by source."""
-    return ("random half", "source") if premises.trainer == ANY_TRAINER else tuple(SPLITS)
+def splits_of(premises: Premises, runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the ways to hold out a stack's runs: of few, each in turn; of one for any software, halves and sources."""
+    if sum(run.tells_speed for run in runs) < FEWEST_TO_LEARN:
+        return (EACH,)
+    if premises.trainer == ANY_TRAINER:
+        return "random half", "source"
+    return tuple(split for split in SPLITS if split != EACH)
 
 
 def hold_out(premises: Premises, runs: Sequence[Run], split: str) -> list[Assessed]:
     """Return the runs of a stack's trainer, predicted without the part that they are in; see `SPLITS`."""
     own = [run for run in runs if premises.is_of(run.trainer)]
-    return [row for part in SPLITS[split](own) for row in _hold_out_part(premises, own, part)]
-
-
-def _hold_out_part(premises: Premises, own: list[Run], part: Array) -> tuple[Assessed, ...]:
-    inside = np.zeros(len(own), dtype=bool)
-    inside[part] = True
-    others = [own[i] for i in np.flatnonzero(~inside)]
-    if sum(run.tells_speed for run in others) < FEWEST_FITTED:
-        return ()
-    return assess([own[i] for i in part], [fit_stack_to_runs(premises, others, {}, NUM_FOLDS)]).rows
+    fewest = 1 if split == EACH else FEWEST_FITTED
+    every, speed = np.arange(len(own)), np.array([run.tells_speed for run in own])
+    parts = [(part, np.setdiff1d(every, part)) for part in SPLITS[split](own)]
+    parts = [(part, others) for part, others in parts if speed[others].sum() >= fewest]
+    stacks = fit_stacks(premises, own, [others for _, others in parts], NUM_FOLDS)
+    return [
+        row
+        for (part, _), stack in zip(parts, stacks, strict=True)
+        for row in assess([own[i] for i in part], [stack]).rows
+    ]
 
 
 def hold_outs(premises: Mapping[str, Premises], runs: Sequence[Run]) -> dict[str, dict[str, list[Assessed]]]:
     """Return the runs of each stack that has some, held out by each split as `hold_out` does, on all processors."""
     own = {name: [run for run in runs if one.is_of(run.trainer)] for name, one in premises.items()}
-    parts = {
-        (name, split): SPLITS[split](of_stack)
-        for name, of_stack in own.items()
-        if of_stack
-        for split in splits_of(premises[name])
-    }
+    asked = [
+        (name, split) for name, of_stack in own.items() if of_stack for split in splits_of(premises[name], of_stack)
+    ]
+    # those of most fits to most runs first, so that no processor is left with one at the end
+    cost = {(name, split): len(SPLITS[split](own[name])) * len(own[name]) for name, split in asked}
     with ProcessPoolExecutor() as pool:
-        # the largest stacks first, so that no processor is left with one at the end
         waited = {
-            (name, split): [pool.submit(_hold_out_part, premises[name], own[name], part) for part in of_split]
-            for (name, split), of_split in sorted(parts.items(), key=lambda item: -len(own[item[0][0]]))
+            (name, split): pool.submit(hold_out, premises[name], own[name], split)
+            for name, split in sorted(asked, key=lambda key: -cost[key])
         }
-        rows = {key: [row for one in futures for row in one.result()] for key, futures in waited.items()}
-    return {name: {split: rows[name, split] for split in splits_of(premises[name])} for name in own if own[name]}
+        found: dict[str, dict[str, list[Assessed]]] = {name: {} for name, _ in asked}
+        for name, split in asked:
+            found[name][split] = waited[name, split].result()
+    return found
 
 
 SAME_WORK = (
@@ -128,88 +136,71 @@ def ranking(frame: "pd.DataFrame") -> Ranking:
     return Ranking(count, right / count if count else 1.0)
 
 
-class Peer(NamedTuple):
-    """A measure that other estimators were held to on the same rows."""
-
-    rows: str
-    num_runs: int
-    mean_error: float
-    """Mean absolute error of seconds, predicted over measured less 1."""
-    best_peer: str
-
-
-def peers(rows: Sequence[Assessed]) -> list[Peer]:
-    """Return the errors on the rows and measures on which other estimators were compared."""
-    measured = [row for row in rows if row.run.step_s is not None]
-    h100 = [row for row in measured if row.run.source == "nanotron ultrascale"]
-    sane = [row for row in h100 if row.run.plan.tp <= SANE_TP and _flop_per_device_s(row.run) >= SANE_FLOP_PER_S]
-    healthy = [row for row in h100 if not row.run.why_unhealthy]
-    single = [row for row in measured if row.run.source == "vTrain single node"]
-    several = [row for row in measured if row.run.source.startswith("vTrain ground truth")]
-    asked = (
-        ("H100: all that succeeded", h100, False, "SimuMax 52.5 %"),
-        ("H100: healthy", healthy, False, "none published"),
-        ("H100: tp <= 8, 100 TFLOP/s or more, one scale", sane, True, "SimuMax 19.7 %; FLOP count 27.9 %"),
-        ("A100, single node", single, False, "SimuMax 24.6 %; 17.7 % after one scale; vTrain claims 8.4 % with traces"),
-        ("A100, several nodes", several, False, "Calculon 12.9 %; 9.6 % after one scale; vTrain claims 14.7 %"),
-    )
-    return [Peer(what, len(own), _mean_error(own, scaled=scaled), best) for what, own, scaled, best in asked if own]
-
-
-def _flop_per_device_s(run: Run) -> float:
-    tokens = run.workload.tokens_per_step
-    flop = step_flop(tokens, run.seq_len, run.shape, causal=False, keeps_scores=True, recompute=False)
-    return float(flop) / run.machine.num_devices / (run.step_s or np.inf)
-
-
-def _mean_error(rows: Sequence[Assessed], *, scaled: bool) -> float:
-    """Return the mean absolute error, of predictions all multiplied by the one factor that makes it least if scaled."""
-    ratio = np.array([row.step_s.value / (row.run.step_s or np.nan) for row in rows])
-    factors = np.exp(np.linspace(-0.5, 0.5, 1001)) if scaled else np.ones(1)
-    return float(min(np.abs(factor * ratio - 1).mean() for factor in factors))
-
-
-def holdout_document(found: dict[str, dict[str, list[Assessed]]]) -> dict[str, Any]:
-    """Return the object that `calibrate --runs --hold-out --json` prints, schema `holdout/1`, of stacks and splits."""
-    halves = [row for splits in found.values() for row in splits.get("random half", [])]
+def hold_out_document(found: Mapping[str, Mapping[str, Sequence[Assessed]]]) -> dict[str, Any]:
+    """Return stacks and splits as an object, schema `hold-out/1`: how wrong they are, and each run as predicted."""
     return {
-        "schema": "holdout/1",
+        "schema": SCHEMA,
         "stacks": {
             name: {split: _split_document(rows) for split, rows in splits.items() if rows}
             for name, splits in found.items()
         },
-        "peers": [peer._asdict() for peer in peers(halves)],
     }
+
+
+def without_rows(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document of hold-outs without the single runs, as `calibrate --hold-out --json` prints it."""
+    stacks = {
+        name: {split: {key: one for key, one in parts.items() if key != "rows"} for split, parts in splits.items()}
+        for name, splits in document["stacks"].items()
+    }
+    return {**document, "stacks": stacks}
 
 
 def _split_document(rows: Sequence[Assessed]) -> dict[str, Any]:
     frame = to_frame(rows)
     return {
         **_summaries(frame, "all").get("all", {}),
-        "fit_calls": fit_calls(frame)._asdict(),
-        "ranking": ranking(frame)._asdict(),
+        "fit_calls": _rounded(fit_calls(frame)._asdict()),
+        "ranking": _rounded(ranking(frame)._asdict()),
         "by_model": _summaries(frame, "model"),
         "by_source": _summaries(frame, "source"),
-        "rows": [
-            {
-                "name": row.run.name,
-                "source": row.run.source,
-                "unhealthy": row.run.why_unhealthy,
-                **_beside(row),
-                "fits": row.run.fits,
-                "fits_probability": round(row.fits_probability, 4),
-            }
-            for row in rows
-        ],
+        "rows": [_row_document(row) for row in rows],
     }
+
+
+def _row_document(row: Assessed) -> dict[str, Any]:
+    run = row.run
+    rate = None if run.step_s is None else float(f"{_flop_per_device(run) / run.step_s:.5g}")
+    return {
+        "name": run.name,
+        "source": run.source,
+        "tp": run.plan.tp,
+        "unhealthy": run.why_unhealthy,
+        **_beside(row),
+        "flop_per_s_per_device": rate,
+        "fits": run.fits,
+        "fits_probability": round(row.fits_probability, 4),
+    }
+
+
+def _flop_per_device(run: Run) -> float:
+    """FLOP of a step of a device as rates are usually quoted: attention in full, nothing recomputed."""
+    tokens = run.workload.tokens_per_step
+    flop = step_flop(tokens, run.seq_len, run.shape, causal=False, keeps_scores=True, recompute=False)
+    return float(flop) / run.machine.num_devices
 
 
 def _summaries(frame: "pd.DataFrame", by: str) -> dict[str, dict[str, Any]]:
     """Return the summaries of each group, by measure."""
     found: dict[str, dict[str, Any]] = {}
     for one in summarize(frame, by).reset_index().to_dict("records"):
-        found.setdefault(one.pop("group"), {})[one.pop("measure")] = one
+        group, measure = one.pop("group"), one.pop("measure")
+        found.setdefault(group, {})[measure] = _rounded(one)
     return found
+
+
+def _rounded(numbers: Mapping[Any, float]) -> dict[str, float]:
+    return {name: round(number, 4) for name, number in numbers.items()}
 
 
 def _beside(row: Assessed) -> dict[str, float | list[float] | None]:

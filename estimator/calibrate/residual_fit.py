@@ -1,16 +1,14 @@
 """How what the model leaves unexplained is learned: lengths, scale and noise of the Gaussian process of `residual`.
 
 They are those that make the residuals most probable (Rasmussen and Williams 2006, eq. 5.8, 5.9), with priors. Outliers
-are weighted down as in `student_t`.
+are weighted down as in `student_t`, in turn with that, until neither changes any more.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array
 from estimator.calibrate.student_t import DEGREES_OF_FREEDOM
-from estimator.predict.residual import DEVICES, Alike, distances
+from estimator.predict.residual import DEVICES, Alike, Learned, distances, most_doublings, polynomial
 from estimator.stack.fit import ResidualModel
 
 LENGTH, LENGTH_LOG_SD = 2.5, 1.0
@@ -40,14 +38,11 @@ MOST_ROUNDS = 30
 SETTLED = 0.05
 """Change of the logarithm of every weight below which they have come to rest."""
 
-SEARCHES = 4
-"""Searches of lengths and spreads, each with the outliers as the one before weights them.
+MOST_SEARCHES = 8
+"""Searches of lengths and spreads, each with the outliers as the one before weights them."""
 
-measured: two more move corrections by 0.3 % (nanotron, root mean square) and 0.02 % (megatron-deepspeed)
-"""
-
-MOST_STEPS = 15
-"""Of a search.  # measured: twice as many move corrections by 0.07 % and less, as above"""
+MOST_STEPS = 8
+"""Of a search."""
 
 MOST_SEARCHED = 500
 """Runs from which lengths and spreads are sought, evenly chosen where there are more.
@@ -56,34 +51,68 @@ assumed: enough for 19 numbers; the cost grows as the cube of the runs
 """
 
 
-def learn(places: Array, residuals: Array, spread: float) -> ResidualModel:
-    """Return what residuals, measured less predicted in logarithms, of about some spread, show at their places."""
-    searched = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_SEARCHED)).astype(np.int64))
-    alike, precision = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(searched))
-    for _ in range(SEARCHES):
-        alike = likeliest(places[searched], residuals[searched], precision, alike, spread)
-        precision = _precision(places[searched], residuals[searched], alike)
-    alike, known = alike.rounded(), places.round(4)
-    noise = (alike.noise_at(known) / np.sqrt(_precision(known, residuals, alike))).round(6)
-    weights = np.linalg.solve(alike.of(known, known) + np.diag(noise**2), residuals)
+def learn(places: Array, residuals: Array, spread: float, start: Alike | None = None) -> Learned:
+    """Return what residuals, measured less predicted in logarithms, of about some spread, show at their places.
+
+    Args:
+        places: `residual.features` of the runs.
+        residuals: of each.
+        spread: what is believed of the noise.
+        start: where the search begins; None: at the priors.
+    """
+    some = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_SEARCHED)).astype(np.int64))
+    search = Search(places[some], residuals[some], spread)
+    alike, precision = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(some))
+    if start is not None:
+        alike, precision = start, _precision(places[some], residuals[some], start, precision)
+    for _ in range(MOST_SEARCHES):
+        alike = search.likeliest(alike, precision)
+        before, precision = precision, _precision(places[some], residuals[some], alike, precision)
+        if np.abs(np.log(precision / before)).max() < SETTLED:
+            break
+    alike, known = alike.rounded()._replace(most_doublings=most_doublings(places)), places.round(4)
+    noise = (alike.noise_at(known) / np.sqrt(_precision(known, residuals, alike, np.ones(len(known))))).round(6)
+    half = inverse_root(alike.of(known, known) + np.diag(noise**2))
+    return Learned(known, (half.T @ (half @ residuals)).round(5), noise, alike, half)
+
+
+def recorded(found: Learned) -> ResidualModel:
+    """Return what was learned as a stack file holds it."""
     return ResidualModel(
-        places=tuple(tuple(row) for row in known.tolist()),
-        weights=tuple(weights.round(5).tolist()),
-        noise=tuple(noise.tolist()),
-        lengths=tuple(alike.lengths.tolist()),
-        scale=alike.scale,
-        noise_of_one=alike.noise,
-        growth=alike.growth,
+        places=tuple(tuple(row) for row in found.places.tolist()),
+        weights=tuple(found.weights.tolist()),
+        noise=tuple(found.noise.tolist()),
+        lengths=tuple(found.alike.lengths.tolist()),
+        scale=found.alike.scale,
+        noise_of_one=found.alike.noise,
+        growth=found.alike.growth,
     )
 
 
-def _precision(places: Array, residuals: Array, alike: Alike) -> Array:
-    """Return the precision of each residual over that of its kind: as in `student_t`, until it is at rest."""
-    kernel, variance, precision = alike.of(places, places), alike.noise_at(places) ** 2, np.ones(len(places))
+def inverse_root(covariance: Array) -> Array:
+    """Return the inverse of the lower Cholesky factor of a covariance, in its place."""
+    from scipy.linalg import lapack  # noqa: PLC0415 - slow to import, and only a fit needs it
+
+    # LAPACK's matrices lie column by column: the transpose of what is meant, of which it reads the upper triangle
+    root, failed = lapack.dpotrf(covariance.T, lower=0, clean=1, overwrite_a=1)
+    assert not failed, "likeness and noise are positive definite"
+    return np.asarray(lapack.dtrtri(root, lower=0, overwrite_c=1)[0].T)
+
+
+def _precision(places: Array, residuals: Array, alike: Alike, start: Array) -> Array:
+    """Return the precision of each residual over that of its kind: as in `student_t`, until it is at rest.
+
+    What is left of a residual is N (K + N)^-1 r, and how unsure the process is of it N - N (K + N)^-1 N.
+    """
+    kernel, variance, precision = alike.of(places, places), alike.noise_at(places) ** 2, start
+    room, diagonal = np.empty_like(kernel), np.diag(kernel).copy()
     for _ in range(MOST_ROUNDS):
-        inverse = np.linalg.inv(kernel + np.diag(variance / precision))
-        left = inverse @ residuals * variance / precision
-        unsure = np.diag(kernel) - np.einsum("ij,ij->i", kernel @ inverse, kernel)
+        own = variance / precision
+        np.copyto(room, kernel)
+        np.fill_diagonal(room, diagonal + own)
+        half = inverse_root(room)
+        left = half.T @ (half @ residuals) * own
+        unsure = own - own**2 * np.einsum("ij,ij->j", half, half)
         squares = left**2 + np.maximum(unsure, 0.0)
         before, precision = precision, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + squares / variance)
         if np.abs(np.log(precision / before)).max() < SETTLED:
@@ -91,18 +120,18 @@ def _precision(places: Array, residuals: Array, alike: Alike) -> Array:
     return np.asarray(precision)
 
 
-class Search(NamedTuple):
-    """A search of how residuals of some precisions are alike, with normal priors of the logarithms."""
+class Search:
+    """A search of how residuals at places are alike, with normal priors of the logarithms of what is sought."""
 
-    places: Array
-    residuals: Array
-    precision: Array
-    spread: float
-
-    @property
-    def doublings(self) -> Array:
-        """Of devices, shape (places,)."""
-        return np.asarray(self.places[:, DEVICES].sum(axis=1))
+    def __init__(self, places: Array, residuals: Array, spread: float) -> None:
+        """Take the residuals, of about some spread, and room for three matrices of their pairs."""
+        self.places, self.residuals = places, residuals
+        self.doublings = places[:, DEVICES].sum(axis=1)
+        kinds = ["length"] * places.shape[1] + ["scale", "noise", "growth"]
+        self.bounds = np.array([BOUNDS[kind] if kind == "growth" else np.log(BOUNDS[kind]) for kind in kinds])
+        self.mean = np.array([*np.log([LENGTH] * places.shape[1] + [SCALE, spread]), 0.0])
+        self.sd = np.array([LENGTH_LOG_SD] * places.shape[1] + [SCALE_LOG_SD, NOISE_LOG_SD, GROWTH_SD])
+        self._room = np.empty((3, len(places), len(places)))
 
     def values(self, one: Alike) -> Array:
         """Return what is sought: the logarithms of lengths, scale, and noise in the middle of the runs; and growth."""
@@ -115,36 +144,46 @@ class Search(NamedTuple):
         of_one = np.exp(noise - growth * self.doublings.mean())
         return Alike(np.exp(lengths), float(np.exp(scale)), float(of_one), float(growth))
 
-    def cost(self, values: Array) -> tuple[float, Array]:
-        """Return minus the log probability, and its slopes (Rasmussen and Williams 2006, eq. 5.8, 5.9)."""
-        one, count = self.alike(values), self.places.shape[1]
-        scaled = self.places / one.lengths
-        q = distances(scaled, scaled)
-        falls = one.scale**2 * np.exp(-q)
-        kernel, noise = falls * (1 + q + q**2 / 3), one.noise_at(self.places) ** 2 / self.precision
-        root = np.linalg.cholesky(kernel + np.diag(noise))
-        half = np.linalg.inv(root)
-        inverse = half.T @ half
-        weights = inverse @ self.residuals
-        gap = inverse - np.outer(weights, weights)
-        moved = gap * falls * (5.0 / 3.0) * (1 + q)
-        along = moved.sum(axis=1) @ scaled**2 - np.einsum("ij,ij->j", scaled, moved @ scaled)
-        of_noise = np.diag(gap) * noise
-        slopes = [*along, (gap * kernel).sum(), of_noise.sum(), of_noise @ (self.doublings - self.doublings.mean())]
-        mean = np.array([*np.log([LENGTH] * count + [SCALE, self.spread]), 0.0])
-        sd = np.array([LENGTH_LOG_SD] * count + [SCALE_LOG_SD, NOISE_LOG_SD, GROWTH_SD])
-        away = (values - mean) / sd
-        total = 0.5 * self.residuals @ weights + np.log(np.diag(root)).sum() + 0.5 * away @ away
-        return float(total), np.array(slopes) + away / sd
+    def cost(self, values: Array, precision: Array) -> tuple[float, Array]:
+        """Return minus the log probability of residuals of some precisions, and its slopes.
 
+        (Rasmussen and Williams 2006, eq. 5.8, 5.9.) With S = K + N, w = S^-1 r, and G = S^-1 - w w' the slope by an
+        element of S, twice over: of the scale's logarithm it is sum G K = n - w r - sum_i G_ii N_ii, of a length's
+        sum_ij G_ij M_ij (x_i - x_j)^2 / 2, M = 5/3 s^2 (1 + q) exp(-q), the two parts of G apart, the first of them
+        as a triangle, each pair of which counts twice.
+        """
+        from scipy.linalg import lapack  # noqa: PLC0415 - slow to import, and only a fit needs it
 
-def likeliest(places: Array, residuals: Array, precision: Array, start: Alike, spread: float) -> Alike:
-    """Return lengths and spreads towards the most probable, from `start` on, of residuals of such precisions."""
-    from scipy.optimize import minimize  # noqa: PLC0415 - slow to import
+        one, (q, falls, covariance) = self.alike(values), self._room
+        x, noise = self.places / one.lengths, one.noise_at(self.places) ** 2 / precision
+        distances(x, x, out=q)
+        np.exp(np.negative(q, out=falls), out=falls)
+        falls *= one.scale**2
+        polynomial(q, out=covariance)
+        covariance *= falls
+        np.fill_diagonal(covariance, one.scale**2 + noise)
+        root, failed = lapack.dpotrf(covariance.T, lower=0, clean=1, overwrite_a=1)  # as in `inverse_root`
+        assert not failed, "likeness and noise are positive definite"
+        log_root = float(np.log(np.diag(root)).sum())
+        lower = lapack.dpotri(root, lower=0, overwrite_c=1)[0].T  # the triangle of S^-1, zeros beside it
+        diagonal = np.diag(lower).copy()
+        w = lower @ self.residuals + self.residuals @ lower - diagonal * self.residuals
+        q += 1.0
+        q *= falls
+        pairs = np.multiply(lower, q, out=falls)
+        wx = w[:, None] * x
+        along = (pairs.sum(axis=0) + pairs.sum(axis=1) - w * (q @ w)) @ x**2
+        along += np.einsum("ij,ij->j", wx, q @ wx) - 2.0 * np.einsum("ij,ij->j", x, pairs @ x)
+        of_noise, fits = (diagonal - w**2) * noise, float(self.residuals @ w)
+        slopes = [*(5.0 / 3.0 * along), len(w) - fits - of_noise.sum(), of_noise.sum()]
+        away = (values - self.mean) / self.sd
+        total = 0.5 * fits + log_root + 0.5 * float(away @ away)
+        return total, np.array([*slopes, of_noise @ (self.doublings - self.doublings.mean())]) + away / self.sd
 
-    search = Search(places, residuals, precision, spread)
-    kinds = ["length"] * places.shape[1] + ["scale", "noise", "growth"]
-    bounds = np.array([BOUNDS[kind] if kind == "growth" else np.log(BOUNDS[kind]) for kind in kinds])
-    begin = np.clip(search.values(start), *bounds.T)
-    options = {"maxiter": MOST_STEPS}
-    return search.alike(minimize(search.cost, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
+    def likeliest(self, start: Alike, precision: Array) -> Alike:
+        """Return lengths and spreads towards the most probable, from `start` on, of residuals of such precisions."""
+        from scipy.optimize import minimize  # noqa: PLC0415 - as above
+
+        begin, options = np.clip(self.values(start), *self.bounds.T), {"maxiter": MOST_STEPS}
+        ask = {"jac": True, "method": "L-BFGS-B", "bounds": self.bounds, "options": options}
+        return self.alike(minimize(self.cost, begin, args=(precision,), **ask).x)

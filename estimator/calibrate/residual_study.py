@@ -60,8 +60,8 @@ def study(stack: Stack, runs: Sequence[Run], known: Mapping[str, Any] | None = N
     Args:
         stack: the stack.
         runs: the runs, those of other trainers among them.
-        known: what `calibrate --hold-out --json` printed of the stack before, by its ways of holding out; without it,
-            the fits to parts of the runs are made here.
+        known: what `calibrate --hold-out --rows` wrote of the stack before, by its ways of holding out; without it, the
+            fits to parts of the runs are made here.
 
     Raises:
         ValueError: none of the runs is of the stack's trainer, or the known hold-outs are of other runs.
@@ -71,7 +71,7 @@ def study(stack: Stack, runs: Sequence[Run], known: Mapping[str, Any] | None = N
         raise ValueError(f"report: no run of trainer {stack.trainer!r}; give the tables or logs that it was fitted to")
     after = to_frame(assess(own, [stack]).rows)
     if known is None:
-        splits = {name: to_frame(hold_out(stack, own, name)) for name in splits_of(stack)}
+        splits = {name: to_frame(hold_out(stack, own, name)) for name in splits_of(stack, own)}
     else:
         splits = {name: held_out_before(split["rows"], after) for name, split in known.items()}
     return Study(

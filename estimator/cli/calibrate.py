@@ -8,24 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from estimator.calibrate.assess import Assessment, assess, to_frame
-from estimator.calibrate.fit_logs import MoaiRun, leave_one_out, stack_from_runs, try_run, with_runs
+from estimator.calibrate.assess import Assessment, assess
 from estimator.calibrate.fit_stack import fit_stack_to_runs
-from estimator.calibrate.hold_out import hold_outs, holdout_document
+from estimator.calibrate.hold_out import SCHEMA, hold_out_document, hold_outs, without_rows
 from estimator.calibrate.microbench import joined, microbench_document, read_timings
-from estimator.calibrate.residual_study import Study, gains, prior_fit, study
+from estimator.calibrate.residual_study import study
 from estimator.report import text_logs, text_microbench, text_runs
 from estimator.report.page_runs import write_report
-from estimator.runs.logged import logged_startup
 from estimator.runs.read import RunsRead, is_timings, read_runs
 from estimator.stack.file import refuse_unwritable, write_fit
 from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
-
-HOLD_OUTS = "holdout.json"
-"""In a report's folder: what `calibrate ... --hold-out --json` printed, so that the report need not fit anew."""
 
 calibrate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -49,6 +44,12 @@ def calibrate(
     report: Annotated[
         Path | None, typer.Option(help="folder for a report of each stack that has runs here: Markdown and HTML")
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of each run as held out: written by --hold-out, read by --report, which then fits nothing"
+        ),
+    ] = None,
     write: Annotated[bool, typer.Option(help="write what was found beside the stack's premises")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
@@ -64,32 +65,30 @@ def calibrate(
     if not given:
         raise ValueError("files: nothing is given; give tables of runs, or step logs")
     asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
-    _refuse_pairs(asked, as_json=as_json)
+    _refuse_pairs(asked, as_json=as_json, rows=rows)
     if _are_benchmarks(given, {**asked, "stack": stack is not None}):
         return _hold_benchmarks(given, hardware, as_json=as_json)
     if not any((check, hold_out, report)) and stack is None:
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
     found = read_runs(given, hardware)
     if hold_out:
-        return _hold_out(found, [stack] if stack else _table_stacks(), as_json=as_json)
-    if stack and not check and not load_premises(stack).trainer:
-        if as_json:
-            raise ValueError("json: a fit to logs is not printed as JSON; add --check")
-        return _fit_logs(found, stack, hardware, write=write, report=report)
+        return _hold_out(found, [stack] if stack else _table_stacks(), rows, as_json=as_json)
     if report:
-        return _report(found, [stack] if stack else _table_stacks(), report)
+        return _report(found, [stack] if stack else _table_stacks(), report, rows)
     if check:
         return _check(found, [load_stack(name) for name in ([stack] if stack else _table_stacks())], as_json=as_json)
     return _fit(found, stack or "", write=write, as_json=as_json)
 
 
-def _refuse_pairs(asked: dict[str, bool], *, as_json: bool) -> None:
+def _refuse_pairs(asked: dict[str, bool], *, as_json: bool, rows: Path | None) -> None:
     """Refuse options that cannot be given together."""
     together = [f"--{name}" for name, on in asked.items() if on]
     if len(together) > 1:
         raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
     if asked["report"] and as_json:
         raise ValueError("report: --report is given beside --json; it writes files; leave one out")
+    if rows and not (asked["hold-out"] or asked["report"]):
+        raise ValueError("rows: are written by --hold-out and read by --report; give one of them")
 
 
 def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
@@ -125,42 +124,51 @@ def _check(found: RunsRead, stacks: Sequence[Stack], *, as_json: bool) -> int:
     return EXIT_DONE
 
 
-def _report(found: RunsRead, names: Sequence[str], folder: Path) -> int:
+def _report(found: RunsRead, names: Sequence[str], folder: Path, rows: Path | None) -> int:
     trainers = {run.trainer for run in found.runs}
     own = [name for name in names if any(map(load_premises(name).is_of, trainers))]
     if not own:
         raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
-    held_out = _held_out_in(folder)
+    held_out = _held_out_before(rows) if rows else {}
     for stack in map(load_stack, own):
         for path in write_report(study(stack, found.runs, held_out.get(stack.name)), folder):
             print(path)
     return EXIT_DONE
 
 
-def _held_out_in(folder: Path) -> dict[str, Any]:
-    """Return the hold-outs of stacks that a report's folder has; none where it has no such file."""
-    path = folder / HOLD_OUTS
-    if not path.is_file():
-        return {}
-    where = f"report: {shown(str(path), 200)}"
+def _held_out_before(path: Path) -> dict[str, Any]:
+    """Return the hold-outs of stacks that a file has."""
+    where = f"rows: {shown(str(path), 200)}"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != "holdout/1":
-            raise ValueError(f"{where}: its schema is {shown(document['schema'])}, not 'holdout/1'; make it anew")
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"{where}: its schema is {shown(document['schema'])}, not {SCHEMA!r}; make it anew")
         stacks: dict[str, Any] = document["stacks"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: is not what --hold-out --json prints; make it anew, or remove it") from error
+        if not all("rows" in split for splits in stacks.values() for split in splits.values()):
+            raise ValueError(f"{where}: has no rows; make it anew with --hold-out --rows")
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: is not what --hold-out --rows writes; make it anew, or leave it out") from error
     return stacks
 
 
-def _hold_out(found: RunsRead, names: Sequence[str], *, as_json: bool) -> int:
+def _hold_out(found: RunsRead, names: Sequence[str], rows: Path | None, *, as_json: bool) -> int:
     premises = {name: load_premises(name) for name in names}
-    document = holdout_document(hold_outs(premises, found.runs))
+    document = hold_out_document(hold_outs(premises, found.runs))
+    if rows:
+        _write_rows(document, rows)
     if as_json:
-        print_json(document)
+        print_json(without_rows(document))
     else:
         text_runs.print_holdout(open_console(), document)
     return EXIT_DONE
+
+
+def _write_rows(document: dict[str, Any], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"rows: {shown(str(path), 200)} cannot be written; check its folder") from error
 
 
 def _show(assessment: Assessment, found: RunsRead, *, as_json: bool) -> None:
@@ -179,40 +187,10 @@ def _fit(found: RunsRead, name: str, *, write: bool, as_json: bool) -> int:
     if write:
         refuse_unwritable(name)
     stack = fit_stack_to_runs(premises, found.runs, found.origin)
-    stack = stack.model_copy(update={"startup": logged_startup(stack.startup, found.logged)})
     own = [run for run in found.runs if stack.is_of(run.trainer)]
     if not as_json:
         text_runs.print_fit(open_console(), stack)
     _show(assess(own, [stack]), found, as_json=as_json)
     if write:
         write_fit(stack, fit_path(name))
-    return EXIT_DONE
-
-
-def _fit_logs(found: RunsRead, name: str, hardware: Catalog, *, write: bool, report: Path | None) -> int:
-    """Fit a stack to runs with logs, and show how far off it is on each run when that run is left out."""
-    premises = load_premises(name)
-    if write:
-        refuse_unwritable(name)
-    measured = [MoaiRun.of(run) for run in found.runs]
-    stack = stack_from_runs(premises, measured)
-    left_out = leave_one_out(premises, measured, hardware)
-    after = [try_run(run, stack, hardware, in_sample=True) for run in measured]
-    console = text_runs.wide_console()
-    if report:
-        priors = stack.model_copy(update={"fit": prior_fit(stack)})
-        before = [try_run(run, priors, hardware) for run in measured]
-        held_out, least = {"each run": to_frame(left_out)}, tuple(gains(stack, [row.run for row in after]))
-        for path in write_report(Study(stack, to_frame(before), to_frame(after), held_out, least), report):
-            print(path)
-        return EXIT_DONE
-    text_runs.print_fit(console, stack)
-    for run in measured:
-        for line in run.log.refused:
-            console.print(f"refused: {line}", style="dim")
-    for how, rows in (("fitted to all runs", after), ("each run predicted by a fit to the others", left_out)):
-        console.print(f"\n{how}")
-        text_runs.print_assessment(console, Assessment(tuple(rows), ()))
-    if write:
-        write_fit(with_runs(stack, measured, left_out), fit_path(name))
     return EXIT_DONE

@@ -48,7 +48,9 @@ def usable_bytes(machine: Machine, stack: Stack) -> float:
     return machine.accelerator.hbm_bytes * stack.usable_memory_fraction
 
 
-def predict(inputs: StepInputs, stack: Stack, source: str = "", *, intervals: bool = True) -> Prediction:
+def predict(
+    inputs: StepInputs, stack: Stack, source: str = "", steps_per_read: int = 1, *, intervals: bool = True
+) -> Prediction:
     """Predict plans by the formulas at a stack's parameters and by what its fit learned beside.
 
     The spread is that of the parameters, each moved by its own, and that of what they leave unexplained; wider on a
@@ -58,26 +60,30 @@ def predict(inputs: StepInputs, stack: Stack, source: str = "", *, intervals: bo
         inputs: plans of shape (plans,), and what they run on.
         stack: the software, as fitted.
         source: whose measurements are predicted; "" for none that is known.
+        steps_per_read: steps between two reads of the loss, as `plan_step` takes them.
         intervals: without, every spread is 0.
     """
     fit, device = stack.fit, inputs.machine.accelerator.id
     labels = (inputs.shape.family, device, source)
     efficiencies, places = stack.efficiencies(*labels), features(inputs)
-    step, memory = corrected(plan_step(inputs, efficiencies), plan_memory(inputs, efficiencies), fit, places)
+    step, memory = plan_step(inputs, efficiencies, steps_per_read), plan_memory(inputs, efficiencies)
+    step, memory = corrected(step, memory, fit, places)
+    certain = certain_total_bytes(inputs, efficiencies)
+    held = np.maximum(memory.factor * total_bytes(inputs, efficiencies), certain)
 
     def each(values: Array) -> Array:
         return np.broadcast_to(values, (len(places),))
 
     none = np.zeros(len(places))
     step_log_sd, launch_log_sd, memory_log_sd = (
-        _spreads(inputs, stack, labels, step, places) if intervals else (none, none, none)
+        _spreads(inputs, stack, labels, step, places, steps_per_read) if intervals else (none, none, none)
     )
     return Prediction(
         step=StepTime({name: each(part) for name, part in step.breakdown.items()}, each(step.launch_s)),
         memory=memory,
-        total_bytes=each(total_bytes(inputs, efficiencies)),
+        total_bytes=each(held),
         certain_bytes=each(memory.certain_bytes),
-        certain_total_bytes=each(certain_total_bytes(inputs, efficiencies)),
+        certain_total_bytes=each(certain),
         step_log_sd=each(step_log_sd),
         launch_log_sd=each(launch_log_sd),
         memory_log_sd=each(memory_log_sd),
@@ -87,12 +93,12 @@ def predict(inputs: StepInputs, stack: Stack, source: str = "", *, intervals: bo
 
 
 def _spreads(
-    inputs: StepInputs, stack: Stack, labels: tuple[str, str, str], step: StepTime, places: Array
+    inputs: StepInputs, stack: Stack, labels: tuple[str, str, str], step: StepTime, places: Array, steps_per_read: int
 ) -> tuple[Array, Array, Array]:
     """Return the standard deviations of the logarithms of seconds per step, seconds of launching, and bytes."""
     fit, (_, device, source) = stack.fit, labels
     after = moved(stack.efficiencies(*labels), (*stack.priors, "family_factor"), stack.directions(*labels))
-    moved_step, moved_memory = plan_step(inputs, after), plan_memory(inputs, after)
+    moved_step, moved_memory = plan_step(inputs, after, steps_per_read), plan_memory(inputs, after)
     unknown = np.hypot(
         0.0 if device in fit.accelerators else fit.device_log_sd, 0.0 if source in fit.sources else fit.source_log_sd
     )

@@ -100,47 +100,77 @@ class Alike(NamedTuple):
     def of(self, places: Array, others: Array) -> Array:
         """Return k of each pair, shape (places, others)."""
         q = distances(places / self.lengths, others / self.lengths)
-        return np.asarray(self.scale**2 * (1 + q + q**2 / 3) * np.exp(-q))
+        falls = np.exp(-q)
+        falls *= self.scale**2
+        return polynomial(q) * falls
 
     def rounded(self) -> "Alike":
         """Return them as a stack file holds them."""
         return Alike(self.lengths.round(4), round(self.scale, 6), round(self.noise, 6), round(self.growth, 6))
 
 
-def distances(places: Array, others: Array) -> Array:
-    """Return q of each pair of places, given in lengths."""
-    squares = (places**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2.0 * places @ others.T
-    return np.asarray(np.sqrt(5.0 * np.maximum(squares, 0.0)))
+def distances(places: Array, others: Array, out: Array | None = None) -> Array:
+    """Return q of each pair of places, given in lengths, shape (places, others); into `out`, if given."""
+    q = np.matmul(places, others.T, out=out)  # in place from here on: of large arrays, fresh memory is what takes long
+    q *= -2.0
+    q += (places**2).sum(axis=1)[:, None]
+    q += (others**2).sum(axis=1)
+    np.maximum(q, 0.0, out=q)
+    q *= 5.0
+    return np.asarray(np.sqrt(q, out=q))
 
 
-class _Known(NamedTuple):
+def polynomial(q: Array, out: Array | None = None) -> Array:
+    """Return 1 + q + q^2 / 3; into `out`, if given."""
+    found = np.multiply(q, 1.0 / 3.0, out=out)
+    found += 1.0
+    found *= q
+    found += 1.0
+    return found
+
+
+class Learned(NamedTuple):
     """What was learned, as arrays."""
 
     places: Array
     weights: Array
     noise: Array
     alike: Alike
+    half: Array
+    """Inverse of the lower Cholesky factor of K + N."""
+
+    def correction(self, places: Array) -> Array:
+        """Return the mean at places, shape (places, features): how far measured lies above predicted, in logarithms."""
+        parts = [self.alike.of(part, self.places) @ self.weights for part in _chunks(places)]
+        return np.concatenate(parts)
+
+    def log_sd(self, places: Array) -> Array:
+        """Return the spread of measurements around that at places, shape (places, features)."""
+        known = [((self.alike.of(part, self.places) @ self.half.T) ** 2).sum(axis=1) for part in _chunks(places)]
+        unsure = np.maximum(self.alike.scale**2 - np.concatenate(known), 0.0)
+        return np.asarray(np.sqrt(unsure + self.alike.noise_at(places) ** 2))
+
+
+def _chunks(places: Array) -> list[Array]:
+    return [places[i : i + CHUNK] for i in range(0, max(len(places), 1), CHUNK)]
+
+
+def most_doublings(places: Array) -> float:
+    """Return the doublings of the most devices of any place."""
+    return float(places[:, DEVICES].sum(axis=1).max())
 
 
 @lru_cache(maxsize=8)
-def _known(found: ResidualModel) -> _Known:
-    most = float(np.array(found.places)[:, DEVICES].sum(axis=1).max())
-    alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth, most)
-    return _Known(np.array(found.places), np.array(found.weights), np.array(found.noise), alike)
-
-
-@lru_cache(maxsize=8)
-def _inverse(found: ResidualModel) -> Array:
-    """Return (K + N)^-1."""
-    known = _known(found)
-    return np.linalg.inv(known.alike.of(known.places, known.places) + np.diag(known.noise**2))
+def _learned(found: ResidualModel) -> Learned:
+    places, noise = np.array(found.places), np.array(found.noise)
+    alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth, most_doublings(places))
+    half = np.linalg.inv(np.linalg.cholesky(alike.of(places, places) + np.diag(noise**2)))
+    return Learned(places, np.array(found.weights), noise, alike, half)
 
 
 def correction(found: ResidualModel, places: Array) -> Array:
     """Return the logarithm by which predictions at places of shape (..., features) are to be moved, shape (...)."""
-    known, flat = _known(found), places.reshape(-1, places.shape[-1])
-    parts = [known.alike.of(flat[i : i + CHUNK], known.places) @ known.weights for i in range(0, len(flat), CHUNK)]
-    return np.concatenate(parts).reshape(places.shape[:-1])
+    return _learned(found).correction(places.reshape(-1, places.shape[-1])).reshape(places.shape[:-1])
 
 
 def residual_log_sd(found: ResidualModel | None, spread: float, places: Array) -> Array:
@@ -150,13 +180,8 @@ def residual_log_sd(found: ResidualModel | None, spread: float, places: Array) -
     """
     if found is None:
         return np.full(places.shape[:-1], spread)
-    known, flat = _known(found), places.reshape(-1, places.shape[-1])
-    unsure = np.full(len(flat), known.alike.scale**2)
-    for i in range(0, len(flat), CHUNK):
-        near = known.alike.of(flat[i : i + CHUNK], known.places)
-        unsure[i : i + CHUNK] -= np.einsum("ij,ij->i", near @ _inverse(found), near)
-    total = np.sqrt(np.maximum(unsure, 0.0) + known.alike.noise_at(flat) ** 2)
-    return np.asarray(found.widened_by * total).reshape(places.shape[:-1])
+    log_sd = _learned(found).log_sd(places.reshape(-1, places.shape[-1]))
+    return np.asarray(found.widened_by * log_sd).reshape(places.shape[:-1])
 
 
 def corrected(step: StepTime, memory: Memory, fit: Fit, places: Array) -> tuple[StepTime, Memory]:

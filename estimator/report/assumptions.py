@@ -58,7 +58,7 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
         why = stack.habits.evidence.get(name)
         shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
         rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))
-    num_runs = len(stack.runs) + sum(table.rows for table in stack.tables)
+    num_runs = sum(table.rows for table in stack.tables)
     for i, (name, prior) in enumerate(stack.priors.items()):
         value = f"{values[name]:.4g} +- {fit.covariance[i][i] ** 0.5:.0%}"
         source = f"{num_runs} runs; prior {prior.median:g} +- {prior.log_sd:.0%}: {prior.evidence}"

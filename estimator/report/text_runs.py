@@ -116,7 +116,7 @@ def print_summaries(console: Console, rows: "pd.DataFrame") -> None:
 
 
 def print_holdout(console: Console, document: dict[str, Any]) -> None:
-    """Print how wrong stacks are on runs that they never saw, and beside other estimators."""
+    """Print how wrong stacks are on runs that they never saw."""
     table = plain_table(
         "stack", "held out", "measure", "runs", "median", "90 % below", "bias", "inside 90 %", "ranked right"
     )
@@ -138,10 +138,6 @@ def print_holdout(console: Console, document: dict[str, Any]) -> None:
                 false = f"{calls['false_fits']} false fits, {calls['expected_false_fits']:.1f} expected"
                 table.add_row(stack, split, "fits or not", str(calls["num_runs"]), f"{calls['right']:.1%} right", false)
     console.print(table)
-    for peer in document["peers"]:
-        console.print(
-            f"{peer['rows']}: {peer['num_runs']} runs, mean error {peer['mean_error']:.1%}; {peer['best_peer']}"
-        )
 
 
 def print_fit(console: Console, stack: Stack) -> None:

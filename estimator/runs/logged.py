@@ -1,6 +1,5 @@
 """A step log and its run record as a run: the run in the estimator's terms, and what of its log is evidence."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from estimator.runs.logs.steps import MOST_QUOTED, QUOTED_LENGTH, StepLine
 from estimator.runs.measured import Run, Startup, refuse_impossible
 from estimator.runs.pace import Pace, pace_of, pooled
 from estimator.runs.record import RunRecord, plan_of, read_run_record
-from estimator.stack import stack
 from estimator.work.workload import Workload
 from hardware.catalog import Catalog
 from hardware.errors import shown
@@ -38,24 +36,6 @@ STATED_MINUTES_SD = 5 / 12**0.5
 assumed: rounded to the nearest five minutes, so uniform over five. Three pages of the MoAI tutorials state 50, 40 and
 160; where a log can be held against one, it says 39.7 (the whole run) and 160.1 (1,121 steps at the mean of eight).
 """
-
-
-def logged_startup(premised: stack.Startup, runs: Sequence[Run]) -> stack.Startup:
-    """Return a startup with the medians of what logs tell of it, where any does."""
-    told = {
-        field: [value for run in runs if run.startup and (value := getattr(run.startup, field)) is not None]
-        for field in Startup._fields
-    }
-    told = {field: values for field, values in told.items() if values}
-    if not told:
-        return premised
-    evidence = [
-        f"{field.partition('_s')[0].replace('_', ' ')}: median over {len(values)} logs, of which 90 % took below "
-        f"{np.quantile(values, 0.9):.3g} s"
-        for field, values in told.items()
-    ]
-    medians = {field: float(np.median(values)) for field, values in told.items()}
-    return premised.model_copy(update=medians | {"evidence": "; ".join([*evidence, "the rest as premised"])})
 
 
 def run_record_of(log: Log) -> RunRecord:

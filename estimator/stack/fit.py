@@ -137,13 +137,13 @@ class Fit(StackRecord):
     step_log_sd: LogSd
     """Spread of a run's seconds per step around the model, in one number; intervals follow the residual, if any."""
     launch_log_sd: LogSd
-    """Spread of a run's launch seconds around the model."""
+    """Spread of a run's launch seconds around the model; of a stack whose logs do not tell them, as assumed."""
     memory_log_sd: LogSd
     """Spread of a run's memory around the model; likewise."""
     device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
     degrees_of_freedom: RunCount
-    """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
+    """Of the Student's t of the intervals: as heavy as the tails of errors."""
 
     usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""

@@ -144,17 +144,6 @@ class Prior(StackRecord):
     evidence: str
 
 
-class MeasuredRun(StackRecord):
-    """A run the stack was fitted to, and how far the prediction was without it."""
-
-    log: str
-    sha256: str
-    model: str
-    step_s: float = Field(gt=0, le=1e6)
-    left_out_step_error: float = Field(ge=-1, allow_inf_nan=False)
-    """Predicted over measured seconds per step, less 1, by a fit that never saw the run."""
-
-
 ANY_TRAINER = "any"
 
 
@@ -204,7 +193,6 @@ class Findings(StackRecord):
     startup: Startup
     window: Window
     fit: Fit
-    runs: tuple[MeasuredRun, ...] = ()
     tables: tuple[MeasuredTable, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the packages that the fit was made with."""
@@ -232,10 +220,10 @@ class Stack(Premises, Findings):
     def __repr__(self) -> str:
         """Return the name, what it was fitted to, and the spreads of seconds and bytes around it.
 
-        >>> load_stack("moai-24.2").model_copy(update={"runs": ()})
+        >>> load_stack("moai-24.2").model_copy(update={"tables": ()})
         stack moai-24.2: fitted to no runs
         """
-        count = len(self.runs) + sum(table.rows for table in self.tables)
+        count = sum(table.rows for table in self.tables)
         if not count:
             return f"stack {self.name}: fitted to no runs"
         where, fit = ", ".join(self.fit.accelerators), self.fit

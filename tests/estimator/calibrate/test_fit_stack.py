@@ -3,11 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.calibrate.assess import assess
 from estimator.calibrate.fit_stack import (
     ASSUMED_SPREADS,
+    NO_ERRORS,
     Errors,
     conformal_log_sd,
     fit_stack_to_runs,
+    fit_stacks,
     folds,
     held_out_log_sd,
     widening,
@@ -15,12 +18,14 @@ from estimator.calibrate.fit_stack import (
 from estimator.runs.read import read_runs
 from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
-from estimator.stack.stack import load_premises, parse_fit
+from estimator.stack.stack import load_premises, load_stack, parse_fit
 from hardware.catalog import load_catalog
-from tests.support.paths import TABLES
+from tests.support.paths import MEASURED, TABLES
 
 PREMISES = load_premises("megatron-deepspeed")
 CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::28]
+MOAI = load_premises("moai-24.2")
+LOGS = read_runs(sorted((MEASURED / "moai").glob("*.log")), load_catalog())
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 7))
@@ -59,8 +64,19 @@ def test_widened_intervals_hold_nine_in_ten(seed: int, ratio: float, unsure: flo
 
 def test_few_errors_are_pooled_with_what_is_assumed() -> None:
     """Without errors the assumed spread stands; four errors count as much as it."""
-    assert held_out_log_sd(np.zeros(0), 0.1, 4) == pytest.approx(0.1)
-    assert held_out_log_sd(np.full(4, 0.3), 0.1, 4) == pytest.approx(np.sqrt((0.09 + 0.01) / 2))
+    none, one = np.zeros(4), np.full(4, 0.3)
+    assert held_out_log_sd(NO_ERRORS, 0.1, 4) == pytest.approx(0.1)
+    assert held_out_log_sd(Errors(one, none, none), 0.1, 4) == pytest.approx(np.sqrt((0.09 + 0.01) / 2))
+
+
+def test_what_parameters_are_unsure_of_is_not_told_twice() -> None:
+    """Of few errors, what the spread of the parameters explains leaves the spread beside it at half of what is assumed.
+
+    Their interval has both: of four errors as large as the parameters' own spread, none is left over.
+    """
+    none, one = np.zeros(4), np.full(4, 0.3)
+    assert held_out_log_sd(Errors(one, none, one), 0.1, 4) == pytest.approx(0.1 / np.sqrt(2))
+    assert held_out_log_sd(Errors(one, none, 0.5 * one), 0.1, 4) == pytest.approx(np.sqrt((0.75 * 0.09 + 0.01) / 2))
 
 
 def test_a_stack_knows_its_runs() -> None:
@@ -78,7 +94,7 @@ def test_a_stack_knows_its_runs() -> None:
 def test_one_run_has_the_spreads_assumed() -> None:
     """Of a run alone nothing can be held out: the spreads are those assumed, and nothing is learned."""
     fit = fit_stack_to_runs(PREMISES, CASES[:1], {}).fit
-    assert (fit.step_log_sd, fit.memory_log_sd) == (ASSUMED_SPREADS["step_log_sd"], ASSUMED_SPREADS["memory_log_sd"])
+    assert {name: getattr(fit, name) for name in ASSUMED_SPREADS} == ASSUMED_SPREADS
     assert fit.step_residual is None
     assert fit.usable_memory_fraction is None
 
@@ -87,3 +103,56 @@ def test_a_fit_needs_a_timed_run() -> None:
     """Without a healthy timed run of its trainer a stack is refused."""
     with pytest.raises(ValueError, match="fit: no healthy timed run of trainer 'megatron-deepspeed'; give a table"):
         fit_stack_to_runs(PREMISES, [], {})
+
+
+def test_parts_fitted_together_are_each_alone() -> None:
+    """Stacks fitted to parts of the runs at once are those fitted to each part alone, to the last digit."""
+    parts = [np.arange(0, len(CASES), 2), np.arange(len(CASES) // 2)]
+    for part, stack in zip(parts, fit_stacks(PREMISES, CASES, parts, 3), strict=True):
+        assert stack == fit_stack_to_runs(PREMISES, [CASES[i] for i in part], {}, 3)
+
+
+# The five runs of the MoAI platform: few, with logs that time the launch of work, of several families
+
+
+def test_refit_reproduces_the_file() -> None:
+    """Fitting the committed logs again gives the committed stack, to the digits that processors agree on."""
+    found, kept = fit_stack_to_runs(MOAI, LOGS.runs, LOGS.origin), load_stack("moai-24.2")
+    assert found.fit.names == kept.fit.names
+    assert np.exp(found.fit.log_values) == pytest.approx(np.exp(kept.fit.log_values), rel=2e-3)
+    for spread in ("step_log_sd", "launch_log_sd", "memory_log_sd", "family_log_sd"):
+        assert getattr(found.fit, spread) == pytest.approx(getattr(kept.fit, spread), rel=2e-2)
+    assert found.window.slow_ratio == pytest.approx(kept.window.slow_ratio, rel=1e-5)
+    assert found.startup.first_step_s == pytest.approx(kept.startup.first_step_s, rel=1e-5)
+    assert found.tables == kept.tables
+
+
+def test_a_family_left_out_gets_the_population_and_a_wider_interval() -> None:
+    """Without its only run a family has factor 1 and a wider interval than with it."""
+    (seed,) = (run for run in LOGS.runs if run.shape.family == "mistral")
+    without = fit_stack_to_runs(MOAI, [run for run in LOGS.runs if run is not seed], {})
+    assert "mistral" not in without.fit.families
+    assert without.efficiencies("mistral").family_factor == 1
+    known, unknown = (assess([seed], [stack]).rows[0].step_s for stack in (load_stack("moai-24.2"), without))
+    assert unknown.high / unknown.low > known.high / known.low
+
+
+def test_pooling_is_partial() -> None:
+    """A family's factor lies between the population's and the one that would explain its run alone."""
+    kept = load_stack("moai-24.2")
+    plain = kept.model_copy(
+        update={"fit": kept.fit.model_copy(update={"log_values": (*kept.fit.log_values[: len(kept.priors)], 0, 0, 0)})}
+    )
+    for run in LOGS.runs:
+        if run.shape.family != "llama":
+            pooled, population = (assess([run], [stack]).rows[0].error("step") or 0.0 for stack in (kept, plain))
+            assert abs(pooled) < abs(population)
+
+
+def test_families_have_factors_where_kernels_differ_by_family() -> None:
+    """A stack whose attention is fused for some families has a factor for each; one that fuses all or none, none."""
+    for fused, names in ((("qwen2",), ("llama", "mistral", "qwen2")), ("always", ()), ((), ())):
+        habits = MOAI.habits.model_copy(update={"fused_attention": fused})
+        fit = fit_stack_to_runs(MOAI.model_copy(update={"habits": habits}), LOGS.runs, {}).fit
+        assert tuple(fit.families) == names
+        assert (fit.family_log_sd > 0) == bool(names)

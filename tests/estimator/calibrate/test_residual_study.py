@@ -6,7 +6,7 @@ import pytest
 
 from estimator.calibrate import residual_study as studies
 from estimator.calibrate.assess import Assessed, assess, to_frame
-from estimator.calibrate.hold_out import holdout_document
+from estimator.calibrate.hold_out import hold_out_document
 from estimator.calibrate.residual_study import LEVELS, Study, coverages, gains, prior_fit, study, trends, worst
 from estimator.predict.interval import Range
 from estimator.report.page_runs import write_report
@@ -83,7 +83,7 @@ def test_a_measurement_narrows_and_the_best_comes_first() -> None:
 def found() -> Study:
     """Return a study of some runs, one way of holding out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "splits_of", lambda _: ("random half",))
+        patch.setattr(studies, "splits_of", lambda *_: ("random half",))
         patch.setattr(studies, "hold_out", lambda stack, runs, _: list(assess(runs, [stack]).rows))
         return study(STACK, CASES)
 
@@ -125,8 +125,8 @@ def test_a_report_is_the_same_bytes_and_whole(found: Study, tmp_path: Path) -> N
 
 
 def test_hold_outs_made_before_are_taken(found: Study) -> None:
-    """From what `--hold-out --json` printed, the study has its predictions; those of other runs are refused."""
-    document = holdout_document({STACK.name: {"source": list(rows(noise=0.1))}})["stacks"][STACK.name]
+    """From what `--hold-out --rows` wrote, the study has its predictions; those of other runs are refused."""
+    document = hold_out_document({STACK.name: {"source": list(rows(noise=0.1))}})["stacks"][STACK.name]
     again = study(STACK, CASES, document)
     assert list(again.held_out) == ["source"]
     held_out = again.held_out["source"]
@@ -145,7 +145,7 @@ def test_what_was_not_held_out_is_not_known() -> None:
     (row, *_) = assess(CASES, [STACK]).rows
     run = replace(row.run, launch_windows_s=(1.0,), total_bytes=1e9)
     logged = replace(row, run=run, launch_s=Range(2.0, 1.0, 3.0), total_bytes=Range(2e9, 1e9, 3e9))
-    (known,) = holdout_document({STACK.name: {"each run": [logged]}})["stacks"][STACK.name]["each run"]["rows"]
+    (known,) = hold_out_document({STACK.name: {"each run": [logged]}})["stacks"][STACK.name]["each run"]["rows"]
     after = to_frame([replace(logged, launch_s=Range(1.0, 1.0, 1.0), total_bytes=Range(1e9, 1e9, 1e9))])
     (told,) = studies.held_out_before([known], after).to_dict("records")
     assert (told["launch_error"], told["total_memory_error"]) == (1.0, 1.0)

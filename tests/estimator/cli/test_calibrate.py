@@ -77,18 +77,55 @@ def test_a_log_in_json() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not what --hold-out --json prints; make it anew, or remove it"),
-        ("[]", "is not what --hold-out --json prints; make it anew, or remove it"),
-        ('{"schema": "holdout/2"}', "its schema is 'holdout/2', not 'holdout/1'; make it anew"),
+        ("{", "is not what --hold-out --rows writes; make it anew, or leave it out"),
+        ("[]", "is not what --hold-out --rows writes; make it anew, or leave it out"),
+        (
+            '{"schema": "hold-out/1", "stacks": []}',
+            "is not what --hold-out --rows writes; make it anew, or leave it out",
+        ),
+        ('{"schema": "hold-out/2"}', "its schema is 'hold-out/2', not 'hold-out/1'; make it anew"),
+        (
+            '{"schema": "hold-out/1", "stacks": {"megatron-deepspeed": {"source": {}}}}',
+            "has no rows; make it anew with --hold-out --rows",
+        ),
+        (None, "is not what --hold-out --rows writes; make it anew, or leave it out"),
     ],
 )
-def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str, message: str) -> None:
-    """A file of hold-outs in the report's folder that is none ends in one line, and nothing is written."""
-    (tmp_path / "holdout.json").write_text(text, encoding="utf-8")
-    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--report", str(tmp_path))
+def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str | None, message: str) -> None:
+    """A file of hold-outs that is none ends in one line, and nothing is written."""
+    rows, folder = tmp_path / "rows.json", tmp_path / "report"
+    if text is not None:
+        rows.write_text(text, encoding="utf-8")
+    asked = ("--stack", "megatron-deepspeed", "--rows", str(rows), "--report", str(folder))
+    status, out, err = call(str(table), *asked)
     assert (status, out) == (2, "")
-    assert err == f"report: {str(tmp_path / 'holdout.json')!r}: {message}\n"
-    assert len(list(tmp_path.iterdir())) == 1
+    assert err == f"rows: {str(rows)!r}: {message}\n"
+    assert not folder.exists()
+
+
+def test_hold_outs_are_written_and_read(table: Path, tmp_path: Path) -> None:
+    """`--hold-out --rows` writes each run, `--json` prints how wrong they are, and `--report --rows` draws the same."""
+    rows = tmp_path / "new" / "rows.json"
+    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--hold-out", "--rows", str(rows), "--json")
+    assert (status, err) == (0, "")
+    printed, written = json.loads(out), json.loads(rows.read_text(encoding="utf-8"))
+    halves = written["stacks"]["megatron-deepspeed"]["random half"]
+    assert len(halves.pop("rows")) == FEW
+    assert printed["stacks"]["megatron-deepspeed"]["random half"] == halves
+    folder = tmp_path / "report"
+    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--rows", str(rows), "--report", str(folder))
+    assert (status, err) == (0, "")
+    text = (folder / "megatron-deepspeed.md").read_text(encoding="utf-8")
+    assert f"held out: random half | step | {FEW} | {halves['step']['median']:.1%} |" in text
+
+
+def test_a_folder_of_rows_that_is_none(table: Path, tmp_path: Path) -> None:
+    """Rows that cannot be written end in one line."""
+    (tmp_path / "file").touch()
+    rows = tmp_path / "file" / "rows.json"
+    status, out, err = call(str(table), "--stack", "megatron-deepspeed", "--hold-out", "--rows", str(rows))
+    assert (status, out) == (2, "")
+    assert err == f"rows: {str(rows)!r} cannot be written; check its folder\n"
 
 
 def test_any_mix_of_files_is_read(table: Path) -> None:
@@ -109,11 +146,11 @@ def test_logs_of_the_platform_are_checked_as_any() -> None:
     assert len(document["logs"][0]["launch_windows_s"]) == 8
 
 
-def test_a_fit_to_logs_shows_both_errors() -> None:
-    """A stack of no trainer is fitted to logs that time the launch: errors in and out of sample, and refused lines."""
+def test_a_fit_to_logs_of_the_platform() -> None:
+    """The platform's stack is fitted to its logs like any other: families, seconds, launches, bytes, refused lines."""
     status, out, err = call(*MOAI, "--stack", "moai-24.2")
     assert (status, err) == (0, "")
-    for words in ("matmul_efficiency", "refused: a second record in its line", "in sample", "out of sample"):
+    for words in ("matmul_efficiency", "factor of mistral", "refused: ", "launch", "total memory", "5 runs predicted"):
         assert words in out
 
 

@@ -119,7 +119,7 @@ def test_experts_keep_their_sorted_tokens() -> None:
 
 
 def test_norms_keep_32_bit_copies_only_where_the_software_makes_them() -> None:
-    """A layer of Megatron keeps 8 bytes per token and unit of the width less for its two norms than transformers does."""
+    """A layer of Megatron keeps 8 bytes per token and unit of the width less for its norms than transformers does."""
     plan = Plan(num_micro_batches=2)
     megatron, eager = (asked("mistralai/Mistral-7B-v0.1", plan, 1, name) for name in ("megatron", "reference"))
     kept = [plan_memory(inputs, COUNTED).first.parts["activations"].item() for inputs in (megatron, eager)]

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from estimator.runs.logged import UNKNOWN_LOG_SE, logged_run_of, logged_startup
+from estimator.runs.logged import UNKNOWN_LOG_SE, logged_run_of
 from estimator.runs.logs.read import read_log
 from estimator.runs.measured import Run
 from estimator.stack.recipe import Recipe
-from estimator.stack.stack import load_stack
 from estimator.work.plan import Plan
 from hardware.catalog import load_catalog
 from tests.support.paths import GOLDEN, MEASURED
@@ -132,7 +131,6 @@ def test_the_first_step_of_the_trainer_is_told_whole() -> None:
     """The startup of a `steps.jsonl` is its first step, and nothing else of it."""
     run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
     assert run.startup == (None, None, json.loads(LINES[1])["step_s"])
-    assert logged_startup(load_stack("reference").startup, [run]).first_step_s == json.loads(LINES[1])["step_s"]
 
 
 def test_eager_attention_teaches_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from estimator.calibrate.batches import batched
 from estimator.calibrate.fit_stack import fit_stack_to_runs
-from estimator.runs.logged import logged_run_of, logged_startup
+from estimator.calibrate.host import startup_of
+from estimator.runs.logged import logged_run_of
 from estimator.runs.logs.read import read_log
 from estimator.runs.measured import Run
 from estimator.runs.read import RunsRead, is_timings, read_runs
@@ -206,9 +207,10 @@ def test_hardware_beside_a_log(tmp_path: Path) -> None:
 
 
 def test_the_first_step_of_logs_is_the_startup(logs: list[Path]) -> None:
-    """The median of what first steps took is the stack's first step; without logs it stays."""
+    """The median of what first steps took is the startup's first step; the load is as premised."""
     runs = read_runs(logs, CATALOG).logged
     expected = np.median([30 * run.step_s for run in runs if run.step_s])
-    assert logged_startup(REFERENCE.startup, runs).first_step_s == pytest.approx(expected, rel=0.05)
-    assert logged_startup(REFERENCE.startup, []) == REFERENCE.startup
+    found = startup_of(runs, REFERENCE.log.load_s)
+    assert found.first_step_s == pytest.approx(expected, rel=0.05)
+    assert found.load_s == REFERENCE.log.load_s
     assert runs[0].trainer == "reference"
