@@ -5,7 +5,7 @@ import pytest
 
 from estimator.calibrate.residual_study import study
 from estimator.report.page_runs import write_report
-from estimator.runs.read import read_run_table
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.commands import calibrate as call
@@ -17,9 +17,7 @@ RUNS = MEASURED / "moai" / "runs.csv"
 def test_of_few_runs_each_is_shown(tmp_path: Path) -> None:
     """Of a stack of few runs each has its line, in sample where nothing was held out; one not healthy says so."""
     stack = load_stack("torchtune")
-    own = [
-        run for run in read_run_table(TABLES / "measured_runs.csv", load_catalog()).runs if run.trainer == stack.name
-    ]
+    own = [run for run in read_runs([TABLES / "measured_runs.csv"], load_catalog()).runs if run.trainer == stack.name]
     runs = [replace(own[0], why_unhealthy="hot"), *own[1:]]
     write_report(study(stack, runs, {}), tmp_path)
     text = (tmp_path / "torchtune.md").read_text(encoding="utf-8")
