@@ -35,7 +35,7 @@ from hardware.catalog import Catalog
 from hardware.models import MOST_DEVICES
 
 _OF_KIND: dict[Any, Column] = {int: whole(), bool: flag, str: label, str | None: label}
-"""Columns of the kinds that fields are of."""
+"""Columns of the kinds of fields: of their defaults, or of their annotations where those tell nothing."""
 
 _FULLEST, _FIRST_STAGE = "fullest", "first stage"
 
@@ -54,7 +54,7 @@ def _fields_of(kind: type, *left_out: str) -> _Fields:
     hints = get_type_hints(kind)
     own = [field for field in fields(kind) if field.name not in left_out]
     return _Fields(
-        columns={field.name: _OF_KIND[hints[field.name]] for field in own},
+        columns={field.name: _OF_KIND.get(type(field.default)) or _OF_KIND[hints[field.name]] for field in own},
         needed=tuple(field.name for field in own if field.default is MISSING),
         usual={field.name: field.default for field in own if field.default is not MISSING},
     )

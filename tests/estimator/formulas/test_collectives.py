@@ -141,7 +141,7 @@ def test_a_group_takes_its_innermost_link() -> None:
 def test_small_messages_take_as_long_as_measured(name: str, members: int, us: float) -> None:
     """An all-reduce of 8 KiB takes what was measured (NVIDIA/nccl-tests issue 123; Azure's benchmarking guide)."""
     machine = full_nodes(CATALOG.node(name), 1)
-    assert all_reduce_seconds(8192.0, members, 1, machine) * 1e6 == pytest.approx(us, rel=0.05)
+    assert all_reduce_seconds(8192.0, Group(members, 1), machine) * 1e6 == pytest.approx(us, rel=0.05)
 
 
 def test_devices_apart_take_the_link_that_spans_them() -> None:

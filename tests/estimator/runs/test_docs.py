@@ -50,7 +50,7 @@ def test_the_example_of_runs_works(tmp_path: Path) -> None:
     assert [run.name for run in found.runs] == ["plain", "split"]
     rows = assess(found.runs, [load_stack(name) for name in builtin_stacks() if load_stack(name).trainer]).rows
     assert [row.stack for row in rows] == ["torchtune", "megatron"]
-    assert all(abs(row.step_error or 1) < 0.5 for row in rows)
+    assert all(abs(row.error("step") or 1) < 0.5 for row in rows)
 
 
 def test_the_example_of_a_run_record_works() -> None:
