@@ -181,7 +181,7 @@ def test_microbenchmarks_tell_priors() -> None:
             f"files: {OPS!r}, a table of microbenchmarks, is given beside another file; leave one out",
         ),
         ((), "files: nothing is given; give tables of runs, or step logs"),
-        ((MOAI[0], "--json", "--stack", "moai-24.2"), "json: a fit to logs is not printed as JSON; add --check"),
+        (("x.csv", "--check", "--rows", "y"), "rows: are written by --hold-out and read by --report; give one of them"),
         (("none.log", "--check"), "log 'none.log': cannot be read; check the path"),
         ((STEPS,), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
         ((STEPS, "--report", "x", "--json"), "report: --report is given beside --json; it writes files; leave one out"),
