@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-TABLES := $(addprefix --runs reports/measured/tables/, ultrascale_h100.csv vtrain_a100_single_node.csv \
+TABLES := $(addprefix reports/measured/runs/, ultrascale_h100.csv vtrain_a100_single_node.csv \
             measured_runs.csv measured_runs_partial.csv)
 LOGS   := reports/measured/cpu/*/steps.jsonl
+MOAI   := reports/measured/moai/*.log
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz clean
+.PHONY: demo demo-picture test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -29,12 +30,12 @@ fit fit-% hold-out report: export OMP_NUM_THREADS = 1
 fit: fit-moai-24.2 fit-reference $(addprefix fit-, $(TABLE_STACKS))  ## every stack from reports/measured (-j fits several at once)
 
 fit-moai-24.2: $(VENV)/base.stamp
-	$(BIN)/calibrate reports/measured/moai/runs.csv --stack moai-24.2 --write
+	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --write
 
 fit-reference: $(VENV)/base.stamp
 	$(BIN)/calibrate $(LOGS) --stack reference --write > /dev/null
 
-fit-%: $(VENV)/base.stamp  ## one stack of the tables, the lower half of its file rewritten
+fit-%: $(VENV)/base.stamp  ## one stack of the tables, its file in estimator/data/fits rewritten
 	$(BIN)/calibrate $(TABLES) --stack $* --write > /dev/null
 
 hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, on all cores
@@ -42,7 +43,10 @@ hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never sa
 
 report: $(VENV)/base.stamp  ## the report of each stack, from what was measured and reports/calibration/holdout.json
 	$(BIN)/calibrate $(TABLES) $(LOGS) --report reports/calibration
-	$(BIN)/calibrate reports/measured/moai/runs.csv --report reports/calibration
+	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --report reports/calibration
+
+demo-picture: $(VENV)/base.stamp  ## docs/demo.svg, from what the demo prints
+	$(BIN)/python benchmarks/demo_picture.py
 
 parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 20 steps each; rewrites its report
 	$(BIN)/python -m tests.parity.report
@@ -55,6 +59,10 @@ cpu-runs: $(VENV)/dev.stamp  ## runs of the trainer on this machine's processors
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py
+
+tables: $(VENV)/base.stamp  ## published tables and MoAI's, in the formats that calibrate reads: reports/measured/runs, timings
+	$(BIN)/python reports/measured/tables/convert_all.py
+	$(BIN)/python reports/measured/moai/convert_runs.py
 
 fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
 	$(BIN)/python -m tests.support.fuzz

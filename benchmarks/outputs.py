@@ -18,10 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = "--runs reports/measured/tables/measured_runs.csv"
-NANOTRON = "--runs reports/measured/tables/ultrascale_h100.csv"
+TABLES = "reports/measured/runs/measured_runs.csv"
+NANOTRON = "reports/measured/runs/ultrascale_h100.csv"
 LOGS = "reports/measured/cpu/100m_s256_n1_m1_b4/steps.jsonl"
-BENCHMARKS = "reports/measured/tables/op_microbench.csv reports/measured/tables/collective_microbench.csv"
+BENCHMARKS = "reports/measured/timings/op_microbench.csv reports/measured/timings/collective_microbench.csv"
+MOAI = " ".join(f"reports/measured/moai/{path.name}" for path in sorted((ROOT / "reports/measured/moai").glob("*.log")))
 PLAN = "num_stages=2,num_micro_batches=16,tp=1,recomputation=none,distribute_param=true"
 H100 = "--accelerator h100-sxm-80gb --devices 8"
 
@@ -70,7 +71,8 @@ COMMANDS = (
     f"calibrate {LOGS} --check --stack reference --json",
     f"calibrate {BENCHMARKS}",
     f"calibrate {BENCHMARKS} --json",
-    "calibrate reports/measured/moai/runs.csv",
+    f"calibrate {MOAI} --stack moai-24.2",
+    f"calibrate {MOAI} --check --stack moai-24.2",
     f"calibrate {TABLES} --stack torchtune",
     f"calibrate {TABLES} --stack mlperf-amd --json",
     "calibrate",

@@ -68,7 +68,7 @@ def whole(case: Case) -> dict[str, float]:
 
 
 def every_flavor(case: Case) -> dict[str, float]:
-    """Search the full space of every flavor and priced accelerator, the case's devices left aside."""
+    """Search the full space of every flavor of `--flavor all`, the case's devices left aside."""
     from estimator.search.planner import offers, search  # noqa: PLC0415 - as above
 
     (workload, _, stack, catalog), before = question(case), peak_mib()

@@ -1,8 +1,15 @@
-"""What a training step needs and how long it takes."""
+"""What a training step needs, how long it takes and what it costs: the calls of Python's door, and what they give."""
 
+from estimator import calibrate as calibrate_room
+from estimator import search as search_room
+from estimator.api.calibrate import calibrate
+from estimator.api.estimate import estimate, search
+from estimator.api.flavors import Estimates
+from estimator.api.plans import evaluate_plans
+from estimator.api.runs import RunsRead, read_runs
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
-from estimator.search.planner import Estimate, search
+from estimator.search.planner import Estimate
 from estimator.stack.stack import Stack, load_stack
 from estimator.work.plan import Plan, parse_plan
 from estimator.work.shape import Shape, load_shape, shape_from_config
@@ -10,16 +17,26 @@ from estimator.work.workload import Workload, num_steps
 
 __all__ = [
     "Estimate",
+    "Estimates",
     "Plan",
     "PlanEstimate",
     "Range",
+    "RunsRead",
     "Shape",
     "Stack",
     "Workload",
+    "calibrate",
+    "estimate",
+    "evaluate_plans",
     "load_shape",
     "load_stack",
     "num_steps",
     "parse_plan",
+    "read_runs",
     "search",
     "shape_from_config",
 ]
+
+# two calls bear the names of rooms; they keep the rooms' attributes, so that estimator.search.planner stays the module
+calibrate.__dict__ = vars(calibrate_room)
+search.__dict__ = vars(search_room)

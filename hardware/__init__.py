@@ -1,7 +1,7 @@
 """What machines are: units, frozen records, catalog data with its sources."""
 
 from hardware.catalog import Catalog, load_catalog
-from hardware.models import Accelerator, Flavor, Host, Link, Measured, Network, Node, Price, Source
+from hardware.models import Accelerator, Flavor, Host, Instance, Link, Measured, Network, Node, Price, Source
 from hardware.units import GIB, MIB
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Catalog",
     "Flavor",
     "Host",
+    "Instance",
     "Link",
     "Measured",
     "Network",

@@ -1,35 +1,63 @@
-"""The catalog: records read from TOML files, the rules between them, and how to look them up."""
+"""The catalog: records read from TOML files, the rules between them, and how to look them up.
 
+The packaged files write what is long in single quotes: Python's TOML reader takes such a text whole, and one in double
+quotes letter by letter, and every command loads the catalog.
+"""
+
+import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import ValidationError
 
 from hardware.errors import first_error, shown, shown_path, unknown_name
-from hardware.models import MOST_DEVICES, Accelerator, Flavor, Node, Price
+from hardware.files import read_regular_file
+from hardware.models import MOST_DEVICES, Accelerator, Flavor, Instance, Node, Price
+from hardware.units import MIB
 
-Entry = Accelerator | Node | Flavor | Price
-EntryT = TypeVar("EntryT", Accelerator, Node, Flavor)
+Entry = Accelerator | Node | Flavor | Instance | Price
+EntryT = TypeVar("EntryT", Accelerator, Node)
+RecordT = TypeVar("RecordT", Instance, Price)
 
-_TABLES: dict[str, type[Entry]] = {"accelerator": Accelerator, "node": Node, "flavor": Flavor, "price": Price}
+_TABLES: dict[str, type[Entry]] = {
+    "accelerator": Accelerator,
+    "node": Node,
+    "flavor": Flavor,
+    "instance": Instance,
+    "price": Price,
+}
 """Tables of a catalog file; a record may refer to those of the tables before its own."""
 
-_PACKAGED = ("accelerators.toml", "nodes.toml", "flavors.toml", "prices.toml")
+_DATA = resources.files("hardware") / "data"
+
+_OF_TABLES = ("source", "sources", "efficiency", "matmul_efficiency", "hbm_efficiency", "links", "network", "host")
+"""Fields whose values are tables, which a file may give by their names in its [named]."""
+
+MOST_FILE_BYTES = 8 * MIB
+"""A larger catalog file is a mistake.  # assumed: seventy times the packaged files together"""
+
+MOST_NAMED_PARTS = 200
+"""Values of what a file names.  # assumed: ten times those of a link"""
+
+_SEVERAL = re.compile(r"(.+)-x([1-9][0-9]{0,6})", re.DOTALL)
+"""A name, and how many of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Accelerators, nodes, flavors and prices, in the order of their files."""
+    """Accelerators, nodes, flavors, cloud instances and prices, in the order of their files."""
 
     accelerators: tuple[Accelerator, ...] = ()
     nodes: tuple[Node, ...] = ()
     flavors: tuple[Flavor, ...] = ()
-    prices: tuple[Price, ...] = ()
+    instances: Sequence[Instance] = ()
+    prices: Sequence[Price] = ()
 
     def accelerator(self, name: str) -> Accelerator:
         """Return the accelerator of an id."""
@@ -50,17 +78,49 @@ class Catalog:
         )
 
     def node(self, name: str) -> Node:
-        """Return the node of an id."""
-        return _named("node", name, {record.id: record for record in self.nodes})
+        """Return the node of an id; a cloud instance is one, by its own `node_id`.
+
+        >>> load_catalog().node("p4d-24xlarge").network.bytes_per_s * 8 / 1e9  # Gb/s
+        400.0
+        """
+        nodes = {record.id: record for record in self.nodes}
+        if name.casefold() in nodes:
+            return nodes[name.casefold()]
+        for instance in self.instances:
+            if instance.node_id == name.casefold():
+                return instance.as_node(nodes[instance.node])
+        return _named("node", name, nodes)
 
     def flavor(self, name: str) -> Flavor:
-        """Return the flavor of an id or of another spelling.
+        """Return the flavor of an id or of another spelling; of a cloud instance, or a node, `-xN` for N of them.
 
         >>> load_catalog().flavor("4xlarge").id
         '4xLarge.2048GB'
+        >>> load_catalog().flavor("P5.48xlarge-x4").num_devices
+        32
         """
+        flavors = {spelling.casefold(): flavor for flavor in self.flavors for spelling in (flavor.id, *flavor.aliases)}
+        if found := flavors.get(name.casefold()) or self._machines(name, 1):
+            return found
+        if (several := _SEVERAL.fullmatch(name)) and (found := self._machines(several[1], int(several[2]))):
+            return found
+        machines = {spelling: record.id for record in self.instances for spelling in (record.id, *record.aliases)}
         aliases = {alias: record.id for record in self.flavors for alias in record.aliases}
-        return _named("flavor", name, {record.id: record for record in self.flavors}, aliases)
+        nodes = {node.id: node.id for node in self.nodes}
+        raise ValueError(unknown_name("flavor", name, [f.id for f in self.flavors], nodes | machines | aliases))
+
+    def _machines(self, name: str, num_nodes: int) -> Flavor | None:
+        """Return so many of a node, or of a cloud instance, as a flavor; None where no machine has the name."""
+        folded = name.casefold()
+        for node in self.nodes:
+            if folded == node.id:
+                _refuse_too_many(num_nodes * node.num_devices)
+                return node.flavor(num_nodes * node.num_devices, _several(node.id, num_nodes))
+        for instance in self.instances:
+            if folded in (instance.id.casefold(), *map(str.casefold, instance.aliases)):
+                _refuse_too_many(num_nodes * instance.num_devices)
+                return instance.flavor(num_nodes, _several(instance.id, num_nodes))
+        return None
 
     def node_of(self, accelerator: str) -> Node:
         """Return the first node that carries an accelerator."""
@@ -77,45 +137,113 @@ class Catalog:
         2
         """
         node = self.node_of(accelerator)
-        if not 1 <= num_devices <= MOST_DEVICES:
-            raise ValueError(f"num_devices={shown(num_devices)}: not a number of devices; use 1 to {MOST_DEVICES}")
-        return Flavor(
-            id=f"{node.accelerator}-{num_devices}",
-            node=node.id,
-            num_devices=num_devices,
-            num_nodes=-(-num_devices // node.num_devices),
-            sources=node.sources,
-        )
+        _refuse_too_many(num_devices)
+        return node.flavor(num_devices)
 
-    def latest_prices(self, accelerator: str) -> tuple[Price, ...]:
-        """Return the latest price of an accelerator from each provider and market."""
+    def latest_prices(self, accelerator: str, provider: str | None = None) -> tuple[Price, ...]:
+        """Return the latest price of an accelerator from each provider and market.
+
+        Of one provider, those that it asks, where it asks any; else of all.
+        """
         wanted = self.accelerator(accelerator).id
         latest: dict[tuple[str, str], Price] = {}
         for price in self.prices:
             key = (price.provider, price.market)
             if price.accelerator == wanted and (key not in latest or price.on >= latest[key].on):
                 latest[key] = price
-        return tuple(latest.values())
+        own = tuple(price for price in latest.values() if price.provider == provider)
+        return own or tuple(latest.values())
 
-    def adding(self, record: Entry) -> Self:
+    def with_file(self, path: Path) -> "Catalog":
+        """Return this catalog with the records of one more file.
+
+        Raises:
+            ValueError: it cannot be read, or a record breaks a rule; one line that names the file and the record.
+        """
+        draft = _Draft(self)
+        _add_file(draft, path, shown_path(path))
+        return draft.catalog()
+
+    def adding(self, record: Entry) -> "Catalog":
         """Return this catalog with one more record, which keeps the rules between records."""
+        draft = _Draft(self)
+        draft.add(record)
+        return draft.catalog()
+
+
+class _Packaged(Sequence[RecordT]):
+    """Packaged records that are read when they are first asked for: few commands name an instance, or cost anything."""
+
+    def __init__(self, read: Callable[[], Sequence[RecordT]]) -> None:
+        self._read: Callable[[], Sequence[RecordT]] = read
+
+    @cached_property
+    def _records(self) -> tuple[RecordT, ...]:
+        return tuple(self._read())
+
+    @overload
+    def __getitem__(self, index: int) -> RecordT: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RecordT, ...]: ...
+    def __getitem__(self, index: int | slice) -> RecordT | tuple[RecordT, ...]:
+        return self._records[index]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._records == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._records)
+
+
+class _Draft:
+    """A catalog in the making: each record that is added keeps the rules between records."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.accelerators = {record.id: record for record in catalog.accelerators}
+        self.nodes = {record.id: record for record in catalog.nodes}
+        self.flavors, self.instances = list(catalog.flavors), list(catalog.instances)
+        self.prices = list(catalog.prices)
+        self._accelerator_ids = set(self.accelerators)
+        self._driver_names = {name.casefold() for record in catalog.accelerators for name in record.driver_names}
+        rented: list[Flavor | Instance] = [*catalog.flavors, *catalog.instances]
+        self._names = {name.casefold() for record in rented for name in (record.id, *record.aliases)} | set(self.nodes)
+
+    def add(self, record: Entry) -> None:
         match record:
             case Accelerator():
-                _refuse_taken([record.id], (other.id for other in self.accelerators))
-                _refuse_taken(record.driver_names, (name for other in self.accelerators for name in other.driver_names))
-                return replace(self, accelerators=(*self.accelerators, record))
+                _take([record.id], self._accelerator_ids)
+                _take(record.driver_names, self._driver_names)
+                self.accelerators[record.id] = record
             case Node():
-                _refuse_taken([record.id], (other.id for other in self.nodes))
-                self.accelerator(record.accelerator)
-                return replace(self, nodes=(*self.nodes, record))
+                _take([record.id], self._names)
+                _named("accelerator", record.accelerator, self.accelerators)
+                self.nodes[record.id] = record
             case Flavor():
-                taken = (name for other in self.flavors for name in (other.id, *other.aliases))
-                _refuse_taken([record.id, *record.aliases], taken)
-                _refuse_misfit(record, self.node(record.node))
-                return replace(self, flavors=(*self.flavors, record))
+                _take([record.id, *record.aliases], self._names)
+                _refuse_misfit(record, self._node(record.node))
+                self.flavors.append(record)
+            case Instance():
+                _take([record.id, *record.aliases], self._names)
+                _refuse_more_than(self._node(record.node), record.num_devices)
+                self.instances.append(record)
             case Price():
-                self.accelerator(record.accelerator)
-                return replace(self, prices=(*self.prices, record))
+                _named("accelerator", record.accelerator, self.accelerators)
+                self.prices.append(record)
+
+    def _node(self, name: str) -> Node:
+        return self.nodes[name] if name in self.nodes else self.catalog().node(name)
+
+    def catalog(self) -> Catalog:
+        return Catalog(
+            tuple(self.accelerators.values()),
+            tuple(self.nodes.values()),
+            tuple(self.flavors),
+            tuple(self.instances),
+            tuple(self.prices),
+        )
 
 
 def load_catalog(extra: Sequence[Path] = ()) -> Catalog:
@@ -127,37 +255,91 @@ def load_catalog(extra: Sequence[Path] = ()) -> Catalog:
     >>> load_catalog().accelerator("mi250").num_compute_units
     104
     """
-    data = resources.files("hardware") / "data"
     catalog = Catalog()
-    for name in _PACKAGED:
-        catalog = _with_file(catalog, data / name, name)
+    for name in ("accelerators.toml", "nodes.toml", "flavors.toml"):
+        catalog = _with_packaged(catalog, name)
+    instances = _Packaged(lambda: _with_packaged(catalog, "instances.toml").instances)
+    prices = _Packaged(lambda: _with_packaged(catalog, "prices.toml").prices)
+    known = replace(catalog, instances=instances, prices=prices)
+    if not extra:
+        return known
+    draft = _Draft(known)
     for path in extra:
-        catalog = _with_file(catalog, path, shown_path(path))
-    return catalog
+        _add_file(draft, path, shown_path(path))
+    return draft.catalog()
 
 
-def _with_file(catalog: Catalog, path: Traversable, file: str) -> Catalog:
+def _with_packaged(catalog: Catalog, name: str) -> Catalog:
+    draft = _Draft(catalog)
+    _add_file(draft, _DATA / name, name)
+    return draft.catalog()
+
+
+def _add_file(draft: _Draft, path: Traversable, file: str) -> None:
     document = _read(path, file)
+    named = _spelt_out_names(document.pop("named", {}), file)
     for key in document:
         if key not in _TABLES:
-            raise ValueError(f"{file}: {unknown_name('table', key, _TABLES)}")
+            raise ValueError(f"{file}: {unknown_name('table', key, [*_TABLES, 'named'])}")
     for table, model in _TABLES.items():
         rows = document.get(table, [])
         if not isinstance(rows, list):
             what = f"{file}: {table} is not an array of tables; write [[{table}]]"
             raise ValueError(what)
         for index, row in enumerate(rows, start=1):
-            catalog = _with_row(catalog, model, row, f"{file}: {table} {_label(row, index)}")
-    return catalog
+            _add_row(draft, model, row, named, f"{file}: {table} {_label(row, index)}")
 
 
-def _with_row(catalog: Catalog, model: type[Entry], row: object, where: str) -> Catalog:
+def _add_row(draft: _Draft, model: type[Entry], row: object, named: dict[str, Any], where: str) -> None:
     try:
-        return catalog.adding(model.model_validate(row))
+        draft.add(model.model_validate(_spelt_out(row, named) if named else row))
     except ValidationError as error:
         raise ValueError(f"{where}: {first_error(error)}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: its tables are nested too deep; write the fields of this record") from error
+
+
+def _spelt_out_names(named: object, file: str) -> dict[str, Any]:
+    """Return what a file names, itself spelt out: a name may use those above it."""
+    if not isinstance(named, dict):
+        raise ValueError(f"{file}: named is not a table; write [named]")
+    spelt: dict[str, Any] = {}
+    for name, value in named.items():
+        try:
+            spelt[name] = _spelt_out(value, spelt, "sources")
+            _refuse_large(spelt[name])
+        except (RecursionError, ValueError) as error:
+            what = str(error) if isinstance(error, ValueError) else "its tables are nested too deep; write one"
+            raise ValueError(f"{file}: named {shown(name)}: {what}") from error
+    return spelt
+
+
+def _refuse_large(value: object) -> None:
+    """Refuse what names that double what they name would make without end."""
+    parts = [value]
+    for part in parts:
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if len(parts) > MOST_NAMED_PARTS:
+            raise ValueError(f"holds more than {MOST_NAMED_PARTS} values; name its parts")
+
+
+def _spelt_out(value: Any, named: dict[str, Any], key: str = "") -> Any:
+    """Return a record's values, each name of what several records share replaced by what the file's [named] has."""
+    if isinstance(value, dict):
+        return {inner: _spelt_out(item, named, inner) if inner in _OF_TABLES else item for inner, item in value.items()}
+    if isinstance(value, list):
+        return [_spelt_out(item, named, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value not in named:
+        if key in ("source", "sources"):  # a page itself
+            return value
+        if not named:
+            raise ValueError(f"{key}: {shown(value)} is not named above this; name it in [named] first")
+        raise ValueError(f"{key}: {unknown_name('name of [named]', value, named)}")
+    return named[value]
 
 
 def _label(row: object, index: int) -> str:
@@ -167,12 +349,13 @@ def _label(row: object, index: int) -> str:
 
 def _read(path: Traversable, file: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_regular_file(path, MOST_FILE_BYTES) if isinstance(path, Path) else path.read_bytes()
+        text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise ValueError(f"{file}: no such file; check the path") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text; save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # a folder, no permission, no path at all
+    except OSError as error:  # no permission, a name too long
         raise ValueError(f"{file}: cannot be read as a file; give a readable TOML file") from error
     try:
         return tomllib.loads(text)
@@ -180,20 +363,22 @@ def _read(path: Traversable, file: str) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid TOML: {shown(str(error), 200)}; correct it there") from error
 
 
-def _named(kind: str, name: str, records: dict[str, EntryT], aliases: dict[str, str] | None = None) -> EntryT:
-    spellings = {spelling: spelling for spelling in records} | (aliases or {})
-    folded = {spelling.casefold(): canonical for spelling, canonical in spellings.items()}
-    if name.casefold() in folded:
-        return records[folded[name.casefold()]]
-    raise ValueError(unknown_name(kind, name, records, aliases))
+def _named(kind: str, name: str, records: Mapping[str, EntryT]) -> EntryT:
+    if found := records.get(name) or records.get(name.casefold()):  # an id is in lower case
+        return found
+    raise ValueError(unknown_name(kind, name, records))
 
 
-def _refuse_taken(names: Iterable[str], taken: Iterable[str]) -> None:
-    seen = {name.casefold() for name in taken}
+def _take(names: Iterable[str], taken: set[str]) -> None:
+    """Take names that are neither taken nor twice among them."""
     for name in names:
-        if name.casefold() in seen:
+        if name.casefold() in taken:
             raise ValueError(f"the name {shown(name)} is taken; choose another")
-        seen.add(name.casefold())
+        taken.add(name.casefold())
+
+
+def _several(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-x{number}"
 
 
 def _refuse_misfit(flavor: Flavor, node: Node) -> None:
@@ -203,3 +388,15 @@ def _refuse_misfit(flavor: Flavor, node: Node) -> None:
             f"num_devices: {flavor.num_devices} do not fit {flavor.num_nodes} nodes of {node.num_devices}; "
             f"set num_nodes = {-(-flavor.num_devices // node.num_devices)}"
         )
+
+
+def _refuse_more_than(node: Node, num_devices: int) -> None:
+    if num_devices > node.num_devices:
+        raise ValueError(
+            f"num_devices: {num_devices} are more than the {node.num_devices} of {node.id}; name a larger node"
+        )
+
+
+def _refuse_too_many(num_devices: int) -> None:
+    if not 1 <= num_devices <= MOST_DEVICES:
+        raise ValueError(f"num_devices={shown(num_devices)}: not a number of devices; use 1 to {MOST_DEVICES}")

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half written, and private directories."""
+"""Files that are read whole, within bounds, and never seen half written; private directories."""
 
 import os
 import stat
@@ -6,6 +6,48 @@ from contextlib import suppress
 from pathlib import Path
 
 from hardware.errors import shown_path
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory", "name a file in it"),
+    (stat.S_ISFIFO, "a pipe", "save what it carries as a file"),
+    (stat.S_ISSOCK, "a socket", "name a file"),
+    (stat.S_ISCHR, "a device", "name a file"),
+    (stat.S_ISBLK, "a device", "name a file"),
+)
+"""What is no regular file, what it is called, and the mend."""
+
+
+def read_regular_file(path: Path, most_bytes: int) -> bytes:
+    """Return the bytes of a regular file: no pipe is waited for, no device read without end.
+
+    Args:
+        path: the file, or a link to it.
+        most_bytes: a larger file is refused.
+
+    Raises:
+        ValueError: it is no regular file, is larger, or cannot be a path; one line that begins with the path.
+        OSError: it is not there, or cannot be read.
+    """
+    try:
+        found = path.stat()
+    except ValueError as error:  # a null byte
+        raise ValueError(f"{shown_path(path)}: is no path of a file; give one") from error
+    _refuse_irregular(path, found)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # what has become a pipe meanwhile is not waited for either
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        _refuse_irregular(path, os.fstat(file.fileno()))
+        content = bytearray()
+        while len(content) <= most_bytes and (part := file.read1()):
+            content += part
+    if len(content) > most_bytes:
+        raise ValueError(f"{shown_path(path)}: is larger than {most_bytes:,} bytes; give a smaller file")
+    return bytes(content)
+
+
+def _refuse_irregular(path: Path, found: os.stat_result) -> None:
+    for is_kind, name, mend in _KINDS:
+        if is_kind(found.st_mode):
+            raise ValueError(f"{shown_path(path)}: is {name}, not a file; {mend}")
 
 
 def write_atomically(path: Path, text: str, *, durable: bool) -> None:

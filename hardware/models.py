@@ -1,28 +1,46 @@
-"""Records of the catalog: what is known of accelerators, nodes, flavors and prices, each with its sources.
+"""Records of the catalog: accelerators, nodes, flavors, cloud instances and prices, each with its sources.
 
-A device is what a scheduler and a process see: one GCD of an MI250, one MI300X, one CPU socket.
+A device is what a scheduler and a process see: one GCD of an MI250, one MI300X, one CPU socket. A quantity has the
+bounds of what any device of the next years could have, so that a slip of a prefix is refused: NVIDIA's Rubin and AMD's
+MI455X, announced for 2026, have 4 and 5 PFLOP/s in 16 bits, 22 and 23 TB/s, and 288 and 432 GB.
 """
 
+import re
 from datetime import date
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from hardware.units import Bytes, BytesPerSecond, FlopPerSecond, Seconds, Watts
+from hardware.errors import shown
+from hardware.units import BANDWIDTH, COMPUTE, POWER, SIZE, TIME
 
 MOST_DEVICES = 1_000_000
 """No cluster has more devices; a larger count is a mistake."""
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
-FlavorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([.-][A-Za-z0-9]+)*$", max_length=80)]
+FlavorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length=80)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Day = Annotated[date, Field(strict=True)]
-UsdPerHour = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]  # assumed: nobody asks less, or more, for a device
+UsdPerHour = Annotated[float, Field(strict=True, ge=1e-3, le=1e3)]  # assumed: nobody asks less, or more, for a device
 
+# assumed: each upper bound is 5 to 20 times what the devices announced for 2026 have, each lower one a small computer's
+Rate16 = Annotated[float, BeforeValidator(COMPUTE.between("100 MFLOP/s", "30 PFLOP/s").parse)]
+Rate32 = Annotated[float, BeforeValidator(COMPUTE.between("100 MFLOP/s", "3 PFLOP/s").parse)]
+Rate8 = Annotated[float, BeforeValidator(COMPUTE.between("100 MFLOP/s", "120 PFLOP/s").parse)]
+DeviceBytes = Annotated[float, BeforeValidator(SIZE.between("16 MB", "16 TB").parse)]
+DeviceBytesPerS = Annotated[float, BeforeValidator(BANDWIDTH.between("10 MB/s", "200 TB/s").parse)]
+DeviceWatts = Annotated[float, BeforeValidator(POWER.between("0.1 W", "10 kW").parse)]
+LinkBytesPerS = Annotated[float, BeforeValidator(BANDWIDTH.between("1 MB/s", "20 TB/s").parse)]
+HopSeconds = Annotated[float, BeforeValidator(TIME.between("10 ns", "1 s").parse)]
+NodeBytesPerS = Annotated[float, BeforeValidator(BANDWIDTH.between("1 MB/s", "200 TB/s").parse)]
+HostBytes = Annotated[float, BeforeValidator(SIZE.between("16 MB", "1 PB").parse)]
+ComputeUnits = Annotated[int, Field(strict=True, ge=1, le=4096)]
+DevicesPerNode = Annotated[int, Field(strict=True, ge=1, le=16_384)]  # assumed: more than a pod of TPUs has
 
 Evidence = Literal["datasheet", "measured", "assumed"]
+MatmulPrecision = Literal["bf16", "fp16", "fp32", "fp8"]
 
 
 class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -30,7 +48,13 @@ class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=Tr
 
 
 class Source(Record):
-    """A page that was read for a figure, or a measurement made on the machine itself."""
+    """A page that was read for a figure, or a measurement made on the machine itself.
+
+    As text: the day, the address, and what it says.
+
+    >>> Source.model_validate("2026-01-15 https://example.com/a 8 x 400 Gb/s").note
+    '8 x 400 Gb/s'
+    """
 
     url: str = Field(pattern=r"^(https?://\S+|measured:[a-z_]+(\.[a-z_]+)*)$", max_length=2000)
     """The page's address; or `measured:` and the module of this project that measured, `measured:trainer.jobs.cpu`."""
@@ -40,6 +64,19 @@ class Source(Record):
 
     note: str = ""
     """What the page says, where that is not plain."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(" ", 2)
+        try:
+            checked, url = date.fromisoformat(parts[0]), parts[1]
+        except (IndexError, ValueError):
+            example = "'2026-01-15 https://example.com/a what it says'"
+            raise ValueError(f"{shown(value)} is not a day and an address; write for example {example}") from None
+        return {"url": url, "checked": checked, "note": parts[2] if parts[2:] else ""}
 
 
 Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -67,35 +104,77 @@ class Accelerator(Record):
     architecture: Name
     driver_names: tuple[Name, ...] = ()
     """Names that the driver gives it, as `torch.cuda.get_device_name` returns them; () where none is known."""
-    hbm_bytes: Bytes
+    hbm_bytes: DeviceBytes
     """Memory that a process can see, per device [bytes]; of a CPU, its host memory."""
 
-    hbm_bytes_per_s: BytesPerSecond
+    hbm_bytes_per_s: DeviceBytesPerS
     """Peak memory bandwidth per device [bytes/s]."""
 
-    bf16_flop_per_s: FlopPerSecond
-    """Peak dense matrix rate in bfloat16, per device [FLOP/s]."""
+    bf16_flop_per_s: Rate16 | None = None
+    """Peak dense matrix rate in bfloat16, summed in 32 bits, per device [FLOP/s]; None where it has no units for it.
 
-    fp32_flop_per_s: FlopPerSecond
-    """Peak vector rate in float32, per device [FLOP/s]."""
+    Emulated, bfloat16 is far slower than float32: a T4 does 2 TFLOP/s of it beside 43 in float16.
+    """
 
-    fp8_flop_per_s: FlopPerSecond | None = None
-    """Peak dense matrix rate in float8, per device [FLOP/s]; None where there is none."""
+    fp16_flop_per_s: Rate16 | None = None
+    """Peak dense matrix rate in float16, summed in 32 bits, per device [FLOP/s]; None where it has no units for it."""
 
-    num_compute_units: Count
-    """Compute units, streaming multiprocessors or cores, per device."""
+    fp32_flop_per_s: Rate32
+    """Peak dense matrix rate in float32, not in TF32, per device [FLOP/s]: the vector rate where no unit is faster."""
 
-    tdp_w: Watts
+    fp8_flop_per_s: Rate8 | None = None
+    """Peak dense matrix rate in float8, per device [FLOP/s]; None where it has no units for it."""
+
+    num_compute_units: ComputeUnits
+    """Compute units, streaming multiprocessors, matrix engines or cores, per device."""
+
+    tdp_w: DeviceWatts
     """Thermal design power per device [W]."""
 
     matmul_efficiency: Measured
-    """Best published bfloat16 matrix product over `bf16_flop_per_s`."""
+    """Best published matrix product over `usual_flop_per_s`."""
 
     hbm_efficiency: Measured
     """Published streaming bandwidth over `hbm_bytes_per_s`."""
 
     note: str = ""
     sources: Sources
+
+    @property
+    def peaks(self) -> dict[MatmulPrecision, float | None]:
+        """Peak dense matrix rates [FLOP/s]; None where it has no units."""
+        return {
+            "bf16": self.bf16_flop_per_s,
+            "fp16": self.fp16_flop_per_s,
+            "fp32": self.fp32_flop_per_s,
+            "fp8": self.fp8_flop_per_s,
+        }
+
+    @property
+    def usual_precision(self) -> MatmulPrecision:
+        """bf16, else fp16, else fp32: the first that it has units for."""
+        return "bf16" if self.bf16_flop_per_s else "fp16" if self.fp16_flop_per_s else "fp32"
+
+    @property
+    def usual_flop_per_s(self) -> float:
+        """Peak dense matrix rate in the usual precision [FLOP/s]."""
+        return self.matmul_flop_per_s(self.usual_precision)
+
+    @property
+    def has_measured_rates(self) -> bool:
+        """Whether both best rates were measured on this device, not taken from another."""
+        return self.matmul_efficiency.evidence == self.hbm_efficiency.evidence == "measured"
+
+    def matmul_flop_per_s(self, precision: MatmulPrecision) -> float:
+        """Return the peak dense matrix rate in a precision [FLOP/s].
+
+        Raises:
+            ValueError: the device has no units for it.
+        """
+        if peak := self.peaks[precision]:
+            return peak
+        instead = "fp32" if self.usual_precision == "fp32" else f"{self.usual_precision}-mixed"
+        raise ValueError(f"precision: {precision} needs matrix units that {self.id} lacks; use {instead}")
 
 
 class Link(Record):
@@ -105,13 +184,13 @@ class Link(Record):
     """Devices of the group."""
 
     topology: Literal["pair", "ring", "mesh", "switch"]
-    bytes_per_s: BytesPerSecond
+    bytes_per_s: LinkBytesPerS
     """Peak per direction [bytes/s]: of a device in a pair, ring or switch; of each pair of devices in a mesh."""
 
     evidence: Evidence
     """What stands behind `bytes_per_s`."""
 
-    latency_s: Seconds
+    latency_s: HopSeconds
     """Seconds of one hop of a collective however small; an all-reduce over n devices is 2 (n - 1) hops."""
 
     efficiency: Measured
@@ -121,13 +200,13 @@ class Link(Record):
 class Network(Record):
     """What connects the nodes."""
 
-    bytes_per_s: BytesPerSecond
+    bytes_per_s: NodeBytesPerS
     """Peak per node and direction, all adapters together [bytes/s]."""
 
     evidence: Evidence
     """What stands behind `bytes_per_s`."""
 
-    latency_s: Seconds
+    latency_s: HopSeconds
     """Seconds of one hop of a collective however small."""
 
     efficiency: Measured
@@ -137,16 +216,16 @@ class Network(Record):
 class Host(Record):
     """What a server's own processors offer to an optimizer that lives in their memory."""
 
-    memory_bytes: Bytes
+    memory_bytes: HostBytes
     """Memory of the host [bytes]."""
 
-    bytes_per_s: BytesPerSecond
+    bytes_per_s: NodeBytesPerS
     """Bandwidth of the host's memory, all sockets together [bytes/s]."""
 
-    link_bytes_per_s: BytesPerSecond
+    link_bytes_per_s: LinkBytesPerS
     """Between the host and each device, per direction [bytes/s]."""
 
-    evidence: Literal["datasheet", "measured", "assumed"]
+    evidence: Evidence
     note: Name
     """What it is, or why it is assumed."""
 
@@ -158,13 +237,16 @@ class Node(Record):
     accelerator: Id
     """Id of its accelerator."""
 
-    num_devices: Count
+    num_devices: DevicesPerNode
     links: tuple[Link, ...] = ()
     """Innermost first; the last one spans the node."""
 
     network: Network
     host: Host | None = None
     """None where it is not known: then nothing can be offloaded to it."""
+
+    counts_in_all: tuple[Count, ...] = ()
+    """How many of these nodes, all in use, `--flavor all` compares beside the flavors; () leaves them out."""
 
     note: str = ""
     sources: Sources
@@ -179,6 +261,24 @@ class Node(Record):
         if self.num_devices == 1 and spans:
             raise ValueError("links: a node of one device has none; remove them")
         return self
+
+    def part(self, num_devices: int) -> Self:
+        """Return the node with its first so many devices, and the links between them."""
+        links = [link for link in self.links if link.span < num_devices]
+        if num_devices > 1:
+            outer = next(link for link in self.links if link.span >= num_devices)
+            links.append(outer.model_copy(update={"span": num_devices}))
+        return self.model_copy(update={"num_devices": num_devices, "links": tuple(links)})
+
+    def flavor(self, num_devices: int, name: str = "") -> "Flavor":
+        """Return so many of its devices, on as few of such nodes as hold them, as a flavor of a name."""
+        return Flavor(
+            id=name or f"{self.accelerator}-{num_devices}",
+            node=self.id,
+            num_devices=num_devices,
+            num_nodes=-(-num_devices // self.num_devices),
+            sources=self.sources,
+        )
 
 
 class Flavor(Record):
@@ -196,8 +296,61 @@ class Flavor(Record):
     menu_index: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Place in the platform's menu; None where it is not on the menu."""
 
+    provider: Name | None = None
+    """Who rents it out; None where it is nobody's in particular."""
+
     note: str = ""
     sources: Sources
+
+
+class Instance(Record):
+    """A machine that a cloud rents by a name: a node of the catalog or a part of one, on the cloud's own network."""
+
+    id: FlavorName
+    aliases: tuple[FlavorName, ...] = ()
+    """Other spellings of the id."""
+
+    provider: Name
+    """Who rents it out, as prices name it."""
+
+    node: Id
+    """Id of the node whose devices and links it has."""
+
+    num_devices: DevicesPerNode
+    """Devices of it, the first ones of the node."""
+
+    network_bytes_per_s: NodeBytesPerS
+    """Peak of its network per direction, all adapters together that serve the devices [bytes/s]."""
+
+    host_memory_bytes: HostBytes
+    """Memory of its host [bytes]."""
+
+    note: str = ""
+    sources: Sources
+
+    @property
+    def node_id(self) -> str:
+        """Id of the machine as a node."""
+        return re.sub(r"[._]", "-", self.id).lower()
+
+    def as_node(self, like: Node) -> Node:
+        """Return the machine as a node: so many devices of one like it, with its own network and host memory."""
+        network = like.network.model_copy(update={"bytes_per_s": self.network_bytes_per_s, "evidence": "datasheet"})
+        host = like.host and like.host.model_copy(update={"memory_bytes": self.host_memory_bytes})
+        told = {"note": self.note, "sources": (*self.sources, *like.sources)}
+        own = {"id": self.node_id, "network": network, "host": host, "counts_in_all": ()}
+        return like.part(self.num_devices).model_copy(update=own | told)
+
+    def flavor(self, num_nodes: int, name: str) -> Flavor:
+        """Return so many of the machine as a flavor of a name."""
+        return Flavor(
+            id=name,
+            node=self.node_id,
+            num_devices=num_nodes * self.num_devices,
+            num_nodes=num_nodes,
+            provider=self.provider,
+            sources=self.sources,
+        )
 
 
 class Price(Record):

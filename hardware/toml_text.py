@@ -5,12 +5,18 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 
-from hardware.models import Accelerator, Flavor, Node, Price
+from hardware.models import Accelerator, Flavor, Instance, Node, Price
 
-_TABLES: dict[type, str] = {Accelerator: "accelerator", Node: "node", Flavor: "flavor", Price: "price"}
+_TABLES: dict[type, str] = {
+    Accelerator: "accelerator",
+    Node: "node",
+    Flavor: "flavor",
+    Instance: "instance",
+    Price: "price",
+}
 
 
-def catalog_text(records: Iterable[Accelerator | Node | Flavor | Price]) -> str:
+def catalog_text(records: Iterable[Accelerator | Node | Flavor | Instance | Price]) -> str:
     """Return records as a catalog file holds them; the texts of several, one after another, are one file.
 
     Fields that keep their default are left out, numbers have six digits. Ends in an empty line.

@@ -2,16 +2,15 @@
 
 A bare number is already in the base unit. Decimal and binary prefixes differ ("80 GB" is not "80 GiB"), bits are only
 for rates, and work is not a rate. A quantity that no machine has is refused: it is a mistake, and would overflow later.
+What is less than a whole cluster has bounds of its own, `Dimension.between`.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Annotated
-
-from pydantic import BeforeValidator
+from typing import Self
 
 from hardware.errors import shown
 
@@ -50,6 +49,19 @@ class Dimension:
     units: Mapping[str, Fraction]
     """Base units per unit."""
 
+    bounds: str = ""
+    """Both bounds as they are told; "" where they are told in base units."""
+
+    def between(self, least: str, most: str) -> Self:
+        """Return this dimension with narrower bounds, told as they are written here.
+
+        >>> COMPUTE.between("1 GFLOP/s", "30 PFLOP/s").parse("165 PFLOP/s")
+        Traceback (most recent call last):
+        ValueError: '165 PFLOP/s' is not between 1 GFLOP/s and 30 PFLOP/s; write FLOP per second, for example \
+'989.4 TFLOP/s'
+        """
+        return replace(self, least=self.parse(least), most=self.parse(most), bounds=f"{least} and {most}")
+
     def parse(self, value: object) -> float:
         """Return a quantity in base units.
 
@@ -65,7 +77,8 @@ class Dimension:
         except ValueError as error:
             raise ValueError(f"{error}; {mend}") from None
         if not self.least <= number <= self.most:
-            raise ValueError(f"{shown(value)} is not between {self.least:g} and {self.most:g}; {mend}")
+            bounds = self.bounds or f"{self.least:g} and {self.most:g}"
+            raise ValueError(f"{shown(value)} is not between {bounds}; {mend}")
         return number
 
     def _number(self, value: object) -> float:
@@ -127,18 +140,3 @@ POWER = Dimension(
     1e9,  # assumed: a power station
     {"W": Fraction(1), "kW": Fraction(1000)},
 )
-
-Bytes = Annotated[float, BeforeValidator(SIZE.parse)]
-"""Bytes: "80 GB" is 80e9, "65520 MiB" is 65520 * 2**20; "80 Gb" is refused."""
-
-BytesPerSecond = Annotated[float, BeforeValidator(BANDWIDTH.parse)]
-"""Bytes per second: "3.35 TB/s" is 3.35e12, "200 Gb/s" is 25e9."""
-
-FlopPerSecond = Annotated[float, BeforeValidator(COMPUTE.parse)]
-"""FLOP per second: "989.4 TFLOP/s" is 989.4e12; "989.4 TFLOPS" is refused."""
-
-Seconds = Annotated[float, BeforeValidator(TIME.parse)]
-"""Seconds: "5 us" is 5e-6."""
-
-Watts = Annotated[float, BeforeValidator(POWER.parse)]
-"""Watts: "560 W" is 560."""

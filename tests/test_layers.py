@@ -1,6 +1,7 @@
 """Imports point only left: hardware <- estimator <- trainer, and inside these from a room to those before it."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ SLOW = ("pandas", "matplotlib")
 ROOMS = {
     "hardware": ("", "smi"),
     "estimator": (
-        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "report", "serve", "cli",
+        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "api", "report", "serve",
+        "cli",
     ),
     "trainer": (
         "data", "parallel", "jobs", "config", "build", "measure", "source", "display", "sample", "look_ahead",
@@ -27,16 +29,21 @@ ROOMS = {
 "" are all single files that the list does not name.
 """
 
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+COMMANDS = tuple(script.partition(":")[0] for script in SCRIPTS.values())
+"""Modules of commands: what others need of one belongs to the idea that it serves."""
+ENTRY_POINTS = ("trainer/__main__.py",)
+"""Files that start a command."""
+
 DOORS = ("estimator/__init__.py",)
-"""Files of no room, which may import all of their package."""
+"""Files of no room, which may import all of their package, but for commands."""
 FILES = sorted(path.relative_to(ROOT).as_posix() for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 
 def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
     """Yield the dotted name of each import, and whether it runs when the module is imported."""
     tree = ast.parse(source)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    later = {id(node) for outer in ast.walk(tree) if isinstance(outer, functions) for node in ast.walk(outer)}
+    later = {id(node) for outer in ast.walk(tree) if _waits(outer) for node in ast.walk(outer)}
     for node in ast.walk(tree):
         at_once = id(node) not in later
         if isinstance(node, ast.Import):
@@ -47,6 +54,14 @@ def imported(source: str, file: str) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}".lstrip("."), at_once) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             yield from ((a.value, at_once) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def _waits(node: ast.AST) -> bool:
+    """Whether what is inside does not run when the module is imported: of a function, or for a type checker alone."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return isinstance(node, functions) or (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    )
 
 
 def room(module: str) -> int:
@@ -67,7 +82,8 @@ def offences(source: str, file: str) -> list[str]:
         higher = top == layer and file not in DOORS and room(name) > room(own)
         heavy = top in TRAINER_ONLY and layer != "trainer"
         slow = top in SLOW and at_once
-        if right or higher or heavy or slow:
+        command = f"{name}.".startswith(tuple(f"{module}." for module in COMMANDS)) and file not in ENTRY_POINTS
+        if right or higher or heavy or slow or command:
             found.append(f"{file} imports {name}")
     return found
 
@@ -98,11 +114,16 @@ def test_every_layer_is_walked() -> None:
         ("from transformers import AutoConfig", "estimator/work/shape.py"),
         ("import torch.nn", "hardware/units.py"),
         ("import pandas as pd", "estimator/search/planner.py"),
+        ("if TYPE_CHECKING:\n    import torch", "estimator/search/planner.py"),
+        ("if True:\n    import pandas as pd", "estimator/search/planner.py"),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import pandas as pd", "estimator/search/planner.py"),
         ("from estimator.formulas.step import Step", "estimator/work/plan.py"),
         ("def f():\n    from estimator.cli import estimate", "estimator/report/text.py"),
         ("from ..predict import interval", "estimator/formulas/step.py"),
         ("from hardware.smi.jobs import Job", "hardware/catalog.py"),
         ("from trainer.train import train", "trainer/look_ahead/meter.py"),
+        ("from estimator.cli.estimate import SEED_MODEL", "trainer/cli.py"),
+        ("from estimator.cli import calibrate", "estimator/__init__.py"),
     ],
 )
 def test_an_offence_is_found(source: str, file: str) -> None:
@@ -118,6 +139,8 @@ def test_an_offence_is_found(source: str, file: str) -> None:
         ("from ..work.plan import Plan", "estimator/formulas/layout.py"),
         ("import torch\nfrom estimator.work import shape\nimport hardware", "trainer/train.py"),
         ("def f():\n    import pandas as pd", "estimator/report/text.py"),
+        ("if TYPE_CHECKING:\n    import pandas as pd", "estimator/report/text.py"),
+        ("from trainer.cli import main", "trainer/__main__.py"),
     ],
 )
 def test_what_is_allowed_is_not(source: str, file: str) -> None:

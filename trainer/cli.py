@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from estimator.cli.estimate import SEED_EPOCHS, SEED_MODEL, SEED_ROWS
 from estimator.predict.evaluate import PlanEstimate
 from estimator.stack.stack import Stack, load_stack
+from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from estimator.work.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, run_command
@@ -34,7 +34,7 @@ from trainer.source import ModelSource, find_config
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
 """What a run without a model does, unless told otherwise: a few minutes on two cores."""
 
-SEED = {"seq_len": 2048, "batch": 256, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
+SEED = {"seq_len": SEED_SEQ_LEN, "batch": SEED_BATCH, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
 """What a fine-tune does, unless told otherwise: as the seed run."""
 
 train_app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -71,7 +71,7 @@ def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None
         lines = [
             f"{done}: loss {first['loss']:.3f} to {last['loss']:.3f}",
             pace + _predicted(forecast.step_s if forecast else None, 1.0, "s"),
-            held + _predicted(forecast.device_bytes if forecast else None, 1 / MIB, "MiB"),
+            held + _predicted(forecast.memory.per_device_bytes if forecast else None, 1 / MIB, "MiB"),
         ]
     if outcome.steps < outcome.num_steps:
         lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")

@@ -14,7 +14,6 @@ import transformers
 from torch import Tensor
 
 from estimator.predict.evaluate import PlanEstimate
-from estimator.report.json import plan_document
 from hardware.smi.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
 from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
@@ -126,7 +125,7 @@ class Run:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "model": {"name": self.source.name, **self.source.config.to_dict()},
-            "plan": plan_document(config.plan, self.place.dp),
+            "plan": config.plan.document(self.place.dp),
             "accelerator": config.accelerator or name,
             "device_name": name,
             "num_devices": self.world.size,
@@ -195,7 +194,7 @@ def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: P
         process=" ".join(["train", *sys.argv[1:]])[:200],
         total_steps=config.num_steps,
         predicted_step_s=forecast.step_s.value if forecast else None,
-        predicted_memory_bytes=forecast.device_bytes.value if forecast else None,
+        predicted_memory_bytes=forecast.memory.per_device_bytes.value if forecast else None,
     )
 
 

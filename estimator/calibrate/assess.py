@@ -1,34 +1,36 @@
 """Measured runs held against predictions: what a calibration's report, its tables and its JSON are drawn from.
 
 `assess` gives an `Assessment`: `rows`, one `Assessed` for each run that a stack can predict, in the order of the table,
-and `left`, each other row with the reason. An `Assessed` holds the `case` (what ran, and what was measured of it), the
+and `skipped`, each other row with the reason. An `Assessed` holds the `run` (what ran, and what was measured), the
 stack, whether that stack was fitted to this very run (`in_sample`), predicted seconds per step and reserved bytes with
-their 90 % intervals, the probability that it fits, and where the seconds go. `summarize` boils rows down to a
-`Summary` for each group: of sources, devices, models or plans, in and out of sample apart.
+their 90 % intervals, the probability that it fits, and where the seconds go. `to_frame` gives them as a pandas frame,
+and `summarize` how far off they are in each group of it: of sources, devices, models or plans.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from estimator.arrays import Array
 from estimator.calibrate.batches import Batch, batched
-from estimator.predict.interval import Range, moved, spreads
-from estimator.predict.residual import corrected
-from estimator.runs.measured import Case
-from estimator.runs.read import Left
-from estimator.stack.fit import interval_ratio
+from estimator.predict.interval import Range
+from estimator.predict.prediction import predict
+from estimator.runs.measured import Run
+from estimator.runs.read import Skipped
 from estimator.stack.stack import ANY_TRAINER, Stack
+from estimator.work.plan import PLAN_NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
     """A run beside its prediction."""
 
-    case: Case
+    run: Run
     stack: str
     in_sample: bool
     """The stack was fitted to this run: its error says nothing of accuracy."""
@@ -37,22 +39,32 @@ class Assessed:
     fits_probability: float
     step_breakdown: dict[str, float] = field(repr=False)
     """Seconds of a step, by purpose."""
+    launch_s: Range | None = None
+    """Host seconds to launch the work of a step, where a log times just that."""
+    total_bytes: Range | None = None
+    """Bytes that all devices hold together, where that was read."""
 
     @property
     def tokens_per_s(self) -> Range:
         """Predicted tokens per second of all devices."""
-        return self.step_s.inverse(float(self.case.workload.tokens_per_step))
+        return self.step_s.inverse(float(self.run.workload.tokens_per_step))
 
     @property
-    def step_error(self) -> float | None:
-        """Predicted over measured seconds per step, less 1; None where they were not measured."""
-        return None if self.case.step_s is None else self.step_s.value / self.case.step_s - 1
+    def compared(self) -> dict[str, tuple[float | None, Range | None]]:
+        """What was measured, and what was predicted of it, by its name with the unit; None where it is not known."""
+        run = self.run
+        launch_s = float(np.mean(run.launch_windows_s)) if run.launch_windows_s else None
+        return {
+            "step_s": (run.step_s, self.step_s),
+            "launch_s": (launch_s, self.launch_s),
+            "reserved_bytes": (run.reserved_bytes, self.reserved_bytes),
+            "total_bytes": (run.total_bytes, self.total_bytes),
+        }
 
-    @property
-    def memory_error(self) -> float | None:
-        """Predicted over measured reserved bytes, less 1; None where they were not measured."""
-        measured = self.case.reserved_bytes
-        return None if measured is None else self.reserved_bytes.value / measured - 1
+    def error(self, measure: str) -> float | None:
+        """Return predicted over measured of one of `MEASURES`, less 1; None where one of the two is not known."""
+        measured, predicted = self.compared[MEASURES[measure]]
+        return None if measured is None or predicted is None else predicted.value / measured - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,158 +72,163 @@ class Assessment:
     """A table of runs beside predictions."""
 
     rows: tuple[Assessed, ...]
-    left: tuple[Left, ...]
+    skipped: tuple[Skipped, ...]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the rows as a pandas frame: see `to_frame`."""
+        return to_frame(self.rows)
 
 
-def assess(cases: Sequence[Case], stacks: Sequence[Stack]) -> Assessment:
+def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
     """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given."""
     of_trainer = {stack.trainer: stack for stack in stacks}
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    left: list[Left] = []
-    for i, case in enumerate(cases):
-        own = case.trainer if case.trainer in of_trainer else ANY_TRAINER
+    skipped: list[Skipped] = []
+    for i, run in enumerate(runs):
+        own = run.trainer if run.trainer in of_trainer else ANY_TRAINER
         if len(stacks) > 1 and own not in of_trainer:
-            left.append(Left(case.name, f"trainer: no stack was fitted to {case.trainer!r}; name one with --stack"))
+            skipped.append(Skipped(run.name, f"trainer: no stack was fitted to {run.trainer!r}; name one with --stack"))
         else:
             groups[stacks[0].trainer if len(stacks) == 1 else own].append(i)
     found: dict[int, Assessed] = {}
     for trainer, places in groups.items():
         stack = of_trainer[trainer]
         known = {digest for table in stack.tables for digest in table.digests.split()}
-        chosen = [cases[i] for i in places]
+        chosen = [runs[i] for i in places]
         for batch in batched(chosen, stack.habits):
             try:
                 predicted = list(_assessed(batch, chosen, stack, known))
             except ValueError as error:
-                left += [Left(chosen[i].name, str(error)) for i in batch.rows]
+                skipped += [Skipped(chosen[i].name, str(error)) for i in batch.rows]
             else:
                 found.update(zip((places[i] for i in batch.rows), predicted, strict=True))
-    return Assessment(tuple(found[i] for i in sorted(found)), tuple(left))
+    return Assessment(tuple(found[i] for i in sorted(found)), tuple(skipped))
 
 
-def _assessed(batch: Batch, cases: Sequence[Case], stack: Stack, known: set[str]) -> Iterator[Assessed]:
-    prediction = predict_batch(batch, stack)
+def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) -> Iterator[Assessed]:
+    """Yield the runs of a batch beside their predictions."""
+    found = predict(batch.inputs, stack, batch.run.source)
+    step_s, held, fits = found.step.seconds, batch.read_bytes(found.memory), found.fits_probability
     for k, row in enumerate(batch.rows):
-        case = cases[row]
+        run = runs[row]
         yield Assessed(
-            case=case,
+            run=run,
             stack=stack.name,
-            in_sample=case.digest in known,
-            step_s=prediction.range_of(prediction.step_s, prediction.step_log_sd, k),
-            reserved_bytes=prediction.range_of(prediction.reserved_bytes, prediction.memory_log_sd, k),
-            fits_probability=float(prediction.fits_probability[k]),
-            step_breakdown={name: float(part[k]) for name, part in prediction.breakdown.items()},
+            in_sample=run.digest in known,
+            step_s=Range.of(float(step_s[k]), found.step_log_sd[k], found.degrees_of_freedom),
+            reserved_bytes=Range.of(float(held[k]), found.memory_log_sd[k], found.degrees_of_freedom),
+            fits_probability=float(fits[k]),
+            step_breakdown={name: float(part[k]) for name, part in found.step.breakdown.items()},
         )
 
 
-class Prediction(NamedTuple):
-    """Of the runs of a batch: medians, log standard deviations, each of shape (runs,)."""
+MEASURES = {"step": "step_s", "launch": "launch_s", "memory": "reserved_bytes", "total_memory": "total_bytes"}
+"""What predictions are held against, and the column of what was measured of it."""
 
-    step_s: Array
-    step_log_sd: Array
-    reserved_bytes: Array
-    memory_log_sd: Array
-    fits_probability: Array
-    breakdown: dict[str, Array]
-    degrees_of_freedom: int
+OF_SPEED = ("step", "launch")
+"""Measures of which an unhealthy run tells nothing."""
 
-    def range_of(self, values: Array, log_sds: Array, i: int) -> Range:
-        """Return a run's value with its 90 % interval."""
-        ratio = float(interval_ratio(log_sds[i], self.degrees_of_freedom))
-        return Range(float(values[i]), float(values[i]) / ratio, float(values[i]) * ratio)
+GROUPINGS = ("all", "source", "device", "model", "plan")
+"""By what errors are summarized: all runs together, accelerators ("device"), and columns."""
 
+COLUMNS = (
+    "run", "stack", "in_sample", "source", "software", "accelerator", "num_devices", "num_nodes", "model",
+    "hidden_size", "num_layers", "vocab_size", "seq_len", "global_batch", "recipe", "plan", "data_parallel",
+    *PLAN_NAMES, "unhealthy", "fits", "fits_probability",
+    *(f"{start}{name}{end}" for name in MEASURES.values()
+      for start, end in (("", ""), ("predicted_", ""), ("predicted_", "_low"), ("predicted_", "_high"))),
+)  # fmt: skip
+"""Of `to_frame`, before those of errors and of the parts of a step."""
 
-def predict_batch(batch: Batch, stack: Stack) -> Prediction:
-    """Predict the runs of a batch, with the uncertainty of the parameters and of what the model leaves unexplained."""
-    from scipy.special import stdtr  # noqa: PLC0415 - slow to import
-
-    fit, (family, accelerator, source), count = stack.fit, batch.labels, len(batch.rows)
-    efficiencies = stack.efficiencies(family, accelerator, source)
-    places = batch.places()
-    step, memory = corrected(batch.step(efficiencies), batch.memory(efficiencies), fit, places)
-    directions = stack.directions(family, accelerator, source)
-    after = moved(efficiencies, (*stack.priors, "family_factor"), directions)
-    new_source = 0.0 if source in fit.sources else fit.source_log_sd
-    moved_both = batch.step(after), batch.memory(after)
-    step_log_sd, memory_log_sd = spreads(step, moved_both, fit, places, accelerator, new_source)
-    usable = batch.machine.accelerator.hbm_bytes * stack.usable_memory_fraction
-    margin = np.log(usable / memory.peak_bytes) / memory_log_sd
-
-    def each(values: Array) -> Array:
-        return np.broadcast_to(values, (count,))
-
-    return Prediction(
-        step_s=each(step.seconds),
-        step_log_sd=each(step_log_sd),
-        reserved_bytes=each(batch.read_bytes(memory)),
-        memory_log_sd=each(memory_log_sd),
-        fits_probability=each(stdtr(fit.degrees_of_freedom, margin)),
-        breakdown={name: each(part) for name, part in step.breakdown.items()},
-        degrees_of_freedom=fit.degrees_of_freedom,
-    )
+PART = "part_"
+"""Begins the columns of the parts of a predicted step."""
 
 
-class Summary(NamedTuple):
-    """How far predictions are from measurements, over a group of runs."""
-
-    num_runs: int
-    median: float
-    """Of the absolute error, predicted over measured less 1."""
-    p90: float
-    """90 % of the absolute errors are smaller."""
-    mean: float
-    bias: float
-    """Median error."""
-    coverage: float
-    """Part of the measurements inside their 90 % interval."""
-
-
-def summary(predicted: Sequence[Range], measured: Sequence[float]) -> Summary:
-    """Return how far predictions are from measurements, of which there is at least one.
-
-    >>> summary([Range(1.1, 1.0, 1.2), Range(0.5, 0.4, 0.6)], [1.0, 1.0]).median
-    0.3
-    """
-    value, low, high = np.array(predicted).T
-    truth = np.array(measured)
-    error = value / truth - 1
-    size = np.abs(error)
-    inside = (low <= truth) & (truth <= high)
-    numbers = (np.median(size), np.quantile(size, 0.9), size.mean(), np.median(error), inside.mean())
-    return Summary(len(truth), *(round(float(number), 12) for number in numbers))
-
-
-def plan_kind(case: Case) -> str:
+def plan_kind(run: Run) -> str:
     """Return the degrees of a run's plan, in a word."""
-    plan = case.plan
-    ways = {"dp": case.dp, "tp": plan.tp, "pp": plan.num_stages, "cp": plan.cp, "ep": plan.ep}
+    plan = run.plan
+    ways = {"dp": run.dp, "tp": plan.tp, "pp": plan.num_stages, "cp": plan.cp, "ep": plan.ep}
     return " ".join(f"{name}{way}" for name, way in ways.items() if way > 1) or "one device"
 
 
-GROUPINGS: dict[str, Callable[[Case], str]] = {
-    "all": lambda case: "all",  # noqa: ARG005 - one group
-    "source": lambda case: case.source,
-    "device": lambda case: case.machine.accelerator.id,
-    "model": lambda case: case.model,
-    "plan": plan_kind,
-}
-"""How runs are grouped."""
+def to_frame(rows: Sequence[Assessed]) -> "pd.DataFrame":
+    """Return assessed runs as a pandas frame: a row a run, units in the names of the columns.
+
+    `COLUMNS`: what ran, `plan` its degrees in a word, then of seconds per step, of launch, of reserved bytes and of the
+    bytes of all devices what was measured, and what was predicted with the ends of its 90 % interval; nan where nothing
+    is known. Then `step_error` and the like, predicted over measured less 1, and `part_matmul_s` and the like, the
+    parts of the predicted step.
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    frame = pd.DataFrame([_columns(row) for row in rows]) if rows else pd.DataFrame(columns=COLUMNS, dtype=float)
+    parts = frame.columns[frame.columns.str.startswith(PART)]
+    return with_errors(frame.astype({"fits": "boolean"}).fillna(dict.fromkeys(parts, 0.0)))
 
 
-def summarize(rows: Sequence[Assessed], by: str) -> dict[str, dict[str, Summary]]:
-    """Return the summaries of seconds ("step") and reserved bytes ("memory") of each group of healthy runs."""
-    groups: defaultdict[str, list[Assessed]] = defaultdict(list)
-    for row in rows:
-        groups[GROUPINGS[by](row.case)].append(row)
-    found = {group: _measures(members) for group, members in sorted(groups.items())}
-    return {group: measures for group, measures in found.items() if measures}
+def with_errors(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a frame of assessed runs with the errors that its columns come to."""
+    return frame.assign(
+        **{f"{measure}_error": frame[f"predicted_{name}"] / frame[name] - 1 for measure, name in MEASURES.items()}
+    )
 
 
-def _measures(rows: Sequence[Assessed]) -> dict[str, Summary]:
-    steps = [(row.step_s, row.case.step_s) for row in rows if row.case.step_s and not row.case.why_unhealthy]
-    held = [(row.reserved_bytes, row.case.reserved_bytes) for row in rows if row.case.reserved_bytes]
-    measures = {"step": steps, "memory": held}
-    return {name: summary(*zip(*pairs, strict=True)) for name, pairs in measures.items() if pairs}
+def _columns(row: Assessed) -> dict[str, Any]:
+    run, machine, shape = row.run, row.run.machine, row.run.shape
+    numbers: dict[str, float] = {}
+    for name, (measured, predicted) in row.compared.items():
+        value, low, high = predicted or (np.nan,) * 3
+        numbers |= {name: np.nan if measured is None else measured, f"predicted_{name}": value}
+        numbers |= {f"predicted_{name}_low": low, f"predicted_{name}_high": high}
+    return {
+        "run": run.name, "stack": row.stack, "in_sample": row.in_sample, "source": run.source, "software": run.trainer,
+        "accelerator": machine.accelerator.id, "num_devices": machine.num_devices, "num_nodes": machine.num_nodes,
+        "model": run.model, "hidden_size": shape.hidden_size, "num_layers": shape.num_layers,
+        "vocab_size": shape.vocab_size, "seq_len": run.seq_len, "global_batch": run.workload.global_batch,
+        "recipe": str(run.recipe), "plan": plan_kind(run), "data_parallel": run.dp,
+        **{name: getattr(run.plan, name) for name in PLAN_NAMES},
+        "unhealthy": run.why_unhealthy, "fits": run.fits, "fits_probability": row.fits_probability, **numbers,
+        **{f"{PART}{name}_s": seconds for name, seconds in row.step_breakdown.items()},
+    }  # fmt: skip
+
+
+def timed(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the healthy runs of a frame whose steps were timed."""
+    return frame[frame["step_s"].notna() & (frame["unhealthy"] == "")]
+
+
+def summarize(frame: "pd.DataFrame", by: str = "all") -> "pd.DataFrame":
+    """Return how far predictions are off in each group of runs: a row a group and measure (`MEASURES`).
+
+    Args:
+        frame: of `to_frame`.
+        by: one of `GROUPINGS`, or another column.
+
+    Returns:
+        Indexed by `group` and `measure`: `num_runs`; `median`, `p90` (90 % are smaller) and `mean` of the absolute
+        errors, predicted over measured less 1; `bias`, the median error; `coverage`, the part of the measurements
+        inside their 90 % intervals.
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    frame = frame.assign(all="all", device=frame["accelerator"])
+    parts = []
+    for measure, name in MEASURES.items():
+        own = frame[frame["unhealthy"] == ""] if measure in OF_SPEED else frame
+        own = own[own[f"{measure}_error"].notna()]
+        parts.append(pd.DataFrame({
+            "group": own[by],
+            "measure": measure,
+            "error": own[f"{measure}_error"],
+            "size": own[f"{measure}_error"].abs(),
+            "inside": own[name].between(own[f"predicted_{name}_low"], own[f"predicted_{name}_high"]),
+        }))  # fmt: skip
+    groups = pd.concat(parts).sort_values("group", kind="stable").groupby(["group", "measure"], sort=False)
+    size = groups["size"]
+    return pd.DataFrame({
+        "num_runs": size.size(), "median": size.median(), "p90": size.quantile(0.9), "mean": size.mean(),
+        "bias": groups["error"].median(), "coverage": groups["inside"].mean(),
+    }).round(12)  # fmt: skip
 
 
 class FitCalls(NamedTuple):
@@ -226,12 +243,12 @@ class FitCalls(NamedTuple):
     """How many of those called to fit should run out of memory, by the probabilities stated."""
 
 
-def fit_calls(rows: Sequence[Assessed]) -> FitCalls:
-    """Return how the calls of what fits fared."""
-    known = [(row.fits_probability, row.case.fits) for row in rows if row.case.fits is not None]
-    if not known:
+def fit_calls(frame: "pd.DataFrame") -> FitCalls:
+    """Return how the calls of what fits fared, of runs in a frame of `to_frame`."""
+    known = frame[frame["fits"].notna()]
+    if known.empty:
         return FitCalls(0, 1.0, 0, 0.0)
-    probability, fits = np.array([p for p, _ in known]), np.array([fit for _, fit in known])
+    fits, probability = known["fits"].astype(bool), known["fits_probability"]
     called = probability > 0.5
-    expected = float((1 - probability)[called].sum())
+    expected = float((1 - probability[called]).sum())
     return FitCalls(len(known), float((called == fits).mean()), int((called & ~fits).sum()), expected)

@@ -2,21 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.layout import Layout, on_machine
-from estimator.formulas.machine import Fabric, Machine
+from estimator.formulas.inputs import StepInputs, step_inputs
+from estimator.formulas.machine import Fabric
 from estimator.formulas.memory import Memory, plan_memory
-from estimator.formulas.step import Step, plan_step
+from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.residual import features
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits
 from estimator.work.plan import Plans
-from estimator.work.shape import Shape
 
 
 class Batch(NamedTuple):
@@ -24,53 +24,48 @@ class Batch(NamedTuple):
 
     rows: Array
     """Places of the runs among all, shape (runs,)."""
-    case: Case
+    run: Run
     """The first of them."""
-    shape: Shape
-    """With the adapters of their recipe."""
-    machine: Machine
-    habits: Habits
-    plan: Layout
+    inputs: StepInputs
+    """Of all of them: the shape has the adapters of their recipe, the habits are as it changes them."""
 
     @property
     def labels(self) -> tuple[str, str, str]:
         """Model family, accelerator and source, each of which may have a factor."""
-        return self.shape.family, self.machine.accelerator.id, self.case.source
+        return self.inputs.shape.family, self.inputs.machine.accelerator.id, self.run.source
 
-    def step(self, efficiencies: Efficiencies) -> Step:
+    def step(self, efficiencies: Efficiencies) -> StepTime:
         """Return the time of a step, arrays that broadcast to (samples, runs)."""
-        return plan_step(self.shape, self.case.seq_len, self.plan, self.machine, self.habits, efficiencies)
+        return plan_step(self.inputs, efficiencies)
 
     def memory(self, efficiencies: Efficiencies) -> Memory:
         """Return what devices hold, arrays that broadcast to (samples, runs)."""
-        return plan_memory(self.shape, self.case.seq_len, self.plan, self.habits, efficiencies)
+        return plan_memory(self.inputs, efficiencies)
 
     def places(self) -> Array:
         """Return where the runs lie for what the model leaves unexplained, shape (runs, features)."""
-        in_8_bits = self.habits.matmul_precision == "fp8"
-        found = features(self.shape, self.case.seq_len, self.plan, self.machine, in_8_bits=in_8_bits)
-        return np.broadcast_to(found, (len(self.rows), found.shape[-1]))
+        return features(self.inputs)
 
     def read_bytes(self, memory: Memory) -> Array:
         """Return what was read of that, or would have been."""
-        return memory.first_bytes if self.case.reads_first_stage else memory.peak_bytes
+        return memory.first_bytes if self.run.reads_first_stage else memory.peak_bytes
 
 
-def batched(cases: Sequence[Case], habits: Habits) -> list[Batch]:
+def batched(runs: Sequence[Run], habits: Habits) -> list[Batch]:
     """Return the runs as batches, under a stack's habits as each recipe changes them."""
     groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
-    for i, case in enumerate(cases):
-        machine = case.machine
+    for i, run in enumerate(runs):
+        machine = run.machine
         kind = (machine.accelerator, machine.node, machine.num_devices, machine.num_nodes, machine.fabric is None)
-        groups[(case.shape, case.recipe, case.source, case.seq_len, *kind)].append(i)
-    return [_batch(rows, cases, habits) for rows in groups.values()]
+        groups[(run.shape, run.recipe, run.source, run.seq_len, *kind)].append(i)
+    return [_batch(rows, runs, habits) for rows in groups.values()]
 
 
-def _batch(rows: list[int], cases: Sequence[Case], habits: Habits) -> Batch:
-    case = cases[rows[0]]
-    shape, own = case.recipe.shape(case.shape), case.recipe.habits(habits, case.shape)
-    machine, fabrics = case.machine, [f for i in rows if (f := cases[i].machine.fabric)]
+def _batch(rows: list[int], runs: Sequence[Run], habits: Habits) -> Batch:
+    run = runs[rows[0]]
+    work = replace(run.workload, shape=run.recipe.shape(run.shape))
+    machine, fabrics = run.machine, [f for i in rows if (f := runs[i].machine.fabric)]
     if fabrics:
         machine = machine._replace(fabric=Fabric(*(np.array(column) for column in zip(*fabrics, strict=True))))
-    plan = on_machine(Plans.of([cases[i].plan for i in rows]), machine, shape, own)
-    return Batch(np.array(rows), case, shape, machine, own, plan)
+    plans = Plans.of(runs[i].plan for i in rows)
+    return Batch(np.array(rows), run, step_inputs(plans, work, machine, run.recipe.habits(habits, run.shape)))

@@ -1,11 +1,11 @@
 """Fit a stack to measured runs, and say how wrong it is on a run that it never saw.
 
-The model. Each run r gives up to three numbers: mean seconds per step t_r, mean issue seconds w_r (the timed window
-of a log that times only the issue of work), memory M_r. With parameters theta (those of the stack, in logarithms) and a
-factor u_f on device seconds for each model family f:
+The model. Each run r gives up to three numbers: mean seconds per step t_r, mean launch seconds w_r (the timed window
+of a log that times only the launch of work), memory M_r. With parameters theta (those of the stack, in logarithms) and
+a factor u_f on device seconds for each model family f:
 
     log t_r = log step(theta, u_f) + e,   e ~ N(0, s_step^2 + se_r^2)      theta_j ~ N(log median_j, log_sd_j^2)
-    log w_r = log issue(theta) + e,       e ~ N(0, s_issue^2)              u_f ~ N(0, s_family^2)
+    log w_r = log launch(theta) + e,       e ~ N(0, s_launch^2)              u_f ~ N(0, s_family^2)
     log M_r = log memory(theta) + e,      e ~ N(0, s_memory^2)             log s ~ N(log median, SPREAD_LOG_SD^2)
 
 theta and u are fitted together (maximum a posteriori), so that families are pooled partially: a family with few or
@@ -14,25 +14,29 @@ covariance of (theta, u) is the inverse of the Gauss-Newton Hessian.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.launch import logged_tokens_per_s
-from estimator.formulas.layout import on_machine
+from estimator.calibrate.assess import Assessed
+from estimator.formulas.inputs import step_inputs
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import total_bytes
 from estimator.formulas.step import plan_step
-from estimator.predict.interval import Range
-from estimator.runs.moai_runs import Run, sustained_step_s
+from estimator.runs.logged import STATED_MINUTES_SD
+from estimator.runs.logs.read import Log
+from estimator.runs.measured import Run
+from estimator.runs.pace import mean_and_log_se, pooled
+from estimator.runs.record import RunRecord
 from estimator.search.planner import search
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import Family, Fit
+from estimator.stack.fit import Family, Fit, interval_ratio
 from estimator.stack.stack import Habits, MeasuredRun, Premises, Prior, Stack, Startup, Window
 from estimator.work.plan import Plans
 from estimator.work.rules import reasons
+from estimator.work.workload import Workload
 from hardware.catalog import Catalog
 from hardware.units import MIB
 
@@ -42,14 +46,14 @@ class Spread(NamedTuple):
 
     family: float
     step: float
-    issue: float
+    launch: float
     memory: float
 
 
-PRIOR_SPREAD = Spread(family=0.10, step=0.04, issue=0.05, memory=0.04)
+PRIOR_SPREAD = Spread(family=0.10, step=0.04, launch=0.05, memory=0.04)
 """Medians of the spreads before a run was measured.
 
-assumed: 4 % is what repeated cases of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
+assumed: 4 % is what repeated runs of one plan on one machine spread (H100 LoRA submissions: 6 %; steady steps: 1-2 %);
 families differ by their kernels, by more.
 """
 
@@ -68,47 +72,101 @@ differs too (facts of published runs, 2024-2025).
 
 
 @dataclass(frozen=True, slots=True)
+class MoaiRun:
+    """A run of the MoAI platform as this fit takes it: of its log every line but the first counts, warm-up or not."""
+
+    run: Run
+    log: Log
+    record: RunRecord
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return the run of a log.
+
+        Raises:
+            ValueError: it has no log, or its record does not say how many steps and candidates it had.
+        """
+        if run.log is None or run.log.record is None:
+            raise ValueError(f"fit: {run.name} has no log, which this stack is fitted to")
+        record = run.log.record
+        for key in ("num_steps", "num_candidates"):
+            if getattr(record, key) is None:
+                raise ValueError(f"fit: {run.name}: its run record has no {key}; add it")
+        return cls(run, run.log, record)
+
+    @property
+    def log_name(self) -> str:
+        """Name of the log's file."""
+        return self.log.path.name
+
+    @property
+    def workload(self) -> Workload:
+        """All of its steps."""
+        return replace(self.run.workload, num_steps=self.record.num_steps or 1)
+
+    @property
+    def memory_mib(self) -> float | None:
+        """Read of all devices together."""
+        return None if self.run.total_bytes is None else self.run.total_bytes / MIB
+
+    def windows(self) -> Array:
+        """Return the seconds of launching the work, without the first line's."""
+        return np.array([line.launch_s for line in self.log.records[1:] if line.launch_s is not None])
+
+    def mean_step_s(self) -> tuple[float, float]:
+        """Return the mean seconds per step between lines, and the standard error of its logarithm."""
+        number = np.diff([line.step for line in self.log.records])
+        return mean_and_log_se(np.diff([line.clock_s or 0.0 for line in self.log.records]) / number, number)
+
+    def sustained_step_s(self) -> tuple[float, float]:
+        """Return the same, with the stated minutes, over all steps, as a second measurement."""
+        minutes, estimates = self.record.stated_minutes, [self.mean_step_s()]
+        if minutes is not None:
+            estimates.append((minutes * 60 / self.workload.num_steps, STATED_MINUTES_SD / minutes))
+        return pooled(estimates)
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A run as the fit sees it: what to predict with, and the logarithms of what was measured (nan where nothing)."""
 
-    run: Run
+    run: MoaiRun
     machine: Machine
     log_step: float
     log_step_se: float
-    log_issue: float
+    log_launch: float
     log_memory: float
 
 
-def observe(run: Run, catalog: Catalog) -> Observation:
+def observe(run: MoaiRun) -> Observation:
     """Return what the fit sees of a run.
 
     Raises:
-        ValueError: its flavor is unknown, or its plan cannot have run there.
+        ValueError: its plan cannot have run there.
     """
-    machine = Machine.of(catalog, catalog.flavor(run.flavor))
-    (why_not,) = reasons(Plans.of([run.plan]), run.workload, machine.num_devices)
+    machine = run.run.machine
+    (why_not,) = reasons(Plans.of([run.run.plan]), run.workload, machine.num_devices)
     if why_not:
         raise ValueError(f"{run.log_name}: plan: {why_not}")
-    step, log_se = sustained_step_s(run)
-    windows = run.log.timed_windows()
+    step, log_se = run.sustained_step_s()
+    windows = run.windows()
     return Observation(
         run=run,
         machine=machine,
         log_step=float(np.log(step)),
         log_step_se=log_se,
-        log_issue=float(np.log(windows.mean())) if len(windows) else np.nan,
+        log_launch=float(np.log(windows.mean())) if len(windows) else np.nan,
         log_memory=float(np.log(run.memory_mib * MIB)) if run.memory_mib else np.nan,
     )
 
 
 def predict_logs(observation: Observation, habits: Habits, efficiencies: Efficiencies) -> Array:
-    """Return the logarithms of a run's seconds per step, issue seconds and bytes, shape (3,)."""
-    run, machine = observation.run, observation.machine
-    shape, seq_len = run.workload.shape, run.workload.seq_len
-    plan = on_machine(run.plan, machine, shape, habits)
-    step = plan_step(shape, seq_len, plan, machine, habits, efficiencies, run.log.steps_per_line())
-    held = total_bytes(shape, seq_len, plan, habits, efficiencies)
-    return np.log([float(step.seconds.item()), float(step.issue_s.item()), float(held.item())])
+    """Return the logarithms of a run's seconds per step, launch seconds and bytes, shape (3,)."""
+    run = observation.run.run
+    inputs = step_inputs(run.plan, run.workload, observation.machine, habits)
+    step = plan_step(inputs, efficiencies, run.steps_per_read)
+    held = total_bytes(inputs, efficiencies)
+    return np.log([float(step.seconds.item()), float(step.launch_s.item()), float(held.item())])
 
 
 def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[str, Prior], accelerator: str) -> Fit:
@@ -148,7 +206,7 @@ def fit_stack(observations: Sequence[Observation], habits: Habits, priors: dict[
         families=families,
         family_log_sd=spread.family,
         step_log_sd=spread.step,
-        issue_log_sd=spread.issue,
+        launch_log_sd=spread.launch,
         memory_log_sd=spread.memory,
         device_log_sd=UNSEEN_DEVICE_LOG_SD,
         degrees_of_freedom=max(len(observations) - 1, 1),
@@ -174,7 +232,7 @@ class _Problem:
         self.prior_mean = np.array([np.log(prior.median) for prior in priors.values()] + [0.0] * len(self.families))
         self.prior_sd = np.array([prior.log_sd for prior in priors.values()])
         self.names = tuple(priors)
-        self.measured = np.array([[o.log_step, o.log_issue, o.log_memory] for o in observations])
+        self.measured = np.array([[o.log_step, o.log_launch, o.log_memory] for o in observations])
         self.step_se = np.array([o.log_step_se for o in observations])
         self.values = self.prior_mean
 
@@ -190,7 +248,7 @@ class _Problem:
     def standard_deviations(self, spread: Spread) -> tuple[Array, Array]:
         """Return those of the measurements, shape (runs, 3), and of the prior on the values."""
         ones = np.ones(len(self.step_se))
-        measured = np.stack([np.hypot(spread.step, self.step_se), spread.issue * ones, spread.memory * ones], axis=1)
+        measured = np.stack([np.hypot(spread.step, self.step_se), spread.launch * ones, spread.memory * ones], axis=1)
         return measured, np.concatenate([self.prior_sd, np.full(len(self.families), spread.family)])
 
     def solve(self, spread: Spread) -> _Solution:
@@ -228,8 +286,8 @@ class _Problem:
         return log_prior - 0.5 * float(off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1])
 
 
-def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return the fraction of steps at the host's slow pace, and the slow pace's issue time over the fast one's.
+def host_paces(runs: Sequence[MoaiRun]) -> tuple[float, float]:
+    """Return the fraction of steps at the host's slow pace, and the slow pace's launch time over the fast one's.
 
     In each log, the timed windows are split at their widest gap, if the means on its two sides differ by more than
     10 %; a log without such a gap shows one pace and says nothing of the other. The fraction is pooled over windows,
@@ -237,7 +295,7 @@ def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     """
     slow, total, ratios = 0, 0, []
     for run in runs:
-        windows = np.sort(run.log.timed_windows())
+        windows = np.sort(run.windows())
         if len(windows) < 3:
             continue
         split = int(np.argmax(np.diff(windows))) + 1
@@ -250,19 +308,16 @@ def host_paces(runs: Sequence[Run]) -> tuple[float, float]:
     return slow / total, float(np.exp(np.mean(ratios)))
 
 
-def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
+def startup_of(runs: Sequence[MoaiRun], load_s: float) -> Startup:
     """Return the one-off seconds of a run: medians over the logs.
 
     Raises:
         ValueError: no log holds the events of a startup.
     """
-    request, per_candidate, first_step = [], [], []
-    for run in runs:
-        events, first = run.log.startup, run.log.steps[0]
-        if {"request", "ready", "train"} <= events.keys():
-            request.append(events["ready"] - events["request"])
-            per_candidate.append((events["train"] - events["ready"]) / run.num_candidates)
-            first_step.append(first.time_s - events["train"] - (first.step - 1) * run.log.mean_step_s()[0])
+    told = [run.run.startup for run in runs if run.run.startup]
+    request = [one.request_s for one in told if one.request_s is not None]
+    per_candidate = [one.search_s_per_candidate for one in told if one.search_s_per_candidate is not None]
+    first_step = [one.first_step_s for one in told if one.first_step_s is not None]
     if not request:
         raise ValueError("fit: no log holds the events of a startup; give at least one log from its first line on")
     return Startup(
@@ -274,11 +329,11 @@ def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
     )
 
 
-def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> Stack:
+def stack_from_runs(premises: Premises, runs: Sequence[MoaiRun]) -> Stack:
     """Return the stack that a set of measured runs, and the premises, lead to; it lists no runs."""
     if not runs:
         raise ValueError("fit: no measured runs; give a table with at least one")
-    observations = [observe(run, catalog) for run in runs]
+    observations = [observe(run) for run in runs]
     accelerators = {o.machine.accelerator.id for o in observations}
     if len(accelerators) > 1:
         raise ValueError(f"fit: runs on {', '.join(sorted(accelerators))}; one fit takes runs on one accelerator")
@@ -289,69 +344,33 @@ def stack_from_runs(premises: Premises, runs: Sequence[Run], catalog: Catalog) -
     return Stack.model_validate(premises.model_dump(by_alias=True) | found)
 
 
-class Trial(NamedTuple):
-    """A run held against the prediction of a stack."""
+def try_run(run: MoaiRun, stack: Stack, catalog: Catalog, *, in_sample: bool = False) -> Assessed:
+    """Predict a measured run, with its own plan, as it ran."""
+    from scipy.special import stdtr  # noqa: PLC0415 - as above
 
-    run: Run
-    step_s: Range
-    measured_step_s: float
-    minutes: Range
-    """From the end of the first step to that of the last."""
-    logged_tokens_per_s: float
-    measured_logged_tokens_per_s: float | None
-    memory_mib: Range
-    num_candidates: int
-    num_possible: int
-    chosen: str
-    step_breakdown: dict[str, float]
-    """Predicted seconds of a step, by purpose."""
-
-    @property
-    def step_error(self) -> float:
-        """Predicted over measured seconds per step, less 1."""
-        return self.step_s.value / self.measured_step_s - 1
-
-    @property
-    def logged_error(self) -> float | None:
-        """Predicted over measured mean logged throughput, less 1; None where the log has no timed window."""
-        measured = self.measured_logged_tokens_per_s
-        return None if measured is None else self.logged_tokens_per_s / measured - 1
-
-    @property
-    def memory_error(self) -> float | None:
-        """Predicted over measured memory, less 1; None where it was not read."""
-        measured = self.run.memory_mib
-        return None if measured is None else self.memory_mib.value / measured - 1
-
-
-def try_run(run: Run, stack: Stack, catalog: Catalog) -> Trial:
-    """Predict a measured run: its own plan, as it ran, and the plan that the planner would choose."""
-    flavor = catalog.flavor(run.flavor)
-    space = search(run.workload, flavor, stack, catalog)
-    own = search(run.workload, flavor, stack, catalog, plan=run.plan).plans[0]
-    efficiencies = stack.efficiencies(run.workload.shape.family)
-    observed = observe(run, catalog)
-    log_step, log_issue, _ = predict_logs(observed, stack.habits, efficiencies)
-    step_s = float(np.exp(log_step))
-    as_it_ran = own.step_s.times(step_s / own.step_s.value)  # its loop may read the loss less often
-    tokens = run.workload.tokens_per_step
-    windows = run.log.timed_windows()
-    return Trial(
-        run=run,
-        step_s=as_it_ran,
-        measured_step_s=float(np.exp(observed.log_step)),
-        minutes=as_it_ran.times((run.workload.num_steps - 1) / 60),
-        logged_tokens_per_s=float(logged_tokens_per_s(tokens, step_s, float(np.exp(log_issue)), stack.window)),
-        measured_logged_tokens_per_s=float((tokens / windows).mean()) if len(windows) else None,
-        memory_mib=own.total_bytes.times(1 / MIB),
-        num_candidates=space.num_candidates,
-        num_possible=space.num_possible,
-        chosen=str(space.best.plan) if space.best else "none fits",
+    machine = run.run.machine
+    flavor = catalog.flavor_of(machine.accelerator.id, machine.num_devices)
+    own = search(run.workload, flavor, stack, catalog, plan=run.run.plan).plans[0]
+    observed = observe(run)
+    log_step, log_launch, _ = predict_logs(observed, stack.habits, stack.efficiencies(run.workload.shape.family))
+    step_s, launch_s = np.exp([log_step, log_launch]).tolist()
+    held, logged, dof = own.memory.per_device_bytes, own.logged_tokens_per_s, stack.fit.degrees_of_freedom
+    log_sd = np.log(held.high / held.value) / np.log(interval_ratio(1.0, dof))
+    usable = machine.accelerator.hbm_bytes * stack.usable_memory_fraction
+    return Assessed(
+        run=replace(run.run, step_s=float(np.exp(observed.log_step)), launch_windows_s=tuple(run.windows().tolist())),
+        stack=stack.name,
+        in_sample=in_sample,
+        step_s=own.step_s.times(step_s / own.step_s.value),  # its loop may read the loss less often
+        reserved_bytes=held,
+        fits_probability=float(stdtr(dof, np.log(usable / held.value) / log_sd)),
         step_breakdown=own.step_breakdown,
+        launch_s=logged.inverse(launch_s * logged.value),
+        total_bytes=own.memory.total_bytes,
     )
 
 
-def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> list[Trial]:
+def leave_one_out(premises: Premises, runs: Sequence[MoaiRun], catalog: Catalog) -> list[Assessed]:
     """Predict each run with a stack that was fitted to all the others.
 
     Raises:
@@ -359,21 +378,19 @@ def leave_one_out(premises: Premises, runs: Sequence[Run], catalog: Catalog) -> 
     """
     if len(runs) < 2:
         raise ValueError("fit: 1 measured run; give a table with at least two, so that each can be left out")
-    return [
-        try_run(run, stack_from_runs(premises, [r for r in runs if r is not run], catalog), catalog) for run in runs
-    ]
+    return [try_run(run, stack_from_runs(premises, [r for r in runs if r is not run]), catalog) for run in runs]
 
 
-def with_runs(stack: Stack, trials: Sequence[Trial]) -> Stack:
+def with_runs(stack: Stack, measured: Sequence[MoaiRun], left_out: Sequence[Assessed]) -> Stack:
     """Return a stack that lists the runs it was fitted to, and how far off it is on each when that run is left out."""
     runs = tuple(
         MeasuredRun(
-            log=trial.run.log_name,
-            sha256=trial.run.sha256,
-            model=trial.run.workload.shape.name,
-            step_s=round(trial.measured_step_s, 3),
-            left_out_step_error=round(trial.step_error, 4),
+            log=run.log_name,
+            sha256=run.log.sha256,
+            model=run.workload.shape.name,
+            step_s=round(row.run.step_s or np.nan, 3),
+            left_out_step_error=round(row.error("step") or 0.0, 4),
         )
-        for trial in trials
+        for run, row in zip(measured, left_out, strict=True)
     )
     return stack.model_copy(update={"runs": runs})

@@ -22,10 +22,10 @@ from estimator.calibrate.batches import batched
 from estimator.calibrate.residual_fit import learn
 from estimator.calibrate.student_t import DEGREES_OF_FREEDOM, Belief, Measured, Solution, fit_robust
 from estimator.predict.interval import moved_variance
-from estimator.predict.residual import correction, left_log_sd
-from estimator.runs.measured import Case
+from estimator.predict.residual import correction, residual_log_sd
+from estimator.runs.measured import Run
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import Discrepancy, Family, Fit, covariance_root
+from estimator.stack.fit import Family, Fit, ResidualModel, covariance_root
 from estimator.stack.stack import Habits, Prior
 
 PRIOR_SPREADS = np.array([0.05, 0.05])
@@ -55,17 +55,17 @@ class Targets(NamedTuple):
     """Of the memory: 1 of a run that ran out of it, -1 of one that ran and was not read, 0 where it was read."""
 
 
-def targets(cases: Sequence[Case], usable_fraction: float) -> Targets:
+def targets(runs: Sequence[Run], usable_fraction: float) -> Targets:
     """Return what a fit takes of runs: seconds of the healthy, reserved bytes of all, and what ran out of memory."""
-    steps = [i for i, case in enumerate(cases) if case.tells_speed]
-    held = [i for i, case in enumerate(cases) if case.reserved_bytes is not None]
-    failed = [i for i, case in enumerate(cases) if case.fits is False]
-    ran = [i for i, case in enumerate(cases) if case.fits and case.reserved_bytes is None]
-    usable = [usable_fraction * cases[i].machine.accelerator.hbm_bytes for i in failed + ran]
-    memory = [cases[i].reserved_bytes or 0.0 for i in held] + usable
+    steps = [i for i, run in enumerate(runs) if run.tells_speed]
+    held = [i for i, run in enumerate(runs) if run.reserved_bytes is not None]
+    failed = [i for i, run in enumerate(runs) if run.fits is False]
+    ran = [i for i, run in enumerate(runs) if run.fits and run.reserved_bytes is None]
+    usable = [usable_fraction * runs[i].machine.accelerator.hbm_bytes for i in failed + ran]
+    memory = [runs[i].reserved_bytes or 0.0 for i in held] + usable
     return Targets(
         np.array(steps, dtype=np.int64),
-        np.log(np.array([cases[i].step_s for i in steps], dtype=np.float64)),
+        np.log(np.array([runs[i].step_s for i in steps], dtype=np.float64)),
         np.array(held + failed + ran, dtype=np.int64),
         np.log(np.array(memory, dtype=np.float64)),
         np.repeat([0, 1, -1], [len(held), len(failed), len(ran)]),
@@ -73,7 +73,7 @@ def targets(cases: Sequence[Case], usable_fraction: float) -> Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class CaseFit:
+class RunsFit:
     """What a fit to runs found."""
 
     fit: Fit
@@ -82,18 +82,18 @@ class CaseFit:
     prior_log_sd: tuple[float, ...]
 
 
-class CaseProblem:
+class FitProblem:
     """Runs of one trainer, to be fitted whole or in part without counting them up anew."""
 
-    def __init__(self, cases: Sequence[Case], habits: Habits, priors: dict[str, Prior]) -> None:
+    def __init__(self, runs: Sequence[Run], habits: Habits, priors: dict[str, Prior]) -> None:
         """Group the runs into batches, and name what is to be found."""
-        self.cases, self.habits, self.priors = cases, habits, priors
-        self.batches = batched(cases, habits)
-        self.targets = targets(cases, habits.usable_memory_fraction)
+        self.runs, self.habits, self.priors = runs, habits, priors
+        self.batches = batched(runs, habits)
+        self.targets = targets(runs, habits.usable_memory_fraction)
         places = {i: place for batch in self.batches for i, place in zip(batch.rows, batch.places(), strict=True)}
-        self.places = np.array([places[i] for i in range(len(cases))])
-        accelerators = sorted({case.machine.accelerator.id for case in cases})
-        sources = sorted({case.source for case in cases})
+        self.places = np.array([places[i] for i in range(len(runs))])
+        accelerators = sorted({run.machine.accelerator.id for run in runs})
+        sources = sorted({run.source for run in runs})
         # of one alone, its factor and the stack's own efficiencies are the same
         self.accelerators = tuple(accelerators) if len(accelerators) > 1 else ()
         self.sources = tuple(sources) if len(sources) > 1 else ()
@@ -121,17 +121,17 @@ class CaseProblem:
     def predict_whole(self, found: Fit, rows: Array) -> tuple[Array, Array]:
         """Return the logarithms of seconds and of reserved bytes, shape (all runs,), what is unexplained included."""
         (seconds,), (held,) = self.predict(np.array([found.log_values]), rows)
-        if found.step_discrepancy:
-            seconds += correction(found.step_discrepancy, self.places)
-        if found.memory_discrepancy:
-            held += correction(found.memory_discrepancy, self.places)
+        if found.step_residual:
+            seconds += correction(found.step_residual, self.places)
+        if found.memory_residual:
+            held += correction(found.memory_residual, self.places)
         return seconds, held
 
-    def left_log_sds(self, found: Fit) -> tuple[Array, Array]:
+    def residual_log_sds(self, found: Fit) -> tuple[Array, Array]:
         """Return the spreads of measured seconds and bytes around those, shape (all runs,)."""
         return (
-            left_log_sd(found.step_discrepancy, found.step_log_sd, self.places),
-            left_log_sd(found.memory_discrepancy, found.memory_log_sd, self.places),
+            residual_log_sd(found.step_residual, found.step_log_sd, self.places),
+            residual_log_sd(found.memory_residual, found.memory_log_sd, self.places),
         )
 
     def unsure_log_sds(self, found: Fit, rows: Array) -> tuple[Array, Array]:
@@ -146,10 +146,10 @@ class CaseProblem:
 
         Only those of rows count; seconds only of those of `needs_step`, if given, which take longest to predict.
         """
-        wanted, timed = np.zeros((2, len(self.cases)), dtype=bool)
+        wanted, timed = np.zeros((2, len(self.runs)), dtype=bool)
         wanted[rows] = True
         timed[rows if needs_step is None else needs_step] = True
-        seconds, held = np.zeros((2, len(values), len(self.cases)))
+        seconds, held = np.zeros((2, len(values), len(self.runs)))
         for batch in self.batches:
             # the factors of other labels change nothing here: samples that differ only in them are one
             own = [i for i, name in enumerate(self.names) if name in self.priors or name in batch.labels]
@@ -160,17 +160,17 @@ class CaseProblem:
                 seconds[:, batch.rows] = np.log(found)[sample.ravel()]
             if wanted[batch.rows].any():
                 memory = batch.memory(efficiencies)
-                read = np.array([self.cases[i].reserved_bytes is not None for i in batch.rows])
+                read = np.array([self.runs[i].reserved_bytes is not None for i in batch.rows])
                 found = np.where(read, batch.read_bytes(memory), memory.peak_bytes)
                 held[:, batch.rows] = np.log(np.broadcast_to(found, count))[sample.ravel()]
         return seconds, held
 
-    def fit(self, rows: Array, like: Fit | None = None) -> CaseFit:
+    def fit(self, rows: Array, like: Fit | None = None) -> RunsFit:
         """Fit to some of the runs, by their places, as if the others were not, begun at a fit like it, if given.
 
         What the model leaves unexplained is learned of enough runs, or where that fit learned it.
         """
-        chosen = np.zeros(len(self.cases), dtype=bool)
+        chosen = np.zeros(len(self.runs), dtype=bool)
         chosen[rows] = True
         all_of = self.targets
         step, memory = chosen[all_of.step_rows], chosen[all_of.memory_rows]
@@ -190,7 +190,7 @@ class CaseProblem:
         residuals = measured.values - model(solution.values[None, :])[0]
         was_read = measured.bound == 0
         kinds = ((step_rows, slice(len(step_rows))), (memory_rows, slice(len(step_rows), None)))
-        wanted = (like.step_discrepancy, like.memory_discrepancy) if like else (None, None)
+        wanted = (like.step_residual, like.memory_residual) if like else (None, None)
         learned = [
             self._learn(
                 places[was_read[kind]],
@@ -201,40 +201,40 @@ class CaseProblem:
             for i, ((places, kind), own) in enumerate(zip(kinds, wanted, strict=True))
         ]
         return self._found(
-            solution, [case for case, is_chosen in zip(self.cases, chosen, strict=True) if is_chosen], learned
+            solution, [run for run, is_chosen in zip(self.runs, chosen, strict=True) if is_chosen], learned
         )
 
-    def _learn(self, rows: Array, residuals: Array, spread: float, least: int) -> Discrepancy | None:
+    def _learn(self, rows: Array, residuals: Array, spread: float, least: int) -> ResidualModel | None:
         return learn(self.places[rows], residuals, spread) if len(rows) >= least else None
 
-    def _found(self, solution: Solution, cases: Sequence[Case], learned: Sequence[Discrepancy | None]) -> CaseFit:
+    def _found(self, solution: Solution, runs: Sequence[Run], learned: Sequence[ResidualModel | None]) -> RunsFit:
         labels = (*self.accelerators, *self.sources)
         count = len(self.priors)
         factors = {
             label: Family(
                 log_factor=float(solution.values[i]),
                 log_sd=float(solution.covariance[i, i] ** 0.5),
-                runs=max(sum(label in (c.machine.accelerator.id, c.source) for c in cases), 1),
+                runs=max(sum(label in (c.machine.accelerator.id, c.source) for c in runs), 1),
             )
             for i, label in enumerate(labels, start=count)
         }
         spreads = dict(zip(labels, solution.prior_sd[count:].tolist(), strict=True))
         fit = Fit(
-            accelerators=tuple(sorted({case.machine.accelerator.id for case in cases})),
+            accelerators=tuple(sorted({run.machine.accelerator.id for run in runs})),
             names=self.names,
             log_values=tuple(solution.values.tolist()),
             covariance=tuple(tuple(row) for row in solution.covariance.tolist()),
             families={},
             family_log_sd=0.0,
             factors=factors,
-            sources=tuple(sorted({case.source for case in cases})),
+            sources=tuple(sorted({run.source for run in runs})),
             source_log_sd=max((spreads[s] for s in self.sources), default=FACTOR_LOG_SD["source"]),
             step_log_sd=float(solution.spreads[0]),
-            issue_log_sd=float(solution.spreads[0]),
+            launch_log_sd=float(solution.spreads[0]),
             memory_log_sd=float(solution.spreads[1]),
             device_log_sd=max((spreads[a] for a in self.accelerators), default=UNSEEN_DEVICE_LOG_SD),
             degrees_of_freedom=DEGREES_OF_FREEDOM,
-            step_discrepancy=learned[0],
-            memory_discrepancy=learned[1],
+            step_residual=learned[0],
+            memory_residual=learned[1],
         )
-        return CaseFit(fit, solution, self.names, tuple(solution.prior_sd.tolist()))
+        return RunsFit(fit, solution, self.names, tuple(solution.prior_sd.tolist()))

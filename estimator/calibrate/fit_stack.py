@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.calibrate.fit_runs import CaseProblem
+from estimator.calibrate.fit_runs import FitProblem
 from estimator.calibrate.student_t import PRIOR_MEASUREMENTS
-from estimator.runs.measured import Case
+from estimator.runs.measured import Run
 from estimator.stack.fit import Fit, interval_ratio
 from estimator.stack.stack import MeasuredTable, Premises, Stack, Startup, Window
 
@@ -40,8 +40,8 @@ class Errors(NamedTuple):
     """Predictions less measurements of runs that the fit did not see, in logarithms, and the spreads it stated."""
 
     values: Array
-    left: Array
-    """Of what the model leaves unexplained: `residual.left_log_sd`."""
+    residual: Array
+    """Of what the model leaves unexplained: `residual.residual_log_sd`."""
     unsure: Array
     """Of the model's parameters."""
 
@@ -60,28 +60,28 @@ _NO_ERRORS = Errors(np.zeros(0), np.zeros(0), np.zeros(0))
 NONE_HELD_OUT = HeldOut(_NO_ERRORS, _NO_ERRORS, _NO_ERRORS, np.zeros(0, dtype=bool))
 
 
-def held_out(problem: CaseProblem, part: Array, like: Fit | None = None) -> HeldOut:
+def held_out(problem: FitProblem, part: Array, like: Fit | None = None) -> HeldOut:
     """Return each part of the runs as predicted by a fit to the others, each like the one given."""
-    count = len(problem.cases)
-    values, left, unsure = np.zeros((3, 2, count))
+    count = len(problem.runs)
+    values, residual, unsure = np.zeros((3, 2, count))
     for one in np.unique(part):
         out = np.flatnonzero(part == one)
         fit = problem.fit(np.flatnonzero(part != one), like).fit
         values[:, out] = np.array(problem.predict_whole(fit, out))[:, out]
-        left[:, out] = np.array(problem.left_log_sds(fit))[:, out]
+        residual[:, out] = np.array(problem.residual_log_sds(fit))[:, out]
         unsure[:, out] = np.array(problem.unsure_log_sds(fit, out))[:, out]
-    wanted, known = problem.targets, [i for i, case in enumerate(problem.cases) if case.fits is not None]
+    wanted, known = problem.targets, [i for i, run in enumerate(problem.runs) if run.fits is not None]
     read, was_read = wanted.memory_rows, wanted.bound == 0
-    capacity = np.log(np.array([problem.cases[i].machine.accelerator.hbm_bytes for i in known]))
+    capacity = np.log(np.array([problem.runs[i].machine.accelerator.hbm_bytes for i in known]))
 
     def errors(kind: int, rows: Array, truth: Array) -> Errors:
-        return Errors(values[kind][rows] - truth, left[kind][rows], unsure[kind][rows])
+        return Errors(values[kind][rows] - truth, residual[kind][rows], unsure[kind][rows])
 
     return HeldOut(
         errors(0, wanted.step_rows, wanted.log_steps),
         errors(1, read[was_read], wanted.log_bytes[was_read]),
         errors(1, np.array(known, dtype=np.int64), capacity),
-        np.array([problem.cases[i].fits for i in known], dtype=bool),
+        np.array([problem.runs[i].fits for i in known], dtype=bool),
     )
 
 
@@ -95,7 +95,7 @@ def usable_fraction(runs: HeldOut, widened_by: Num, degrees_of_freedom: int) -> 
     if min(runs.fits.sum(), (~runs.fits).sum()) < FEWEST_HELD_OUT:
         return None
     grid = np.arange(0.7, 1.0, 0.005)
-    log_sd = np.hypot(widened_by * runs.called.left, runs.called.unsure)
+    log_sd = np.hypot(widened_by * runs.called.residual, runs.called.unsure)
     margin = (np.log(grid)[:, None] - runs.called.values) / log_sd
     right = stdtr(degrees_of_freedom, np.where(runs.fits, margin, -margin))
     return float(grid[np.log(np.maximum(right, 1e-12)).sum(axis=1).argmax()].round(3))
@@ -130,7 +130,7 @@ def held_out_log_sd(errors: Array, assumed: float, degrees_of_freedom: int) -> f
 def widening(errors: Errors, degrees_of_freedom: int) -> float:
     """Return the ratio by which the spreads left are to be widened so that 90 % intervals hold 90 % of such errors.
 
-    Each error needs the ratio c with |e| = t hypot(c left, unsure), t the quantile: conformal as `conformal_log_sd`.
+    Each error needs the ratio c with |e| = t hypot(c residual, unsure), t the quantile: as `conformal_log_sd`.
 
     >>> one = np.ones(1999)
     >>> round(widening(Errors(np.linspace(0, 2, 1999), one, 0 * one), 10**6), 2)  # 1.8 / 1.645
@@ -138,31 +138,31 @@ def widening(errors: Errors, degrees_of_freedom: int) -> float:
     """
     quantile = np.log(interval_ratio(1.0, degrees_of_freedom))
     needed = np.maximum((errors.values / quantile) ** 2 - errors.unsure**2, 0.0)
-    return max(conformal_log_sd(np.sqrt(needed) / errors.left * quantile, degrees_of_freedom), LEAST_WIDENING)
+    return max(conformal_log_sd(np.sqrt(needed) / errors.residual * quantile, degrees_of_freedom), LEAST_WIDENING)
 
 
-def fit_stack_to_cases(
-    premises: Premises, cases: Sequence[Case], origin: dict[str, tuple[str, Sequence[str]]], num_folds: int = NUM_FOLDS
+def fit_stack_to_runs(
+    premises: Premises, runs: Sequence[Run], origin: dict[str, tuple[str, Sequence[str]]], num_folds: int = NUM_FOLDS
 ) -> Stack:
     """Return the stack that runs of its trainer, and the premises, lead to.
 
     Args:
         premises: habits and priors.
-        cases: runs, of which those of other trainers are not looked at.
+        runs: runs, of which those of other trainers are not looked at.
         origin: of each table its name, its digest, and the digests of its runs.
         num_folds: parts of the runs, each predicted by a fit to the others, from which the spreads are found.
 
     Raises:
         ValueError: there is no run of the trainer that was timed.
     """
-    own = [case for case in cases if premises.is_of(case.trainer)]
-    if not any(case.tells_speed for case in own):
+    own = [run for run in runs if premises.is_of(run.trainer)]
+    if not any(run.tells_speed for run in own):
         raise ValueError(f"fit: no healthy timed run of trainer {premises.trainer!r}; give a table that has some")
-    problem = CaseProblem(own, premises.habits, premises.priors)
+    problem = FitProblem(own, premises.habits, premises.priors)
     fit = problem.fit(np.arange(len(own))).fit
     part = folds(len(own), min(num_folds, len(own)))
     unseen = held_out(problem, part, fit) if len(own) > 1 else NONE_HELD_OUT
-    known = Counter(case.digest for case in own)
+    known = Counter(run.digest for run in own)
     log = premises.log
     return Stack.model_validate(
         premises.model_dump(by_alias=True)
@@ -193,11 +193,11 @@ def _spreads(fit: Fit, unseen: HeldOut) -> dict[str, Any]:
     learned = {
         name: found.model_copy(update={"widened_by": widening(errors, dof)})
         for name, found, errors in (
-            ("step_discrepancy", fit.step_discrepancy, unseen.step),
-            ("memory_discrepancy", fit.memory_discrepancy, unseen.memory),
+            ("step_residual", fit.step_residual, unseen.step),
+            ("memory_residual", fit.memory_residual, unseen.memory),
         )
         if found
     }
-    memory = learned.get("memory_discrepancy")
-    ratio = memory.widened_by if memory else log_sds["memory_log_sd"] / unseen.called.left
+    memory = learned.get("memory_residual")
+    ratio = memory.widened_by if memory else log_sds["memory_log_sd"] / unseen.called.residual
     return {**log_sds, **learned, "usable_memory_fraction": usable_fraction(unseen, ratio, dof)}

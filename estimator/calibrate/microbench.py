@@ -1,7 +1,9 @@
-"""Published microbenchmarks beside their predictions, and the priors of a stack's efficiencies that they imply.
+"""Microbenchmarks beside their predictions, and the priors of a stack's efficiencies that they imply.
 
-A trace of training tells what training sustains of a device's best rates; a benchmark that runs one kernel alone, warm
-and unhindered, only what the shape costs. How far one device or source is from another is how far a new one may be.
+Each is predicted by the functions that a step is made of, at the catalog's best rates of its device. What they miss by
+is what a stack sustains of those rates, and what the shape costs beyond `compute.shape_efficiency`. A trace of training
+tells what training sustains of them; a benchmark that runs one kernel alone, warm and unhindered, only what the shape
+costs. How far one device or source is from another is how far a new one may be.
 """
 
 from collections import defaultdict
@@ -13,11 +15,43 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from estimator.runs.csv_rows import Left, Table, read_table
-from estimator.runs.microbench_tables import FORMS, CollectiveRow, OpRow
-from estimator.runs.microbench_vocabulary import SETTINGS, Timing
+from estimator.formulas.collectives import Group, all_reduce_seconds, gather_seconds
+from estimator.formulas.compute import FUSED_ATTENTION_RATE, Rates, matmul_seconds, sustained_rates
+from estimator.formulas.machine import Machine
+from estimator.runs.csv_rows import RowsRead, Skipped
+from estimator.runs.timings import COLLECTIVES, SETTINGS, Timed, read_timing_table
+from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from estimator.stack.stack import Prior
 from hardware.catalog import Catalog
+from hardware.models import Accelerator, MatmulPrecision
+from hardware.units import MIB
+
+LEAST_FLOP = 1e9
+"""Of a product that is compared.  # assumed: a layer's smallest has more"""
+
+LEAST_S = 1e-5
+"""Of a kernel that is compared.  # assumed: below, its launch and its first loads are what is timed"""
+
+LEAST_POSITIONS = 1024
+"""Of a fused attention that is compared: its rate, which is predicted alike of all, is that of long sequences.
+
+measured: kernels of 141 to 559 positions reach a tenth to a fourth of it (AMD-AGI/TraceLens, H100 and MI300X)
+"""
+
+CACHE_BYTES = {"Ampere": 40e6, "Hopper": 50e6, "Blackwell": 126e6, "CDNA2": 8e6, "CDNA3": 256e6, "CDNA4": 256e6}
+"""Last cache of a device, by architecture.  # datasheet: NVIDIA's L2, AMD's L2 (CDNA2) and Infinity Cache"""
+
+LEAST_CACHES = 2.0
+"""Bytes of an element-wise op that is compared, over those of the last cache.  # assumed: most then goes to memory"""
+
+RATE_TOLERANCE = 0.1
+"""A row's rate and time tell the same within this: a mean of rates is not the rate of the mean time."""
+
+BEST = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
+"""What a stack would be that sustains the best measured rates."""
+
+SAME_RATE = 1.01
+"""Predictions for the devices that a name leaves open are one within this ratio."""
 
 IN_SITU = ("training", "inference")
 """Settings whose kernels ran among a network's others."""
@@ -41,7 +75,24 @@ Groups = dict[str, dict[tuple[str, str], npt.NDArray[np.float64]]]
 """Logarithms of ratios by setting, then by device and source."""
 
 
-class Summary(NamedTuple):
+class Timing(NamedTuple):
+    """What was timed, beside its prediction."""
+
+    name: str
+    """Of its row."""
+    device: str
+    """Id of its accelerator; of several that a name leaves open, joined by a slash."""
+    kind: str
+    """Of a collective, with the range of its size."""
+    setting: str
+    source: str
+    ratio: float
+    """Predicted seconds, at best rates, over measured ones."""
+    tells_rate: bool
+    """Whether its device is known well enough to tell what it sustains, and not the shape's cost alone."""
+
+
+class TimingSummary(NamedTuple):
     """How far predictions at best rates are off; errors are predicted over measured seconds, less one."""
 
     device: str
@@ -71,28 +122,127 @@ class Implied(NamedTuple):
     """Devices and sources that tell how far apart they are."""
 
 
-def read_timings(path: Path, catalog: Catalog) -> Table[Timing]:
-    """Read a table of microbenchmarks, which its columns tell: of kernels, or of collectives.
-
-    Rows of the same kernels under another op's name, as a profiler nests them, count once.
+def read_timings(path: Path, catalog: Catalog) -> RowsRead[Timing]:
+    """Read a table of microbenchmarks, and predict each; what cannot be compared is skipped with its reason.
 
     Raises:
-        ValueError: the table cannot be read, lacks a column, or has gone wrong: which file, row and column.
+        ValueError: the table cannot be read, has a column that is not known, or has gone wrong: which file, row and
+            column.
     """
-    known: set[tuple[str, float, int]] = set()
-
-    def item_of(row: OpRow | CollectiveRow, name: str, _: int) -> Timing:
-        timing = row.timing(name, catalog)
-        if kernels := row.kernels:
-            if kernels in known:
-                raise ValueError("op: the kernels of a row before, under another name")
-            known.add(kernels)
-        return timing
-
-    return read_table(path, "microbenchmarks", FORMS, item_of)
+    read = read_timing_table(path, catalog)
+    items: list[Timing] = []
+    skipped = list(read.skipped)
+    for timed in read.items:
+        try:
+            items.append(compared(timed, catalog))
+        except ValueError as error:
+            skipped.append(Skipped(timed.name, str(error)))
+    return RowsRead(tuple(items), tuple(skipped))
 
 
-def summarize_timings(timings: Sequence[Timing]) -> tuple[Summary, ...]:
+def compared(timed: Timed, catalog: Catalog) -> Timing:
+    """Return what was timed beside its prediction; of devices that its name leaves open, the geometric mean.
+
+    Raises:
+        ValueError: it tells nothing of what is predicted: which column, and why.
+    """
+    ratios = {device.id: _ratio(timed, device, catalog) for device in timed.accelerators}
+    values = list(ratios.values())
+    middle = float(np.exp(np.log(values).mean()))
+    is_one = max(values) <= SAME_RATE * min(values)
+    kind = f"{timed.kind} {_sizes(_stated(timed, 'message_bytes'))}" if timed.kind in COLLECTIVES else timed.kind
+    return Timing(timed.name, "/".join(ratios), kind, timed.setting, timed.source, middle, is_one)
+
+
+def _ratio(timed: Timed, device: Accelerator, catalog: Catalog) -> float:
+    """Return predicted seconds, at best rates, over measured ones."""
+    if timed.kind in COLLECTIVES:
+        return _of_collective(timed, device, catalog)
+    if timed.kind.endswith("product"):
+        return _of_product(timed, device)
+    if timed.kind.startswith("attention"):
+        return _of_attention(timed, device)
+    return _of_moved(timed, device)
+
+
+def _of_product(timed: Timed, device: Accelerator) -> float:
+    m, n, k = (float(_stated(timed, name)) for name in ("m", "n", "k"))
+    in_8_bits = timed.kind == "8-bit product"
+    precision: MatmulPrecision = "fp8" if in_8_bits else device.usual_precision
+    flop = 2.0 * m * n * k
+    told, implied = timed.seconds, timed.flop_per_s and flop / timed.flop_per_s
+    if told and implied and abs(np.log(told / implied)) > RATE_TOLERANCE:
+        raise ValueError(f"seconds: {told * 1e6:g} us is stated, {implied * 1e6:.4g} follows from the rate")
+    seconds = told or implied
+    if seconds is None:
+        raise ValueError("seconds: neither a time nor flop_per_s is stated")
+    if flop < LEAST_FLOP or seconds < LEAST_S:
+        raise ValueError(f"m: a product of {flop / 1e9:.3g} GFLOP in {seconds * 1e6:.3g} us is too small to compare")
+    best = _best_rates(device, precision)
+    _refuse_beyond(flop / seconds, device.peaks[precision], "FLOP/s", device)
+    rates = {"flop_per_s": best.weights_flop_per_s, "bytes_per_s": best.bytes_per_s}
+    return float(matmul_seconds(m, n, k, num_compute_units=best.num_compute_units, **rates)) / seconds
+
+
+def _of_attention(timed: Timed, device: Accelerator) -> float:
+    positions, measured = _stated(timed, "positions"), _stated(timed, "flop_per_s")
+    if positions < LEAST_POSITIONS:
+        raise ValueError(f"positions: {positions}; {LEAST_POSITIONS} and more are compared")
+    _refuse_beyond(measured, device.usual_flop_per_s, "FLOP/s", device)
+    rate = FUSED_ATTENTION_RATE[timed.kind.removeprefix("attention ")]
+    return float(measured / (float(_best_rates(device, device.usual_precision).attention_flop_per_s) * rate))
+
+
+def _of_moved(timed: Timed, device: Accelerator) -> float:
+    measured = _stated(timed, "bytes_per_s")
+    if timed.kind != "stream":
+        cache, moved = CACHE_BYTES.get(device.architecture.split(" ")[0]), measured * _stated(timed, "seconds")
+        if cache is None:
+            raise ValueError(f"accelerator: the cache of {device.id} is not known")
+        if moved < LEAST_CACHES * cache:
+            raise ValueError(
+                f"bytes_per_s: {moved / 1e6:.3g} MB, which a cache of {cache / 1e6:g} MB holds in good part"
+            )
+    _refuse_beyond(measured, device.hbm_bytes_per_s, "bytes/s", device)
+    return float(measured / float(_best_rates(device, device.usual_precision).bytes_per_s))
+
+
+def _of_collective(timed: Timed, device: Accelerator, catalog: Catalog) -> float:
+    size, members, nodes = (_stated(timed, name) for name in ("message_bytes", "num_devices", "num_nodes"))
+    if members < 2:
+        raise ValueError("num_devices: one device has nobody to send to")
+    passes = 2.0 if timed.kind == "all-reduce" else 1.0
+    seconds = timed.seconds
+    if seconds is None:
+        seconds = passes * (members - 1) / members * size / _stated(timed, "bytes_per_s")
+    machine = Machine.of(catalog, catalog.flavor_of(device.id, members))
+    if nodes != machine.num_nodes:
+        raise ValueError(f"num_nodes: {nodes} are stated, {machine.num_nodes} of the catalog hold the devices")
+    collective = all_reduce_seconds if timed.kind == "all-reduce" else gather_seconds
+    return float(collective(float(size), Group(machine.devices_per_node, nodes), machine)) / seconds
+
+
+def _sizes(message_bytes: int) -> str:
+    return "< 1 MiB" if message_bytes < MIB else "< 64 MiB" if message_bytes < 64 * MIB else ">= 64 MiB"
+
+
+def _stated(timed: Timed, column: str) -> Any:
+    value = getattr(timed, column)
+    if value is None:
+        raise ValueError(f"{column}: not stated")
+    return value
+
+
+def _refuse_beyond(rate: float, peak: float | None, unit: str, device: Accelerator) -> None:
+    if peak is not None and rate > peak:
+        raise ValueError(f"accelerator: {rate:.4g} {unit} are more than the peak of {device.id}, {peak:.4g}")
+
+
+def _best_rates(device: Accelerator, precision: MatmulPrecision) -> Rates:
+    return sustained_rates(device, BEST, precision)
+
+
+def summarize_timings(timings: Sequence[Timing]) -> tuple[TimingSummary, ...]:
     """Return how far predictions are off, by device, kind and setting; in that order."""
     ratios: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for timing in timings:
@@ -100,11 +250,11 @@ def summarize_timings(timings: Sequence[Timing]) -> tuple[Summary, ...]:
     return tuple(_summary(*key, np.array(found)) for key, found in sorted(ratios.items()))
 
 
-def _summary(device: str, kind: str, setting: str, ratios: npt.NDArray[np.float64]) -> Summary:
+def _summary(device: str, kind: str, setting: str, ratios: npt.NDArray[np.float64]) -> TimingSummary:
     sizes, middle = np.abs(ratios - 1), np.median(ratios)
     shape = np.median(np.abs(ratios / middle - 1))
     errors = (np.median(sizes), np.quantile(sizes, 0.9), middle - 1, shape)
-    return Summary(device, kind, setting, len(ratios), *map(float, errors))
+    return TimingSummary(device, kind, setting, len(ratios), *map(float, errors))
 
 
 def implied_priors(timings: Sequence[Timing]) -> dict[str, Implied]:
@@ -198,7 +348,7 @@ def _differences(settings: Sequence[Mapping[tuple[str, str], npt.NDArray[np.floa
     return [abs(a - b) for found in middles for a, b in combinations(found, 2)]
 
 
-def microbench_document(table: Table[Timing], stacks: Mapping[str, Mapping[str, Prior]]) -> dict[str, Any]:
+def microbench_document(table: RowsRead[Timing], stacks: Mapping[str, Mapping[str, Prior]]) -> dict[str, Any]:
     """Return the JSON document of timings, and of the priors they imply beside those of stacks."""
     return {
         "schema": "microbench/1",
@@ -216,12 +366,12 @@ def microbench_document(table: Table[Timing], stacks: Mapping[str, Mapping[str, 
             for name, implied in implied_priors(table.items).items()
         ],
         "rows": [timing._asdict() for timing in table.items],
-        "left": [left._asdict() for left in table.left],
+        "skipped": [skipped._asdict() for skipped in table.skipped],
     }
 
 
-def joined(tables: Sequence[Table[Timing]]) -> Table[Timing]:
+def joined(tables: Sequence[RowsRead[Timing]]) -> RowsRead[Timing]:
     """Return several tables as one."""
     items: tuple[Timing, ...] = tuple(timing for table in tables for timing in table.items)
-    left: tuple[Left, ...] = tuple(row for table in tables for row in table.left)
-    return Table(items, left)
+    skipped: tuple[Skipped, ...] = tuple(row for table in tables for row in table.skipped)
+    return RowsRead(items, skipped)

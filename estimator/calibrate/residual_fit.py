@@ -11,7 +11,7 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.calibrate.student_t import DEGREES_OF_FREEDOM
 from estimator.predict.residual import DEVICES, Alike, distances
-from estimator.stack.fit import Discrepancy
+from estimator.stack.fit import ResidualModel
 
 LENGTH, LENGTH_LOG_SD = 2.5, 1.0
 """Prior of the distance over which errors stay alike, in `features`.  # assumed: one to seven doublings"""
@@ -56,7 +56,7 @@ assumed: enough for 19 numbers; the cost grows as the cube of the runs
 """
 
 
-def learn(places: Array, residuals: Array, spread: float) -> Discrepancy:
+def learn(places: Array, residuals: Array, spread: float) -> ResidualModel:
     """Return what residuals, measured less predicted in logarithms, of about some spread, show at their places."""
     searched = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_SEARCHED)).astype(np.int64))
     alike, precision = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(searched))
@@ -66,7 +66,7 @@ def learn(places: Array, residuals: Array, spread: float) -> Discrepancy:
     alike, known = alike.rounded(), places.round(4)
     noise = (alike.noise_at(known) / np.sqrt(_precision(known, residuals, alike))).round(6)
     weights = np.linalg.solve(alike.of(known, known) + np.diag(noise**2), residuals)
-    return Discrepancy(
+    return ResidualModel(
         places=tuple(tuple(row) for row in known.tolist()),
         weights=tuple(weights.round(5).tolist()),
         noise=tuple(noise.tolist()),

@@ -5,21 +5,24 @@ to explain a miss, how often intervals hold, and which further measurement would
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.calibrate.assess import Assessed, assess, plan_kind
+from estimator.calibrate.assess import MEASURES, PART, assess, plan_kind, timed, to_frame, with_errors
 from estimator.calibrate.batches import batched
 from estimator.calibrate.hold_out import hold_out, splits_of
-from estimator.predict.interval import Range, moved
-from estimator.runs.measured import Case
+from estimator.predict.interval import moved
+from estimator.runs.measured import Run
 from estimator.stack.fit import Fit, interval_ratio
 from estimator.stack.stack import Stack
 from hardware.errors import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of intervals, whose coverage is shown."""
@@ -40,64 +43,66 @@ MICROBENCHMARK_LOG_SD = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Predictions of a stack's runs: by the priors alone, by the fit to all, and by fits that never saw the run."""
+    """A stack's runs beside predictions, frames of `to_frame`: by the priors alone, by the fit to all, and held out."""
 
     stack: Stack
-    before: tuple[Assessed, ...]
-    after: tuple[Assessed, ...]
-    held_out: Mapping[str, tuple[Assessed, ...]]
-    """By how runs were held out (`hold_out.SPLITS`)."""
+    before: "pd.DataFrame"
+    after: "pd.DataFrame"
+    held_out: Mapping[str, "pd.DataFrame"]
+    """By fits that never saw the run, by how runs were held out (`hold_out.SPLITS`)."""
     gains: tuple["Gain", ...]
     """Measurements that would narrow the intervals most, best first."""
 
 
-def study(stack: Stack, cases: Sequence[Case], known: Mapping[str, Any] | None = None) -> Study:
+def study(stack: Stack, runs: Sequence[Run], known: Mapping[str, Any] | None = None) -> Study:
     """Return the study of a stack that was fitted to these runs.
 
     Args:
         stack: the stack.
-        cases: the runs, those of other trainers among them.
+        runs: the runs, those of other trainers among them.
         known: what `calibrate --hold-out --json` printed of the stack before, by its ways of holding out; without it,
             the fits to parts of the runs are made here.
 
     Raises:
         ValueError: none of the runs is of the stack's trainer, or the known hold-outs are of other runs.
     """
-    own = [case for case in cases if stack.is_of(case.trainer)]
+    own = [run for run in runs if stack.is_of(run.trainer)]
     if not own:
         raise ValueError(f"report: no run of trainer {stack.trainer!r}; give the tables or logs that it was fitted to")
-    after = assess(own, [stack]).rows
+    after = to_frame(assess(own, [stack]).rows)
     if known is None:
-        splits = {name: hold_out(stack, own, name) for name in splits_of(stack)}
+        splits = {name: to_frame(hold_out(stack, own, name)) for name in splits_of(stack)}
     else:
-        splits = {name: _held_out_before(split["rows"], after) for name, split in known.items()}
+        splits = {name: held_out_before(split["rows"], after) for name, split in known.items()}
     return Study(
         stack=stack,
-        before=assess(own, [stack.model_copy(update={"fit": prior_fit(stack)})]).rows,
+        before=to_frame(assess(own, [stack.model_copy(update={"fit": prior_fit(stack)})]).rows),
         after=after,
-        held_out={name: tuple(rows) for name, rows in splits.items() if rows},
+        held_out={name: rows for name, rows in splits.items() if len(rows)},
         gains=tuple(gains(stack, own)),
     )
 
 
-def _held_out_before(document: Sequence[Mapping[str, Any]], rows: Sequence[Assessed]) -> list[Assessed]:
+def held_out_before(document: Sequence[Mapping[str, Any]], rows: "pd.DataFrame") -> "pd.DataFrame":
     """Return runs as a document of hold-outs has them predicted; the parts of a step in proportion to the fit's."""
-    own: defaultdict[tuple[object, ...], list[Assessed]] = defaultdict(list)
-    for row in rows:
-        own[row.case.name, row.case.source, row.case.step_s, row.case.reserved_bytes].append(row)
-    found = []
-    for known in document:
-        same = own[known["name"], known["source"], known["step_s"], known["reserved_bytes"]]
-        if not same:
-            raise ValueError(
-                f"report: the hold-outs have a run {shown(known['name'])} that is not given; make them anew"
-            )
-        row = same.pop(0)
-        step_s, held = Range(*known["predicted_step_s"]), Range(*known["predicted_reserved_bytes"])
-        parts = {name: part * step_s.value / row.step_s.value for name, part in row.step_breakdown.items()}
-        fits = known["fits_probability"]
-        found.append(replace(row, step_s=step_s, reserved_bytes=held, fits_probability=fits, step_breakdown=parts))
-    return found
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    keys = ["run", "source", "step_s", "reserved_bytes"]
+    known = pd.DataFrame(list(document)).rename(columns={"name": "run"}).astype(rows.dtypes[keys].to_dict())
+    new = [f"predicted_{name}{end}" for name in MEASURES.values() for end in ("", "_low", "_high")]
+    values = [
+        [number for name in MEASURES.values() for number in row.get(f"predicted_{name}", (np.nan,) * 3)]
+        for row in document
+    ]
+    known = known[[*keys, "fits_probability"]].join(pd.DataFrame(values, columns=new))
+    own = rows.drop(columns=[*new, "fits_probability"]).assign(fitted_s=rows["predicted_step_s"])
+    known, own = (of.assign(copy=of.groupby(keys, dropna=False).cumcount()) for of in (known, own))
+    found = known.merge(own, on=[*keys, "copy"], how="left", indicator=True)
+    if (missing := found[found["_merge"] != "both"]["run"]).size:
+        raise ValueError(f"report: the hold-outs have a run {shown(missing.iloc[0])} that is not given; make them anew")
+    parts = found.columns[found.columns.str.startswith(PART)]
+    found[parts] = found[parts].mul(found["predicted_step_s"] / found["fitted_s"], axis=0)
+    return with_errors(found[list(rows.columns)])
 
 
 def prior_fit(stack: Stack) -> Fit:
@@ -110,54 +115,49 @@ def prior_fit(stack: Stack) -> Fit:
         covariance=tuple(tuple(row) for row in np.diag([prior.log_sd**2 for prior in priors]).tolist()),
         family_log_sd=stack.fit.family_log_sd,
         step_log_sd=stack.fit.step_log_sd,
-        issue_log_sd=stack.fit.issue_log_sd,
+        launch_log_sd=stack.fit.launch_log_sd,
         memory_log_sd=stack.fit.memory_log_sd,
         device_log_sd=stack.fit.device_log_sd,
         degrees_of_freedom=stack.fit.degrees_of_freedom,
     )
 
 
-def timed(rows: Sequence[Assessed]) -> list[Assessed]:
-    """Return the healthy runs whose steps were timed."""
-    return [row for row in rows if row.case.tells_speed]
+def log_error(rows: "pd.DataFrame") -> Array:
+    """Logarithm of predicted over measured seconds, shape (runs,)."""
+    return np.asarray(np.log(rows["predicted_step_s"] / rows["step_s"]))
 
 
-def log_error(row: Assessed) -> float:
-    """Logarithm of predicted over measured seconds."""
-    return float(np.log(row.step_s.value / (row.case.step_s or np.nan)))
-
-
-def coverages(rows: Sequence[Assessed], degrees_of_freedom: int) -> list[float]:
+def coverages(rows: "pd.DataFrame", degrees_of_freedom: int) -> list[float]:
     """Return the part of the measured seconds inside intervals of each of `LEVELS`, from those of 90 %."""
     own = timed(rows)
-    if not own:
+    if own.empty:
         return []
     from scipy.special import stdtrit  # noqa: PLC0415 - slow to import
 
     unit = float(np.log(interval_ratio(1.0, degrees_of_freedom)))
-    widths = np.array([np.log(row.step_s.high / row.step_s.value) / unit for row in own])
-    sizes = np.abs([log_error(row) for row in own]) / widths
+    widths = np.log(own["predicted_step_s_high"] / own["predicted_step_s"]) / unit
+    sizes = np.abs(log_error(own)) / widths
     return [float((sizes <= stdtrit(degrees_of_freedom, (1 + level) / 2)).mean()) for level in LEVELS]
 
 
 # Trends
 
 
-FEATURES: dict[str, tuple[Callable[[Case], float], str]] = {
-    "tensor-parallel degree": (lambda c: c.plan.tp, "collectives inside a layer, and the host's time to issue them"),
-    "pipeline stages": (lambda c: c.plan.num_stages, "the bubble, transfers between stages, and their host"),
-    "data-parallel degree": (lambda c: c.dp, "how much of the gradients' reduction computation hides"),
-    "nodes": (lambda c: c.machine.num_nodes, "the network between nodes, and waiting for the slowest of them"),
+TREND_FEATURES = {
+    "tensor-parallel degree": ("tp", "collectives inside a layer, and the host's time to launch them"),
+    "pipeline stages": ("num_stages", "the bubble, transfers between stages, and their host"),
+    "data-parallel degree": ("data_parallel", "how much of the gradients' reduction computation hides"),
+    "nodes": ("num_nodes", "the network between nodes, and waiting for the slowest of them"),
     "rows of a micro-batch": (
-        lambda c: c.plan.batch_per_device, "rates of small matrix products, and launches that the devices wait for",
+        "batch_per_device", "rates of small matrix products, and launches that the devices wait for",
     ),
-    "micro-batches": (lambda c: c.plan.num_micro_batches, "seconds per micro-batch that do not depend on its size"),
-    "tokens of a row": (lambda c: c.seq_len, "attention, whose work grows with the square of the row"),
-    "hidden size": (lambda c: c.shape.hidden_size, "rates of matrix products by their shape"),
-    "layers": (lambda c: c.shape.num_layers, "seconds per layer that do not depend on its size"),
-    "vocabulary": (lambda c: c.shape.vocab_size, "the vocabulary projection and the loss"),
+    "micro-batches": ("num_micro_batches", "seconds per micro-batch that do not depend on its size"),
+    "tokens of a row": ("seq_len", "attention, whose work grows with the square of the row"),
+    "hidden size": ("hidden_size", "rates of matrix products by their shape"),
+    "layers": ("num_layers", "seconds per layer that do not depend on its size"),
+    "vocabulary": ("vocab_size", "the vocabulary projection and the loss"),
 }  # fmt: skip
-"""What errors may trend with, each per doubling, and the physics that it points to."""
+"""What errors may trend with, each per doubling: its column, and the physics that it points to."""
 
 
 class Trend(NamedTuple):
@@ -171,7 +171,12 @@ class Trend(NamedTuple):
     physics: str
 
 
-def trends(rows: Sequence[Assessed]) -> list[Trend]:
+def _features(rows: "pd.DataFrame") -> Array:
+    """Return the logarithms of `TREND_FEATURES`, shape (runs, features)."""
+    return np.asarray(np.log2(rows[[column for column, _ in TREND_FEATURES.values()]].to_numpy(dtype=np.float64)))
+
+
+def trends(rows: "pd.DataFrame") -> list[Trend]:
     """Return what the errors trend with, strongest first: least squares over all features that vary.
 
     Of two features that vary together in every run the data do not say which it is; a ridge of one run's weight keeps
@@ -180,76 +185,61 @@ def trends(rows: Sequence[Assessed]) -> list[Trend]:
     own = timed(rows)
     if len(own) < FEWEST:
         return []
-    columns = {name: np.log2([feature(row.case) for row in own]) for name, (feature, _) in FEATURES.items()}
-    varying = {name: column - column.mean() for name, column in columns.items() if np.ptp(column) > 0}
-    if not varying:
+    x, error = _features(own), log_error(own)
+    varies = np.ptp(x, axis=0) > 0
+    if not varies.any():
         return []
-    x, error = np.stack(list(varying.values()), axis=1), np.array([log_error(row) for row in own])
+    x, error = x[:, varies] - x[:, varies].mean(axis=0), error - error.mean()
     inverse = np.linalg.inv(x.T @ x + np.eye(x.shape[1]))
-    slopes = inverse @ x.T @ (error - error.mean())
-    left = error - error.mean() - x @ slopes
+    slopes = inverse @ x.T @ error
+    left = error - x @ slopes
     variance = float(left @ left) / max(len(own) - x.shape[1] - 1, 1)
     t = slopes / np.sqrt(variance * np.diag(inverse) + 1e-30)
-    found = [Trend(n, float(s), float(v), FEATURES[n][1]) for n, s, v in zip(varying, slopes, t, strict=True)]
+    names = np.array(list(TREND_FEATURES))[varies].tolist()
+    found = [Trend(n, float(s), float(v), TREND_FEATURES[n][1]) for n, s, v in zip(names, slopes, t, strict=True)]
     return sorted((trend for trend in found if abs(trend.t) >= STRONGEST_T), key=lambda trend: -abs(trend.t))
 
 
 # Single misses
 
 
-class Miss(NamedTuple):
-    """A run whose prediction is far off, and what would explain it."""
+def worst(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the runs whose seconds are furthest off, worst first, with what would explain each in `explained_by`.
 
-    row: Assessed
-    error: float
-    inside: bool
-    """The 90 % interval holds the measurement all the same."""
-    explained_by: str
-
-
-def worst(rows: Sequence[Assessed]) -> list[Miss]:
-    """Return the runs whose seconds are furthest off, worst first; none that is off by less than 3 %."""
-    far = [row for row in timed(rows) if abs(log_error(row)) >= FAR_OFF]
-    own = sorted(far, key=lambda row: -abs(log_error(row)))[:NUM_WORST]
-    return [_miss(row, rows) for row in own]
+    None that is off by less than 3 %.
+    """
+    own = timed(rows)
+    size = np.abs(log_error(own))
+    order = [i for i in np.argsort(-size, kind="stable")[:NUM_WORST] if size[i] >= FAR_OFF]
+    why = [f"{_part_to_blame(own.iloc[i])}; {_like_it(own, i)}" for i in order]
+    return own.iloc[order].assign(explained_by=why)
 
 
-def _miss(row: Assessed, rows: Sequence[Assessed]) -> Miss:
-    measured = row.case.step_s or 0.0
-    inside = row.step_s.low <= measured <= row.step_s.high
-    return Miss(row, row.step_s.value / measured - 1, inside, f"{_part_to_blame(row)}; {_like_it(row, rows)}")
-
-
-def _part_to_blame(row: Assessed) -> str:
+def _part_to_blame(row: "pd.Series[Any]") -> str:
     """Return which part of the step, changed by the least factor, would make up the difference."""
-    missing = (row.case.step_s or 0.0) - row.step_s.value
-    parts = {name: seconds for name, seconds in row.step_breakdown.items() if seconds > 0 and seconds + missing > 0}
-    if not parts:
+    missing = row["step_s"] - row["predicted_step_s"]
+    parts = row[row.index.str.startswith(PART)].astype(float)
+    parts = parts[(parts > 0) & (parts + missing > 0)]
+    if parts.empty:
         return "no single part of the step could make up the difference"
-    name = max(parts, key=lambda part: parts[part])
-    factor = (parts[name] + missing) / parts[name]
-    share = parts[name] / row.step_s.value
-    return f"{name.replace('_', ' ')}, {share:.0%} of the step, would have to be {factor:.2f} times as predicted"
+    most = parts.max()
+    name = str(parts.idxmax()).removeprefix(PART).removesuffix("_s").replace("_", " ")
+    share = most / row["predicted_step_s"]
+    return f"{name}, {share:.0%} of the step, would have to be {(most + missing) / most:.2f} times as predicted"
 
 
-def _like_it(row: Assessed, rows: Sequence[Assessed]) -> str:
+def _like_it(own: "pd.DataFrame", i: int) -> str:
     """Return the nearest other run on the same device, what of it differs, and how it fares."""
-    others = [r for r in timed(rows) if r is not row and r.case.machine.accelerator == row.case.machine.accelerator]
-    if not others:
+    row, logs = own.iloc[i], _features(own)
+    others = own.assign(away=np.abs(logs - logs[i]).sum(axis=1)).drop(own.index[i])
+    others = others[others["accelerator"] == row["accelerator"]]
+    if others.empty:
         return "no other run on this device"
-    own = _features(row.case)
-    near = min(others, key=lambda other: (float(np.abs(_features(other.case) - own).sum()), other.case.name))
-    differs = [
-        f"{name} {feature(near.case):g} for {feature(row.case):g}"
-        for name, (feature, _) in FEATURES.items()
-        if feature(near.case) != feature(row.case)
-    ]
+    near = others.sort_values(["away", "run"], kind="stable").iloc[0]
+    columns = {name: column for name, (column, _) in TREND_FEATURES.items()}
+    differs = [f"{name} {near[c]:g} for {row[c]:g}" for name, c in columns.items() if near[c] != row[c]]
     what = f"with {', '.join(differs)}" if differs else "of the same features"
-    return f"the nearest run, {near.case.name} {what}, is off by {near.step_error:+.1%}"
-
-
-def _features(case: Case) -> Array:
-    return np.log2([feature(case) for feature, _ in FEATURES.values()])
+    return f"the nearest run, {near['run']} {what}, is off by {near['step_error']:+.1%}"
 
 
 # What to measure next
@@ -264,21 +254,21 @@ class Gain(NamedTuple):
     after: float
 
 
-def gains(stack: Stack, cases: Sequence[Case], count: int = 6) -> list[Gain]:
+def gains(stack: Stack, runs: Sequence[Run], count: int = 6) -> list[Gain]:
     """Return the measurements that would narrow the intervals most, best first.
 
     With parameters as independent 1-sigma moves, g_i the change of log seconds of run i by each, a measurement of run k
     with noise s turns the variance g_i g_i into g_i g_i - (g_i g_k)^2 / (g_k g_k + s^2); of a parameter alone, g_k is
     its change by each move.
     """
-    slopes = np.zeros((len(cases), 0))
-    for batch in batched(cases, stack.habits):
+    slopes = np.zeros((len(runs), 0))
+    for batch in batched(runs, stack.habits):
         directions = stack.directions(*batch.labels)
         after = moved(stack.efficiencies(*batch.labels), (*stack.priors, "family_factor"), directions)
         forward, backward = np.split(np.log(batch.step(after).seconds), 2)
         change = ((forward - backward) / 2).T
         if slopes.shape[1] == 0:
-            slopes, parameters = np.zeros((len(cases), change.shape[1])), directions
+            slopes, parameters = np.zeros((len(runs), change.shape[1])), directions
         slopes[batch.rows] = np.broadcast_to(change, (len(batch.rows), change.shape[1]))
     variance = (slopes**2).sum(axis=1)
     ratio = float(np.log(interval_ratio(1.0, stack.fit.degrees_of_freedom)))
@@ -299,8 +289,8 @@ def gains(stack: Stack, cases: Sequence[Case], count: int = 6) -> list[Gain]:
         for i, name in enumerate(stack.priors)
     ]
     kinds: defaultdict[str, list[int]] = defaultdict(list)
-    for i, case in enumerate(cases):
-        kinds[f"{case.model}, {plan_kind(case)}, on {case.machine.num_devices} {case.machine.accelerator.id}"].append(i)
+    for i, run in enumerate(runs):
+        kinds[f"{run.model}, {plan_kind(run)}, on {run.machine.num_devices} {run.machine.accelerator.id}"].append(i)
     for what, places in kinds.items():
         best = min(remaining(slopes[i], stack.fit.step_log_sd) for i in places)
         found.append(Gain(f"a further run of {what}", now, best))

@@ -6,9 +6,10 @@ import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.counts import MATERIALIZED_ATTENTION, MatMul, attention_backward_flop, attention_flop
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.layout import Layout
 from estimator.stack.efficiencies import Efficiencies
-from estimator.work.shape import Shape
-from hardware.models import Accelerator
+from hardware.models import Accelerator, MatmulPrecision
 
 FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}
 """Matrix rate of a fused attention kernel over that of large matrix products in the same training run.
@@ -88,7 +89,7 @@ class Rates(NamedTuple):
     """What one device sustains under a stack."""
 
     flop_per_s: Num
-    """In 16 bits."""
+    """In 16 bits; in 32 where products are."""
     bytes_per_s: Num
     num_compute_units: int
     weights_flop_per_s: Num
@@ -99,24 +100,17 @@ class Rates(NamedTuple):
     """Of fused attention, before `FUSED_ATTENTION_RATE`."""
 
 
-def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: str = "bf16") -> Rates:
+def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: MatmulPrecision = "bf16") -> Rates:
     """Return a device's sustained rates: peak, times the best measured share of it, times the stack's part of that.
 
-    The share is that of bfloat16 products; in 8 bits, times what the stack reaches of that.
+    The share is that of products in 16 bits; in 8 bits, times what the stack reaches of that.
 
     Raises:
         ValueError: the device lacks the precision.
     """
-    peaks = {
-        "bf16": accelerator.bf16_flop_per_s,
-        "fp32": accelerator.fp32_flop_per_s,
-        "fp8": accelerator.fp8_flop_per_s,
-    }
-    peak = peaks[precision]
-    if peak is None:
-        raise ValueError(f"precision: {precision} needs matrix units that {accelerator.id} lacks; use bf16-mixed")
+    peak = accelerator.matmul_flop_per_s(precision)
     share = accelerator.matmul_efficiency.value * np.asarray(efficiencies.matmul_efficiency)
-    usual = (peak if precision == "fp32" else accelerator.bf16_flop_per_s) * share
+    usual = (accelerator.usual_flop_per_s if precision == "fp8" else peak) * share
     of_weights = peak * share * (efficiencies.fp8_efficiency if precision == "fp8" else 1.0)
     return Rates(
         usual,
@@ -140,16 +134,15 @@ class Passes(NamedTuple):
         return self._replace(weight_gradient=np.zeros(()))
 
 
-def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -> Passes:
+def matmul_passes(tokens: Num, matmul: MatMul, plan: Layout, rates: Rates) -> Passes:
     """Seconds of a weight matrix's passes on one tensor-parallel rank.
 
     Of a mixture, on one expert-parallel rank, which holds 1/ep of the experts and gets their tokens from ep ranks.
     """
-    inner = matmul.in_size / (1 if matmul.splits_output else np.asarray(tp))
-    columns = matmul.out_size / (np.asarray(tp) if matmul.splits_output else 1)
-    shared_by = np.asarray(ep) if matmul.num_copies > 1 else 1
+    inner = matmul.in_size / (1 if matmul.splits_output else plan.tp)
+    columns = matmul.out_size / (plan.tp if matmul.splits_output else 1)
+    shared_by = plan.ep if matmul.num_copies > 1 else 1
     rows = np.asarray(tokens) * matmul.num_active / (matmul.num_copies / shared_by)
-
     flop_per_s = rates.experts_flop_per_s if matmul.num_copies > 1 else rates.weights_flop_per_s
 
     def seconds(m: Num, n: Num, k: Num) -> Array:
@@ -160,20 +153,19 @@ def matmul_passes(tokens: Num, matmul: MatMul, tp: Num, ep: Num, rates: Rates) -
     return Passes(seconds(rows, columns, inner), seconds(rows, inner, columns), seconds(inner, columns, rows))
 
 
-def attention_passes(
-    tokens: Num, seq_len: Num, shape: Shape, tp: Num, rates: Rates, *, fused: bool
-) -> tuple[Array, Array]:
+def attention_passes(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
     """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
 
     Fused, at the rate of fused kernels. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched
     products of their shapes, and the passes over the scores between them.
     """
-    forward_flop = attention_flop(tokens, seq_len, shape, causal=fused) / np.asarray(tp)
+    shape, seq_len, tp, fused = inputs.shape, inputs.seq_len, inputs.plan.tp, inputs.fuses_attention
+    forward_flop = attention_flop(inputs.tokens, seq_len, shape, causal=fused) / tp
     if fused:
         backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
         rate = {name: share * np.asarray(rates.attention_flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
         return forward_flop / rate["forward"], backward_flop / rate["backward"]
-    queries = np.asarray(tokens) * shape.num_heads / tp
+    queries = inputs.tokens * shape.num_heads / tp
     onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
     from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
     product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones

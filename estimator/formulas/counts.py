@@ -141,17 +141,12 @@ def num_parameters(shape: Shape) -> int:
     )
 
 
-def stage_parameters(shape: Shape, layers: Num, is_first: Num, is_last: Num) -> Num:
-    """Parameters of one pipeline stage.
-
-    A stage holds its layers; the first the embedding too, the last the final norm and the vocabulary projection. Where
-    the projection is tied to the embedding and they lie on different stages, the last stage holds a copy.
-    """
-    return layers * layer_parameters(shape) + end_parameters(shape, is_first, is_last)
-
-
 def end_parameters(shape: Shape, is_first: Num, is_last: Num, *, trained: bool = False) -> Num:
-    """Parameters of a pipeline stage beside those of its layers; all, or those that are trained."""
+    """Parameters of a pipeline stage beside those of its layers; all, or those that are trained.
+
+    The first stage holds the embedding, the last the final norm and the vocabulary projection. Where the projection is
+    tied to the embedding and they lie on different stages, the last stage holds a copy.
+    """
     if trained and shape.lora_rank:
         return 0.0 * np.asarray(is_first)
     head = shape.vocab_size * shape.hidden_size * (1 - shape.tied_embeddings * np.asarray(is_first))

@@ -1,20 +1,21 @@
-"""The host: how long it issues work for the devices, at which paces, and what its log prints of that."""
+"""The host: how long it launches work for the devices, at which paces, and what its log prints of that."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array, Num
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits, Window
+from estimator.stack.stack import Window
 from estimator.work.shape import Shape
 
-FULL_ISSUE = 1 / 3
-"""Issue work of repeating a layer's forward pass, over its forward and backward pass.  # assumed: as the FLOP"""
+FULL_LAUNCH = 1 / 3
+"""Launch work of repeating a layer's forward pass, over its forward and backward pass.  # assumed: as the FLOP"""
 
-SELECTIVE_ISSUE = 1 / 9
-"""Issue work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
+SELECTIVE_LAUNCH = 1 / 9
+"""Launch work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
 
 
 TENSOR_PARALLEL_REDUCTIONS = 4
@@ -24,41 +25,41 @@ paper: Narayanan et al. 2021, arXiv:2104.04473, section 2.3
 """
 
 
-def layer_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> tuple[Array, Array]:
-    """Host seconds to issue one layer of one micro-batch, forward and backward, and what a repeated layer adds.
+def layer_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> tuple[Array, Array]:
+    """Host seconds to launch one layer of one micro-batch, forward and backward, and what a repeated layer adds.
 
-    A mixture's layer has its experts' products to issue, of sizes that the host waits for. A layer split over
-    tensor-parallel ranks has collectives to issue, which on a machine whose collectives stall wait
+    A mixture's layer has its experts' products to launch, of sizes that the host waits for. A layer split over
+    tensor-parallel ranks has collectives to launch, which on a machine whose collectives stall wait
     for every rank; where the ranks lie on several nodes, each hop takes its time.
     """
-    attention = plan.repeats_attention(fused=habits.fuses_attention(shape))
-    split = np.asarray(plan.tp) > 1
+    plan, split = inputs.plan, inputs.plan.tp > 1
     layer = (
-        efficiencies.issue_s_per_layer
-        + efficiencies.issue_s_per_split_layer * split
-        + efficiencies.issue_s_per_stalled_rank * split * plan.stalls * plan.tp
-        + efficiencies.issue_s_per_routed_layer * (shape.num_experts > 0)
+        efficiencies.launch_s_per_layer
+        + efficiencies.launch_s_per_split_layer * split
+        + efficiencies.launch_s_per_stalled_rank * split * plan.stalls * plan.tp
+        + efficiencies.launch_s_per_routed_layer * (inputs.shape.num_experts > 0)
         + TENSOR_PARALLEL_REDUCTIONS * plan.tensor_parallel_hops * efficiencies.hop_s
     )
-    return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_ISSUE, attention * SELECTIVE_ISSUE)
+    attention = inputs.repeats_attention * SELECTIVE_LAUNCH
+    return np.asarray(layer), layer * np.where(plan.recomputes("full"), FULL_LAUNCH, attention)
 
 
-def stage_issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> StageLayers:
-    """Host seconds to issue the layers of each kind of stage for one micro-batch."""
-    layer, again = layer_issue_seconds(shape, plan, habits, efficiencies)
-    return StageLayers(
-        *(count * layer + plan.repeated_layers(count) * again for count in plan.stage_layers(shape.num_layers))
-    )
+def stage_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> StageLayers:
+    """Host seconds to launch the layers of each kind of stage for one micro-batch."""
+    plan, (layer, again) = inputs.plan, layer_launch_seconds(inputs, efficiencies)
+    layers = plan.stage_layers(inputs.shape.num_layers)
+    return StageLayers(*(count * layer + plan.repeated_layers(count) * again for count in layers))
 
 
-def issue_seconds(shape: Shape, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
-    """Mean host seconds to issue a step: a + b * layers * micro-batches, a third more of b with full recomputation.
+def launch_seconds(inputs: StepInputs, efficiencies: Efficiencies, stage: StageLayers) -> Array:
+    """Mean host seconds to launch a step, given those of each kind of stage for one micro-batch.
 
-    A single controller issues the layers of all stages, else each host those of its own: the most of them counts.
+    a + b * layers * micro-batches, a third more of b with full recomputation. A single controller launches the layers
+    of all stages, else each host those of its own: the most of them counts.
     """
-    stage = stage_issue_seconds(shape, plan, habits, efficiencies)
-    per_micro_batch = plan.over_stages(stage) if habits.single_controller else plan.most_of_stages(stage)
-    return np.asarray(efficiencies.issue_s_per_step + plan.micro_batches * per_micro_batch)
+    plan = inputs.plan
+    per_micro_batch = plan.over_stages(stage) if inputs.habits.single_controller else plan.most_of_stages(stage)
+    return np.asarray(efficiencies.launch_s_per_step + plan.num_micro_batches * per_micro_batch)
 
 
 def num_repeated(shape: Shape, plan: Layout) -> Array:
@@ -69,23 +70,23 @@ def num_repeated(shape: Shape, plan: Layout) -> Array:
 class Paces(NamedTuple):
     """A step at the two paces of the host."""
 
-    fast_issue_s: Array
-    slow_issue_s: Array
+    fast_launch_s: Array
+    slow_launch_s: Array
 
 
-def paces(issue_s: Num, window: Window) -> Paces:
-    """Split mean issue seconds into those at the fast and at the slow pace.
+def paces(launch_s: Num, window: Window) -> Paces:
+    """Split mean launch seconds into those at the fast and at the slow pace.
 
     mean = fast (1 + f (r - 1)), f the fraction of slow steps and r slow over fast.
     """
-    fast = np.asarray(issue_s) / (1 + window.slow_fraction * (window.slow_ratio - 1))
+    fast = np.asarray(launch_s) / (1 + window.slow_fraction * (window.slow_ratio - 1))
     return Paces(fast, fast * window.slow_ratio)
 
 
-def logged_tokens_per_s(tokens: Num, step_s: Num, issue_s: Num, window: Window) -> Array:
+def logged_tokens_per_s(tokens: Num, step_s: Num, launch_s: Num, window: Window) -> Array:
     """Mean of the tokens per second that the stack's log prints: tokens over its timed window, step by step."""
     if window.times == "step":
         return np.asarray(tokens / step_s)
-    pace = paces(issue_s, window)
+    pace = paces(launch_s, window)
     slow = window.slow_fraction
-    return np.asarray(tokens * ((1 - slow) / pace.fast_issue_s + slow / pace.slow_issue_s))
+    return np.asarray(tokens * ((1 - slow) / pace.fast_launch_s + slow / pace.slow_launch_s))

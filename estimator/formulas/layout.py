@@ -4,14 +4,14 @@ Ranks are laid over the devices tensor parallel first, then context, data, and s
 the same parameters, so that the replicas of a parameter are the data- and the context-parallel ranks together.
 """
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.formulas.machine import Machine
-from estimator.stack.stack import Habits
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, PlanFields, Plans
 from estimator.work.shape import Shape
 
 
@@ -23,30 +23,12 @@ class StageLayers(NamedTuple):
     last: Array
 
 
-class Layout(NamedTuple):
-    """What the formulas take of a plan: numbers, or arrays that broadcast against each other."""
+@dataclass(frozen=True, kw_only=True)
+class Layout(PlanFields[Array, Array, Array]):
+    """What the formulas take of plans: their arrays, which broadcast against each other, and what the machine adds."""
 
-    stages: Num
-    micro_batches: Num
-    rows: Num
-    """Rows of a micro-batch."""
-    dp: Num
-    tp: Num
-    cp: Num
-    ep: Num
-    recomputation: Num
-    """Index into `RECOMPUTATIONS`."""
-    recomputed_layers: Num
-    zero_stage: Num
-    shard_within_node: Num
-    schedule: Num
-    """Index into `SCHEDULES`."""
-    virtual_stages: Num
-    first_layers: Num
-    last_layers: Num
-    sequence_parallel: Num
-    offload_optimizer: Num
-    devices_per_node: Num
+    dp: Array
+    devices_per_node: int
     stalls: Num = False
     """Small collectives wait on this machine."""
 
@@ -58,47 +40,39 @@ class Layout(NamedTuple):
         """Whether the backward pass recomputes in this way."""
         return np.asarray(np.equal(self.recomputation, RECOMPUTATIONS.index(recomputation)))
 
-    def repeats_attention(self, *, fused: bool) -> Array:
-        """Whether it repeats attention: with the layer, or alone where there are scores to drop."""
-        return np.asarray(self.recomputes("full") | ((not fused) & self.recomputes("selective")))
-
-    @property
+    @cached_property
     def replicas(self) -> Array:
         """Ranks that hold the same parameters."""
-        return np.asarray(self.dp) * self.cp
+        return self.dp * self.cp
 
-    @property
+    @cached_property
     def tensor_parallel_hops(self) -> Array:
         """Hops of an all-reduce's ring over a tensor-parallel group that leaves the node; 0 where it does not."""
-        ways = np.asarray(self.tp)
+        ways = self.tp
         return np.where(ways > self.devices_per_node, 2.0 * (ways - 1), 0.0)
 
-    @property
+    @cached_property
     def shard_ranks(self) -> Array:
         """Ranks over which ZeRO spreads what it shards: all replicas, or those of a node."""
-        within = np.clip(np.asarray(self.devices_per_node) // self.tp, 1, self.replicas)
+        within = np.clip(self.devices_per_node // self.tp, 1, self.replicas)
         return np.where(self.shard_within_node, within, self.replicas)
 
-    @property
+    @cached_property
     def expert_shard_ranks(self) -> Array:
         """The same for the parameters of experts, which fewer ranks hold."""
-        return np.maximum(self.shard_ranks // self.ep, 1)
+        return np.asarray(np.maximum(self.shard_ranks // self.ep, 1))
 
-    @property
+    @cached_property
     def sequence_ways(self) -> Array:
         """Parts into which tensor parallelism splits what every of its ranks would hold whole: norms, layer inputs."""
         return np.where(self.sequence_parallel, self.tp, 1)
 
-    def tokens(self, seq_len: Num) -> Array:
-        """Tokens of a micro-batch on one context-parallel rank."""
-        return np.asarray(self.rows, dtype=np.float64) * seq_len / self.cp
-
     def stage_layers(self, num_layers: int) -> StageLayers:
         """Layers of the first, of a middle and of the last stage."""
-        stages = np.asarray(self.stages, dtype=np.float64)
+        stages = np.asarray(self.num_stages, dtype=np.float64)
         even = num_layers / stages
-        uneven = np.asarray(self.first_layers) > 0
-        middle = (num_layers - np.asarray(self.first_layers) - self.last_layers) / np.maximum(stages - 2, 1)
+        uneven = self.first_layers > 0
+        middle = (num_layers - self.first_layers - self.last_layers) / np.maximum(stages - 2, 1)
         return StageLayers(
             np.where(uneven, self.first_layers, even),
             np.where(uneven, middle, even),
@@ -107,16 +81,16 @@ class Layout(NamedTuple):
 
     def repeated_layers(self, layers: Num) -> Array:
         """Layers of a stage of so many that recomputation concerns: all, or as many as the plan says."""
-        return np.where(np.asarray(self.recomputed_layers) > 0, np.minimum(self.recomputed_layers, layers), layers)
+        return np.where(self.recomputed_layers > 0, np.minimum(self.recomputed_layers, layers), layers)
 
     def over_stages(self, each: StageLayers) -> Array:
         """Return the sum over all stages of a quantity."""
-        stages = np.asarray(self.stages)
+        stages = self.num_stages
         return np.where(stages == 1, each.first, each.first + each.last + np.maximum(stages - 2, 0) * each.middle)
 
     def most_of_stages(self, each: StageLayers) -> Array:
         """Return the largest of all stages of a quantity."""
-        stages = np.asarray(self.stages)
+        stages = self.num_stages
         between = np.where(stages > 2, each.middle, 0.0)
         return np.where(stages == 1, each.first, np.maximum(np.maximum(each.first, each.last), between))
 
@@ -128,21 +102,20 @@ class Layout(NamedTuple):
         section 2.2; Qi et al. 2023, arXiv:2401.10241, section 3.1: ZB-H1 holds what 1F1B holds).
         """
         gpipe, interleaved = self.follows("gpipe"), self.follows("interleaved")
-        micro_batches, virtual = np.asarray(self.micro_batches), np.asarray(self.virtual_stages)
+        micro_batches, virtual = self.num_micro_batches, self.virtual_stages
         slope = np.where(gpipe, 0, np.where(interleaved, 2, 1))
-        offset = np.where(gpipe, micro_batches, np.where(interleaved, (virtual - 1) * self.stages + 1, 1))
+        offset = np.where(gpipe, micro_batches, np.where(interleaved, (virtual - 1) * self.num_stages + 1, 1))
         return slope, offset, micro_batches * virtual
 
     def in_flight(self, stage: Num) -> Array:
         """Micro-batches whose activations a stage holds at most, chunks of an interleaved one as parts of one.
 
-        >>> from estimator.formulas.machine import Machine
         >>> plan = layout(Plan(num_stages=4, num_micro_batches=8), num_devices=4, devices_per_node=4)
         >>> [int(plan.in_flight(i).item()) for i in range(4)]
         [4, 3, 2, 1]
         """
         slope, offset, cap = self._in_flight_terms()
-        return np.asarray(np.minimum(slope * (np.asarray(self.stages) - 1 - stage) + offset, cap) / self.virtual_stages)
+        return np.asarray(np.minimum(slope * (self.num_stages - 1 - stage) + offset, cap) / self.virtual_stages)
 
     def mean_in_flight_between(self) -> Array:
         """Mean of `in_flight` over the stages between the first and the last; 0 where there are none.
@@ -151,7 +124,7 @@ class Layout(NamedTuple):
         stages below the cap.
         """
         slope, offset, cap = self._in_flight_terms()
-        between = np.maximum(np.asarray(self.stages) - 2, 0)
+        between = np.maximum(self.num_stages - 2, 0)
         below = np.where(slope == 0, between, np.clip((cap - offset) // np.maximum(slope, 1), 0, between))
         total = slope * below * (below + 1) / 2 + offset * below + (between - below) * cap
         return np.where(between > 0, total / np.maximum(between, 1) / self.virtual_stages, 0.0)
@@ -160,34 +133,8 @@ class Layout(NamedTuple):
 def layout(plans: Plan | Plans, num_devices: int, devices_per_node: int) -> Layout:
     """Return what the formulas take of one plan, or of many; what divides nowhere has one data-parallel rank."""
     many = Plans.of([plans]) if isinstance(plans, Plan) else plans
-    return Layout(
-        many.num_stages,
-        many.num_micro_batches,
-        many.batch_per_device,
-        np.maximum(many.data_parallel(num_devices), 1),
-        many.tp,
-        many.cp,
-        many.ep,
-        many.recomputation,
-        many.recomputed_layers,
-        many.zero_stage,
-        many.shard_within_node,
-        many.schedule,
-        many.virtual_stages,
-        many.first_layers,
-        many.last_layers,
-        many.sequence_parallel,
-        many.offload_optimizer,
-        devices_per_node,
-    )
-
-
-def on_machine(plans: Plan | Plans, machine: Machine, shape: Shape, habits: Habits) -> Layout:
-    """Return what the formulas take of plans on these devices, for a model under a stack."""
-    found = layout(plans, machine.num_devices, machine.devices_per_node)
-    if machine.fabric is not None:
-        found = found._replace(stalls=machine.fabric.stalls)
-    return balanced(found, shape) if habits.balances_stages else found
+    dp = np.maximum(many.data_parallel(num_devices), 1)
+    return Layout(**many.arrays, dp=dp, devices_per_node=devices_per_node)
 
 
 def balanced(plan: Layout, shape: Shape) -> Layout:
@@ -204,12 +151,13 @@ def balanced(plan: Layout, shape: Shape) -> Layout:
     """
     layer = (4 * shape.q_size + 3 * shape.ffn_size) * shape.hidden_size
     total = shape.num_layers * layer + shape.vocab_size * shape.hidden_size
-    stages = np.asarray(plan.stages)
+    stages = plan.num_stages
     before_last = np.ceil(total * (stages - 1) / (stages * layer))
     last = np.clip(shape.num_layers - before_last, 0, None)
     first = np.where(stages == 2, shape.num_layers - last, np.ceil(total / (stages * layer)))
     first = np.minimum(first, shape.num_layers - last)
-    return plan._replace(
+    return replace(
+        plan,
         first_layers=np.where(stages > 1, first, 0),
         last_layers=np.where(stages > 1, last, 0),
     )

@@ -6,9 +6,9 @@ import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.counts import dense_parameters, end_parameters, expert_parameters, head_matmul
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits
 from estimator.work.shape import Shape
 
 SCORE_WORKSPACE_BYTES = 16
@@ -46,26 +46,41 @@ class RankParameters(NamedTuple):
         return RankParameters(self.dense - other.dense, self.experts - other.experts)
 
 
-def rank_parameters(
-    shape: Shape, plan: Layout, *, layers: Num, first: Num, last: Num, trained: bool = False
-) -> RankParameters:
-    """Return the parameters, all or those trained, of one rank of a stage of so many layers."""
-    of_layers = np.asarray(layers) * dense_parameters(shape, trained=trained)
-    dense = (of_layers + end_parameters(shape, first, last, trained=trained)) / plan.tp
-    return RankParameters(dense, np.asarray(layers) * expert_parameters(shape, trained=trained) / plan.tp / plan.ep)
+class Stage(NamedTuple):
+    """A stage of a pipeline."""
+
+    layers: Num
+    has_embedding: Num = False
+    has_head: Num = False
+    """It holds the vocabulary projection."""
+    held: Num = 1.0
+    """Micro-batches in flight."""
+
+
+def stages_of(shape: Shape, plan: Layout) -> tuple[Stage, Stage, Stage]:
+    """Return the first stage, one between, and the last; where one stage is all, the first and the last are that."""
+    alone, layers = plan.num_stages == 1, plan.stage_layers(shape.num_layers)
+    return (
+        Stage(layers.first, has_embedding=True, has_head=alone),
+        Stage(layers.middle),
+        Stage(layers.last, has_embedding=alone, has_head=True),
+    )
+
+
+def rank_parameters(shape: Shape, plan: Layout, stage: Stage, *, trained: bool = False) -> RankParameters:
+    """Return the parameters, all or those trained, of one rank of a stage."""
+    layers = np.asarray(stage.layers)
+    of_layers = layers * dense_parameters(shape, trained=trained)
+    dense = (of_layers + end_parameters(shape, stage.has_embedding, stage.has_head, trained=trained)) / plan.tp
+    return RankParameters(dense, layers * expert_parameters(shape, trained=trained) / plan.tp / plan.ep)
 
 
 def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankParameters:
     """Return the parameters, all or those trained, of a rank of the stage that holds most."""
-    alone, layers = np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
-    stages = (
-        rank_parameters(shape, plan, layers=layers.first, first=True, last=alone, trained=trained),
-        rank_parameters(shape, plan, layers=layers.middle, first=False, last=False, trained=trained),
-        rank_parameters(shape, plan, layers=layers.last, first=alone, last=True, trained=trained),
-    )
-    has_middle = np.asarray(plan.stages) > 2
+    ranks = (rank_parameters(shape, plan, stage, trained=trained) for stage in stages_of(shape, plan))
+    has_middle = plan.num_stages > 2
     return RankParameters(
-        *(np.maximum(np.maximum(first, last), has_middle * middle) for first, middle, last in zip(*stages, strict=True))
+        *(np.maximum(np.maximum(first, last), has_middle * middle) for first, middle, last in zip(*ranks, strict=True))
     )
 
 
@@ -78,9 +93,7 @@ class Kept(NamedTuple):
     """That tensor parallelism splits."""
 
 
-def kept_bytes_per_token(
-    shape: Shape, seq_len: Num, *, scores: Num, fused: bool, act: int, fuses_activation: bool = False
-) -> Kept:
+def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     """Bytes per token that one layer keeps between its forward and its backward pass where none of it is repeated.
 
     Whole: per norm its input, its 32-bit copy and its output. Split: queries, keys, values; attention's output; the
@@ -89,94 +102,83 @@ def kept_bytes_per_token(
     Materialized attention adds the keys and values repeated for every query head, and the probabilities (`scores`: 1,
     or 0 where they are dropped).
     """
-    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
+    shape, habits, fused = inputs.shape, inputs.habits, inputs.fuses_attention
+    act, ffn = habits.activation_bytes, shape.ffn_size * max(shape.num_experts_per_token, 1)
     heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size)
-    block = act * ((3 if fuses_activation else 4) if shape.gated_ffn else 2) * ffn
+    block = act * ((3 if habits.fuses_activation else 4) if shape.gated_ffn else 2) * ffn
     repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
-    probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * seq_len, dtype=np.float64)
+    probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * inputs.seq_len, dtype=np.float64)
     return Kept(2.0 * (2 * act + 4) * shape.hidden_size, heads + block + repeated + probabilities)
 
 
-def activation_bytes(
-    shape: Shape, seq_len: Num, plan: Layout, habits: Habits, *, layers: Num, held: Num, gathered: Num = 0.0
-) -> tuple[Array, Array]:
+def activation_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> tuple[Array, Array]:
     """Bytes that a stage keeps for its backward pass, and what the layer in the backward pass adds by repeating.
 
-    Full recomputation keeps the layer's input, of all layers or of as many as the plan says. `gathered` are bytes per
-    token and unit of the hidden size that a layer keeps whole of inputs gathered from tensor-parallel ranks.
+    Full recomputation keeps the layer's input, of all layers or of as many as the plan says. A layer also keeps whole
+    what it gathered from tensor-parallel ranks, as far as devices were measured to.
     """
-    fused, act = habits.fuses_attention(shape), habits.activation_bytes
-    drops = plan.recomputes("selective")
-    kept, unrepeated = (
-        kept_bytes_per_token(
-            shape, seq_len, scores=scores, fused=fused, act=act, fuses_activation=habits.fuses_activation
-        )
-        for scores in (1.0 - drops, 1.0)
-    )
-    tokens, full = plan.tokens(seq_len), plan.recomputes("full")
-    inputs = gathered * shape.hidden_size * (plan.sequence_ways > 1)
-    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + inputs
-    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp + inputs
+    shape, plan, tokens = inputs.shape, inputs.plan, inputs.tokens
+    full, act = plan.recomputes("full"), inputs.habits.activation_bytes
+    kept, unrepeated = (kept_bytes_per_token(inputs, scores) for scores in (1.0 - plan.recomputes("selective"), 1.0))
+    gathered = efficiencies.gathered_bytes * shape.hidden_size * (plan.sequence_ways > 1)
+    layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + gathered
+    whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp + gathered
     small = act * shape.hidden_size / plan.sequence_ways
-    share = np.where(full, plan.repeated_layers(layers) / np.maximum(layers, 1), 0.0)
-    stored = tokens * layers * held * (layer + share * (small - layer))
+    share = np.where(full, plan.repeated_layers(stage.layers) / np.maximum(stage.layers, 1), 0.0)
+    stored = tokens * stage.layers * stage.held * (layer + share * (small - layer))
     return stored, tokens * np.where(full, whole, whole - layer)
 
 
-def stage_bytes(
-    shape: Shape,
-    seq_len: Num,
-    plan: Layout,
-    habits: Habits,
-    *,
-    first: Num,
-    last: Num,
-    layers: Num,
-    held: Num,
-    gathered: Num = 0.0,
-) -> dict[str, Array]:
-    """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
-
-    Args:
-        shape: the model.
-        seq_len: tokens per row.
-        plan: degrees and counts, scalars or arrays.
-        habits: what the stack keeps, in which precision.
-        first: whether the stage holds the embedding.
-        last: whether it holds the vocabulary projection.
-        layers: layers of the stage.
-        held: micro-batches in flight.
-        gathered: bytes per token and unit of the hidden size of gathered inputs that each layer keeps.
-    """
-    zero, tokens = np.asarray(plan.zero_stage), plan.tokens(seq_len)
-    shards_weights = (zero == 3) & ~habits.gathers_once(plan.stages)
-    shards_gradients = (zero >= 2) & (habits.reduces_often(plan.stages) | (np.asarray(plan.micro_batches) == 1))
-    params = rank_parameters(shape, plan, layers=layers, first=first, last=last)
-    trained = rank_parameters(shape, plan, layers=layers, first=first, last=last, trained=True)
-    layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False))
-    trained_layer = sum(rank_parameters(shape, plan, layers=1, first=False, last=False, trained=True))
-    buffered = layer * habits.weight_bytes * shards_weights + trained_layer * habits.gradient_bytes * (zero >= 2)
-    in_layers = rank_parameters(shape, plan, layers=layers, first=False, last=False)
+def state_bytes(inputs: StepInputs, stage: Stage) -> dict[str, Array]:
+    """Bytes that each device of a stage holds of its parameters, whatever it is fed, by purpose."""
+    shape, _, plan, _, habits = inputs
+    zero, layer = plan.zero_stage, Stage(layers=1)
+    shards_weights = (zero == 3) & ~habits.gathers_once(plan.num_stages)
+    shards_gradients = (zero >= 2) & (habits.reduces_often(plan.num_stages) | (plan.num_micro_batches == 1))
+    trained = rank_parameters(shape, plan, stage, trained=True)
+    of_layer, trained_of_layer = (sum(rank_parameters(shape, plan, layer, trained=only)) for only in (False, True))
+    buffered = of_layer * habits.weight_bytes * shards_weights + trained_of_layer * habits.gradient_bytes * (zero >= 2)
     weights = trained.bytes_of(habits.weight_bytes, plan, shards_weights)
     if shape.lora_rank:  # trained are adapters alone; the ends are frozen, but not quantized
+        params, in_layers = rank_parameters(shape, plan, stage), rank_parameters(shape, plan, Stage(stage.layers))
         weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
         weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
-    on_device = 1.0 - np.asarray(plan.offload_optimizer)
-    activations, recomputed = activation_bytes(
-        shape, seq_len, plan, habits, layers=layers, held=held, gathered=gathered
-    )
-    scores = 0.0 if habits.fuses_attention(shape) else shape.num_heads * float(seq_len) * tokens / plan.tp
+    on_device = 1.0 - plan.offload_optimizer
     return {
         "weights": weights,
         "master_weights": on_device * trained.bytes_of(habits.master_bytes, plan, zero >= 1),
         "optimizer": on_device * trained.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
         "gradients": trained.bytes_of(habits.gradient_bytes, plan, shards_gradients),
         "communication_buffers": (2 * buffered + sum(trained) * habits.reduction_bytes) * (plan.replicas > 1),
+    }
+
+
+def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> dict[str, Array]:
+    """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
+
+    Args:
+        inputs: plans, a model and a machine.
+        efficiencies: what devices were measured to hold beyond the bytes counted here.
+        stage: its layers, ends, and micro-batches in flight.
+    """
+    shape, habits, tokens, tp = inputs.shape, inputs.habits, inputs.tokens, inputs.plan.tp
+    activations, recomputed = activation_bytes(inputs, efficiencies, stage)
+    scores = 0.0 if inputs.fuses_attention else shape.num_heads * float(inputs.seq_len) * tokens / tp
+    logits = np.asarray(stage.has_head) * stage.held * tokens / tp * head_matmul(shape).out_size
+    return {
+        **state_bytes(inputs, stage),
         "activations": activations,
         "recomputed_layer": recomputed,
         "attention_workspace": np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64),
-        "logits": np.asarray(last) * held * tokens / plan.tp * head_matmul(shape).out_size * float(habits.logit_bytes),
+        "logits": logits * float(habits.logit_bytes),
+        "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
+
+
+def workspace_bytes(inputs: StepInputs, efficiencies: Efficiencies, held: Num) -> Array:
+    """Bytes that every tensor-parallel rank holds whole: of the layer in work, and of each micro-batch in flight."""
+    flight = efficiencies.flight_bytes * (inputs.plan.sequence_ways > 1) * np.asarray(held)
+    return np.asarray(inputs.tokens * inputs.shape.hidden_size * (efficiencies.workspace_bytes + flight))
 
 
 class Memory(NamedTuple):
@@ -215,75 +217,46 @@ class Memory(NamedTuple):
         return peak
 
 
-def workspace_bytes(shape: Shape, seq_len: Num, plan: Layout, efficiencies: Efficiencies, held: Num) -> Array:
-    """Bytes that every tensor-parallel rank holds whole: of the layer in work, and of each micro-batch in flight."""
-    each = efficiencies.workspace_bytes + efficiencies.flight_bytes * (plan.sequence_ways > 1) * np.asarray(held)
-    return np.asarray(plan.tokens(seq_len) * shape.hidden_size * each)
-
-
 def _sum(parts: dict[str, Array]) -> Array:
     return np.asarray(sum(parts.values()))
 
 
-def plan_memory(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Memory:
+def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
     """Memory of the stages that can be the fullest.
 
     The first stage holds the embedding and the most micro-batches in flight, the last one the logits; of those between,
     equal in layers, the second holds the most.
-
-    Args:
-        shape: the model.
-        seq_len: tokens per row.
-        plan: degrees and counts.
-        habits: what the stack keeps.
-        efficiencies: what devices were measured to hold beyond the bytes counted here.
     """
-    gathered = efficiencies.gathered_bytes
-    stages, alone, layers = np.asarray(plan.stages), np.asarray(plan.stages) == 1, plan.stage_layers(shape.num_layers)
-
-    def stage(number: Num, count: Array, first: Num, last: Num) -> dict[str, Array]:
-        held = plan.in_flight(number)
-        ends = {"first": first, "last": last}
-        found = stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered)
-        return {**found, "workspace": workspace_bytes(shape, seq_len, plan, efficiencies, held)}
-
-    between = stages > 2
+    plan = inputs.plan
+    first, second, last = stages_of(inputs.shape, plan)
+    of_second = stage_bytes(inputs, efficiencies, second._replace(held=plan.in_flight(1)))
+    between = plan.num_stages > 2
     return Memory(
-        first=stage(0, layers.first, True, alone),
-        second={name: between * part for name, part in stage(1, layers.middle, False, False).items()},
-        last=stage(stages - 1, layers.last, alone, True),
+        first=stage_bytes(inputs, efficiencies, first._replace(held=plan.in_flight(0))),
+        second={name: between * part for name, part in of_second.items()},
+        last=stage_bytes(inputs, efficiencies, last._replace(held=plan.in_flight(plan.num_stages - 1))),
         ratio=efficiencies.memory_ratio,
         base_bytes=efficiencies.base_bytes,
     )
 
 
-def total_bytes(shape: Shape, seq_len: Num, plan: Layout, habits: Habits, efficiencies: Efficiencies) -> Array:
+def total_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
     """Bytes of all devices together.
 
     They are linear in the micro-batches in flight, so that the mean stands for the stages between.
     """
-    layers, alone = plan.stage_layers(shape.num_layers), np.asarray(plan.stages) == 1
-
-    def stage(held: Num, count: Array, first: Num, last: Num) -> Array:
-        ends = {"first": first, "last": last}
-        gathered = efficiencies.gathered_bytes
-        counted = _sum(stage_bytes(shape, seq_len, plan, habits, **ends, layers=count, held=held, gathered=gathered))
-        workspace = workspace_bytes(shape, seq_len, plan, efficiencies, held)
-        return efficiencies.memory_ratio * (counted + workspace) + efficiencies.base_bytes
-
-    pipeline = plan.over_stages(
-        StageLayers(
-            stage(plan.in_flight(0), layers.first, True, alone),
-            stage(plan.mean_in_flight_between(), layers.middle, False, False),
-            stage(plan.in_flight(np.asarray(plan.stages) - 1), layers.last, alone, True),
-        )
-    )
-    return np.asarray(pipeline * plan.replicas * plan.tp)
+    plan = inputs.plan
+    in_flight = plan.in_flight(0), plan.mean_in_flight_between(), plan.in_flight(plan.num_stages - 1)
+    stages = (stage._replace(held=held) for stage, held in zip(stages_of(inputs.shape, plan), in_flight, strict=True))
+    counted = (_sum(stage_bytes(inputs, efficiencies, stage)) for stage in stages)
+    held = (efficiencies.memory_ratio * each + efficiencies.base_bytes for each in counted)
+    return np.asarray(plan.over_stages(StageLayers(*held)) * plan.replicas * plan.tp)
 
 
-def host_bytes(shape: Shape, plan: Layout, habits: Habits) -> Array:
+def host_bytes(inputs: StepInputs) -> Array:
     """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded."""
+    shape, _, plan, _, habits = inputs
     state = fullest_rank(shape, plan, trained=True).bytes_of(
-        habits.master_bytes + habits.optimizer_bytes, plan, np.asarray(plan.zero_stage) >= 1
+        habits.master_bytes + habits.optimizer_bytes, plan, plan.zero_stage >= 1
     )
-    return np.asarray(plan.offload_optimizer) * state * plan.devices_per_node
+    return plan.offload_optimizer * state * plan.devices_per_node

@@ -14,13 +14,11 @@ from estimator.formulas.collectives import (
 )
 from estimator.formulas.compute import Rates, attention_passes, matmul_passes, sustained_rates
 from estimator.formulas.counts import LOSS_TRAFFIC_BYTES, adapter_matmuls, head_matmul, layer_matmuls, layer_traffic
-from estimator.formulas.launch import issue_seconds, num_repeated, stage_issue_seconds
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.launch import launch_seconds, num_repeated, stage_launch_seconds
 from estimator.formulas.layout import Layout, StageLayers
-from estimator.formulas.machine import Machine
-from estimator.formulas.memory import RankParameters, fullest_rank, rank_parameters
+from estimator.formulas.memory import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits
-from estimator.work.shape import Shape
 
 HOST_MEMORY_EFFICIENCY = 0.5
 """Part of its memory's bandwidth that a host's Adam reaches.  # assumed: a streaming kernel over four arrays"""
@@ -43,43 +41,35 @@ class Layer(NamedTuple):
     """The part of the usual that no other stage waits for."""
 
 
-def layer_seconds(
-    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, efficiencies: Efficiencies
-) -> Layer:
+def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> Layer:
     """Return the seconds of one layer for one micro-batch.
 
     A context-parallel ring hides behind attention, but for the exposed part of it, and for what is longer.
     """
-    exposed = efficiencies.exposed_communication
-    tokens, full, fused = plan.tokens(seq_len), plan.recomputes("full"), habits.fuses_attention(shape)
-    base = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in layer_matmuls(shape)]
-    adapters = [matmul_passes(tokens, m, plan.tp, plan.ep, rates) for m in adapter_matmuls(shape)]
+    shape, plan = inputs.shape, inputs.plan
+    exposed, full = efficiencies.exposed_communication, plan.recomputes("full")
+    base = [matmul_passes(inputs.tokens, m, plan, rates) for m in layer_matmuls(shape)]
+    adapters = [matmul_passes(inputs.tokens, m, plan, rates) for m in adapter_matmuls(shape)]
     passes = [*adapters, *(p.frozen() if shape.lora_rank else p for p in base)]
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
-    unpacked = 2.0 * unpacking_seconds(shape, plan, habits, rates)
-    forward, backward = attention_passes(tokens, seq_len, shape, plan.tp, rates, fused=fused)
-    whole, inside = layer_traffic(shape, habits.activation_bytes, in_8_bits=habits.matmul_precision == "fp8")
-    sent = tokens * shape.hidden_size * habits.activation_bytes
-    reduced = efficiencies.tensor_exposure * tensor_parallel_seconds(sent, plan, machine, efficiencies.hop_s)
-    ring = context_parallel_seconds(tokens, shape, plan, machine, habits)
-    experts = expert_parallel_seconds(tokens, shape, plan, machine, habits) if shape.num_experts else np.zeros(())
+    forward, backward = attention_passes(inputs, rates)
+    elementwise, elementwise_again = elementwise_seconds(inputs, rates)
+    all_reduce_s = tensor_parallel_seconds(inputs.passed_bytes, plan, inputs.machine, efficiencies.hop_s)
+    reduced = efficiencies.tensor_exposure * all_reduce_s
+    ring = context_parallel_seconds(inputs)
+    experts = expert_parallel_seconds(inputs) if shape.num_experts else np.zeros(())
     usual = {
         "matmul": np.asarray(sum(sum(p) for p in passes)),
         "attention": forward + backward,
-        "elementwise": tokens
-        / rates.bytes_per_s
-        * (sum(whole) / plan.sequence_ways + sum(inside) / np.asarray(plan.tp))
-        + unpacked,
+        "elementwise": elementwise,
         "tensor_parallel": 4.0 * reduced,
         "context_parallel": np.maximum(exposed * ring, ring - (forward + backward)),
         "expert_parallel": 2.0 * experts,
     }
     again = {
         "matmul": full * repeated,
-        "attention": plan.repeats_attention(fused=fused) * forward,
-        "elementwise": full
-        * (tokens / rates.bytes_per_s)
-        * (whole.forward / plan.sequence_ways + inside.forward / np.asarray(plan.tp)),
+        "attention": inputs.repeats_attention * forward,
+        "elementwise": full * elementwise_again,
         "tensor_parallel": full * reduced * (2 if shape.repeats_last_product else 1),
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,
@@ -87,12 +77,20 @@ def layer_seconds(
     return Layer(usual, again, np.asarray(sum(p.weight_gradient for p in passes)))
 
 
-def unpacking_seconds(shape: Shape, plan: Layout, habits: Habits, rates: Rates) -> Array:
-    """Seconds of turning a layer's quantized weights into 16 bits for one pass: read, and written."""
-    if not shape.lora_rank or habits.frozen_weight_bytes is None:
-        return np.zeros(())
-    layer = rank_parameters(shape, plan, layers=1, first=False, last=False)
-    return np.asarray(sum(layer) * (habits.frozen_weight_bytes + 2.0) / rates.bytes_per_s)
+def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
+    """Seconds of a layer's ops beside its products: forward and backward, and those of a repeated forward pass.
+
+    Quantized weights are also turned into 16 bits in each of the two passes: read, and written.
+    """
+    shape, _, plan, _, habits = inputs
+    whole, inside = layer_traffic(shape, habits.activation_bytes, in_8_bits=habits.matmul_precision == "fp8")
+    per_byte = inputs.tokens / rates.bytes_per_s
+    both = per_byte * (sum(whole) / plan.sequence_ways + sum(inside) / plan.tp)
+    forward = per_byte * (whole.forward / plan.sequence_ways + inside.forward / plan.tp)
+    if shape.lora_rank and habits.frozen_weight_bytes is not None:
+        unpacked_bytes = sum(rank_parameters(shape, plan, Stage(layers=1))) * (habits.frozen_weight_bytes + 2.0)
+        both = both + 2.0 * (unpacked_bytes / rates.bytes_per_s)
+    return both, forward
 
 
 class Ends(NamedTuple):
@@ -105,16 +103,15 @@ class Ends(NamedTuple):
     """An all-reduce over the tensor-parallel ranks, one at either end."""
 
 
-def end_seconds(
-    shape: Shape, seq_len: Num, plan: Layout, machine: Machine, habits: Habits, rates: Rates, hop_s: Num
-) -> Ends:
+def end_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> Ends:
     """Return the seconds per micro-batch of the embedding, of the vocabulary projection, and of the loss."""
-    tokens = plan.tokens(seq_len)
+    shape, _, plan, machine, habits = inputs
+    tokens = inputs.tokens
     embedding = 4.0 * habits.activation_bytes * shape.hidden_size * tokens / plan.tp / rates.bytes_per_s
-    passes = matmul_passes(tokens, head_matmul(shape), plan.tp, 1, rates._replace(weights_flop_per_s=rates.flop_per_s))
+    passes = matmul_passes(tokens, head_matmul(shape), plan, rates._replace(weights_flop_per_s=rates.flop_per_s))
     head = sum(passes.frozen() if shape.lora_rank else passes)
     loss = LOSS_TRAFFIC_BYTES * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
-    reduced = tensor_parallel_seconds(tokens * shape.hidden_size * habits.activation_bytes, plan, machine, hop_s)
+    reduced = tensor_parallel_seconds(inputs.passed_bytes, plan, machine, efficiencies.hop_s)
     return Ends(embedding, np.asarray(head), loss, reduced)
 
 
@@ -129,8 +126,8 @@ def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.
     """
     total, slowest = plan.over_stages(stage), plan.most_of_stages(stage)
     zero_bubble = np.maximum(1.0 - 2.0 * np.asarray(weight_gradient), 0.0)
-    fills = np.where(plan.follows("zero_bubble"), zero_bubble, 1.0 / np.asarray(plan.virtual_stages))
-    return np.asarray(np.asarray(plan.micro_batches) * slowest + fills * (total - slowest))
+    fills = np.where(plan.follows("zero_bubble"), zero_bubble, 1.0 / plan.virtual_stages)
+    return np.asarray(plan.num_micro_batches * slowest + fills * (total - slowest))
 
 
 def without_overlap(efficiencies: Efficiencies) -> Efficiencies:
@@ -143,13 +140,13 @@ def without_overlap(efficiencies: Efficiencies) -> Efficiencies:
     )
 
 
-class Step(NamedTuple):
-    """One optimizer step: seconds by purpose, which add up, and how long the host issues work for it."""
+class StepTime(NamedTuple):
+    """One optimizer step: seconds by purpose, which add up, and how long the host launches work for it."""
 
     breakdown: dict[str, Array]
     """Mean seconds of a device, by purpose; `pipeline_bubble` is its wait for other stages."""
-    issue_s: Array
-    """Mean seconds that the host takes to issue the step's work."""
+    launch_s: Array
+    """Mean seconds that the host takes to launch the step's work."""
 
     @property
     def seconds(self) -> Array:
@@ -157,96 +154,107 @@ class Step(NamedTuple):
         return np.asarray(sum(self.breakdown.values()))
 
 
-def plan_step(
-    shape: Shape,
-    seq_len: Num,
-    plan: Layout,
-    machine: Machine,
-    habits: Habits,
-    efficiencies: Efficiencies,
-    steps_per_read: int = 1,
-) -> Step:
-    """Return the time of one step of a plan, or of many.
+class DeviceTime(NamedTuple):
+    """Seconds of a device in a step."""
 
-    A single controller issues a step before the devices run it. Where each device has its host, a stage takes for a
-    micro-batch as long as the slower of both.
+    breakdown: dict[str, Array]
+    """By purpose, adding up; `pipeline_bubble` is its wait for other stages."""
+    stage: StageLayers
+    """Of one micro-batch on each kind of stage."""
+    pipeline: Array
+    """Of all micro-batches through the pipeline."""
+    weight_gradient: Array
+    """Part of those that no other stage waits for."""
 
-    Args:
-        shape: the model.
-        seq_len: tokens per row.
-        plan: degrees and counts, shape () or (plans,).
-        machine: devices, links and network.
-        habits: how the stack works.
-        efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
-        steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
-    """
-    if not habits.overlaps_communication:
-        efficiencies = without_overlap(efficiencies)
+
+def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
+    """Return the seconds of a device in a step, whatever its host takes."""
+    shape, _, plan, machine, habits = inputs
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
-    exposed = efficiencies.exposed_communication
-    micro_batches, layers = np.asarray(plan.micro_batches), plan.stage_layers(shape.num_layers)
-    layer = layer_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies)
-    ends = end_seconds(shape, seq_len, plan, machine, habits, rates, efficiencies.hop_s)
+    layer, ends = layer_seconds(inputs, efficiencies, rates), end_seconds(inputs, efficiencies, rates)
     trained = fullest_rank(shape, plan, trained=True)
     passes = 2.0 if habits.fuses_accumulation else 3.0  # the sum read and written; apart, the new gradient read too
-    gradient_pass = passes * habits.gradient_bytes * sum(trained) * (micro_batches > 1) / rates.bytes_per_s
+    gradient_pass = passes * habits.gradient_bytes * sum(trained) * (plan.num_micro_batches > 1) / rates.bytes_per_s
 
     usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
     opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced
-    first, middle, last = (count * usual + plan.repeated_layers(count) * again + gradient_pass for count in layers)
-    alone = np.asarray(plan.stages) == 1
-    stage = StageLayers(first + opening + alone * closing, middle, last + closing)
+    first, middle, last = (
+        count * usual + plan.repeated_layers(count) * again + gradient_pass
+        for count in plan.stage_layers(shape.num_layers)
+    )
+    stage = StageLayers(first + opening + (plan.num_stages == 1) * closing, middle, last + closing)
     weight_gradient = layer.weight_gradient / (usual + again)
-    work = pipeline_seconds(stage, plan, weight_gradient)
-    busy = busy_seconds(shape, plan, layer, ends, gradient_pass)
-    sharded = np.where(np.asarray(plan.zero_stage) > 0, efficiencies.sharded_exposure, 1.0)
-    device = busy | {
-        "pipeline_bubble": np.maximum(work - sum(busy.values()), 0.0),  # never less, but for rounding
-        "stage_transfer": exposed * stage_transfer_seconds(shape, seq_len, plan, machine, habits),
-        "data_parallel": exposed * sharded * data_parallel_seconds(shape, plan, machine, habits),
-        **update_seconds(trained, plan, machine, habits, rates),
+    pipeline = pipeline_seconds(stage, plan, weight_gradient)
+    busy = busy_seconds(inputs, layer, ends, gradient_pass)
+    exposed = efficiencies.exposed_communication
+    sharded = np.where(plan.zero_stage > 0, efficiencies.sharded_exposure, 1.0)
+    breakdown = busy | {
+        "pipeline_bubble": np.maximum(pipeline - sum(busy.values()), 0.0),  # never less, but for rounding
+        "stage_transfer": exposed * stage_transfer_seconds(inputs),
+        "data_parallel": exposed * sharded * data_parallel_seconds(inputs),
+        **update_seconds(inputs, trained, rates),
     }
-    device = {name: np.asarray(seconds * efficiencies.family_factor) for name, seconds in device.items()}
-    issue = issue_seconds(shape, plan, habits, efficiencies)
+    return DeviceTime(breakdown, stage, pipeline, weight_gradient)
+
+
+def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: int = 1) -> StepTime:
+    """Return the time of one step of a plan, or of many.
+
+    A single controller launches a step before the devices run it. Where each device has its host, a stage takes for a
+    micro-batch as long as the slower of both.
+
+    Args:
+        inputs: plans, a model, a machine and habits.
+        efficiencies: numbers, or arrays of shape (samples, 1) that broadcast against the plans.
+        steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
+    """
+    plan, habits = inputs.plan, inputs.habits
+    if not habits.overlaps_communication:
+        efficiencies = without_overlap(efficiencies)
+    factor, device = efficiencies.family_factor, device_time(inputs, efficiencies)
+    breakdown = {name: np.asarray(seconds * factor) for name, seconds in device.breakdown.items()}
+    launched = stage_launch_seconds(inputs, efficiencies)
+    launch = launch_seconds(inputs, efficiencies, launched)
     if habits.single_controller:
-        # it issues before the devices run; only until the next read of the loss does it run ahead
-        hidden = np.maximum(issue - sum(device.values()), 0.0)
-        return Step({**device, "host": np.asarray((issue + (steps_per_read - 1) * hidden) / steps_per_read)}, issue)
-    factor, issued = efficiencies.family_factor, stage_issue_seconds(shape, plan, habits, efficiencies)
-    slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in stage), issued))
-    waits = pipeline_seconds(slower, plan, weight_gradient) - factor * work
-    return Step({**device, "host": np.maximum(waits, 0.0) + efficiencies.issue_s_per_step}, issue)
+        # it launches before the devices run; only until the next read of the loss does it run ahead
+        hidden = np.maximum(launch - sum(breakdown.values()), 0.0)
+        host = (launch + (steps_per_read - 1) * hidden) / steps_per_read
+    else:
+        slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in device.stage), launched))
+        waits = pipeline_seconds(slower, plan, device.weight_gradient) - factor * device.pipeline
+        host = np.maximum(waits, 0.0) + efficiencies.launch_s_per_step
+    return StepTime({**breakdown, "host": np.asarray(host)}, launch)
 
 
-def busy_seconds(shape: Shape, plan: Layout, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:
+def busy_seconds(inputs: StepInputs, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:
     """Mean seconds of a device in a step's micro-batches, by purpose, waits for other stages not among them."""
-    per_device, repeated = np.asarray(plan.micro_batches) / plan.stages, num_repeated(shape, plan)
+    shape, plan = inputs.shape, inputs.plan
+    per_device, repeated = plan.num_micro_batches / plan.num_stages, num_repeated(shape, plan)
     busy = {
         name: per_device * (shape.num_layers * seconds + repeated * layer.repeated[name])
         for name, seconds in layer.usual.items()
     }
     busy["matmul"] = busy["matmul"] + per_device * ends.head
-    busy["elementwise"] = busy["elementwise"] + per_device * (ends.embedding + ends.loss + plan.stages * gradient_pass)
+    at_ends = ends.embedding + ends.loss + plan.num_stages * gradient_pass
+    busy["elementwise"] = busy["elementwise"] + per_device * at_ends
     busy["tensor_parallel"] = busy["tensor_parallel"] + per_device * 2.0 * ends.reduced
     return busy
 
 
-def update_seconds(
-    params: RankParameters, plan: Layout, machine: Machine, habits: Habits, rates: Rates
-) -> dict[str, Array]:
+def update_seconds(inputs: StepInputs, trained: RankParameters, rates: Rates) -> dict[str, Array]:
     """Seconds of a rank's update: gradient read; master weights and state read and written; compute copy written.
 
     Offloaded, the host does it with its own memory, and gradients and compute copy travel between (Ren et al. 2021,
     arXiv:2101.06840, section 4).
     """
+    _, _, plan, machine, habits = inputs
     moved = habits.gradient_bytes + 2 * (habits.master_bytes + habits.optimizer_bytes) + habits.weight_bytes
-    is_sharded, offload = np.asarray(plan.zero_stage) >= 1, np.asarray(plan.offload_optimizer)
-    on_device = params.bytes_of(moved, plan, is_sharded) / rates.bytes_per_s
-    host = machine.node.host
+    is_sharded, offload = plan.zero_stage >= 1, plan.offload_optimizer
+    updated = trained.bytes_of(moved, plan, is_sharded)
+    on_device, host = updated / rates.bytes_per_s, machine.node.host
     if host is None:
         return {"optimizer": np.asarray(on_device)}
-    share = HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node
-    on_host = params.bytes_of(moved, plan, is_sharded) / share
-    travels = params.bytes_of(habits.gradient_bytes + habits.weight_bytes, plan, is_sharded)
+    on_host = updated / (HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node)
+    travels = trained.bytes_of(habits.gradient_bytes + habits.weight_bytes, plan, is_sharded)
     link = HOST_LINK_EFFICIENCY * host.link_bytes_per_s
     return {"optimizer": np.where(offload, on_host, on_device), "offload": offload * travels / link}

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from estimator.arrays import Num
 from estimator.stack.stack import Startup
 from hardware.models import Accelerator, Price
 
@@ -10,20 +13,20 @@ SECONDS_PER_HOUR = 3600.0
 
 
 class Wall(NamedTuple):
-    """Seconds of a run, from the start of the program to the end of its last step."""
+    """Seconds of a run, from the start of the program to the end of its last step; of one plan, or of many."""
 
     startup_s: float
     """Until the first step begins: imports, checkpoint, request, plan search."""
-    first_step_s: float
-    later_steps_s: float
+    first_step_s: Num
+    later_steps_s: Num
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Num:
         """Seconds of all of it."""
         return self.startup_s + self.first_step_s + self.later_steps_s
 
 
-def wall(step_s: float, num_steps: int, startup: Startup, num_candidates: int) -> Wall:
+def wall(step_s: Num, num_steps: int, startup: Startup, num_candidates: int) -> Wall:
     """Return the wall time of a run: startup + first step + (n - 1) steps.
 
     The first step compiles lazily and is never faster than the others. Evaluation, checkpoints and failures are not
@@ -32,7 +35,7 @@ def wall(step_s: float, num_steps: int, startup: Startup, num_candidates: int) -
     search_s = startup.search_s_per_candidate * num_candidates
     return Wall(
         startup_s=startup.load_s + startup.request_s + search_s,
-        first_step_s=max(startup.first_step_s, step_s),
+        first_step_s=np.maximum(startup.first_step_s, step_s),
         later_steps_s=step_s * (num_steps - 1),
     )
 
@@ -51,6 +54,6 @@ def price_range(prices: Sequence[Price]) -> tuple[float, float, float] | None:
     return median, min(low for low, _ in readings), max(high for _, high in readings)
 
 
-def energy_kwh(seconds: float, num_devices: int, accelerator: Accelerator) -> float:
+def energy_kwh(seconds: Num, num_devices: int, accelerator: Accelerator) -> Num:
     """Energy of the devices at their design power, hosts and network not counted [kWh]."""
     return accelerator.tdp_w * num_devices * seconds / SECONDS_PER_HOUR / 1000

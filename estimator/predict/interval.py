@@ -1,24 +1,36 @@
 """Values with their 90 % intervals: how parameters move a prediction, and what is added that they leave."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.formulas.memory import Memory
-from estimator.formulas.step import Step
-from estimator.predict.residual import left_log_sd
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import Fit
+from estimator.stack.fit import interval_ratio
 
 
 class Range(NamedTuple):
-    """A value with its 90 % interval."""
+    """A value with its 90 % interval.
+
+    >>> Range(21.04, 17.2, 25.7)
+    21.0 (17.2 to 25.7)
+    """
 
     value: float
     low: float
     high: float
+
+    def __repr__(self) -> str:
+        """Return the value and its interval in three significant digits or more."""
+        value, low, high = map(_digits, self)
+        return f"{value} ({low} to {high})"
+
+    @classmethod
+    def of(cls, median: float, log_sd: float, degrees_of_freedom: int) -> Self:
+        """Return the range of a quantity whose logarithm is Student's t around that of its median."""
+        ratio = float(interval_ratio(log_sd, degrees_of_freedom))
+        return cls(median, median / ratio, median * ratio)
 
     def times(self, factor: float) -> "Range":
         """Return the range of a quantity in proportion to this one."""
@@ -27,6 +39,15 @@ class Range(NamedTuple):
     def inverse(self, numerator: float) -> "Range":
         """Return the range of `numerator` over this quantity."""
         return Range(numerator / self.value, numerator / self.high, numerator / self.low)
+
+
+def _digits(value: float) -> str:
+    """Return a number in three significant digits, or as a whole one where it has more.
+
+    >>> [_digits(value) for value in (0.01234, 7.5, 21.04, 52416.3, 4.56e10)]
+    ['0.0123', '7.50', '21.0', '52,416', '4.56e+10']
+    """
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e7 else f"{value:#.3g}"
 
 
 def moved(efficiencies: Efficiencies, names: Sequence[str], directions: Array) -> Efficiencies:
@@ -44,26 +65,3 @@ def moved_variance(logs: Array) -> Array:
 def log_sd(moved_values: Array, residual: Num) -> Array:
     """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
     return np.asarray(np.sqrt(moved_variance(np.log(moved_values)) + np.asarray(residual) ** 2))
-
-
-def spreads(
-    step: Step, after: tuple[Step, Memory], fit: Fit, places: Array, accelerator: str, new_source: float
-) -> tuple[Array, Array]:
-    """Return the log standard deviations of seconds per step and of bytes: of parameters, and of what they leave.
-
-    Args:
-        step: as predicted.
-        after: step and memory after each move of the parameters.
-        fit: what the stack's fit found.
-        places: `residual.features` of the plans.
-        accelerator: further spread is added where the stack never ran on it.
-        new_source: further spread of device seconds of a source of runs that was never measured.
-    """
-    new_device = 0.0 if accelerator in fit.accelerators else fit.device_log_sd
-    device_share = 1 - step.breakdown["host"] / step.seconds
-    left = left_log_sd(fit.step_discrepancy, fit.step_log_sd, places)
-    left_bytes = left_log_sd(fit.memory_discrepancy, fit.memory_log_sd, places)
-    return (
-        log_sd(after[0].seconds, np.hypot(left, np.hypot(new_device, new_source) * device_share)),
-        log_sd(after[1].peak_bytes, left_bytes),
-    )

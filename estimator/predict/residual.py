@@ -19,12 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.layout import Layout
-from estimator.formulas.machine import Machine
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.memory import Memory
-from estimator.formulas.step import Step
-from estimator.stack.fit import Discrepancy, Fit
-from estimator.work.shape import Shape
+from estimator.formulas.step import StepTime
+from estimator.stack.fit import Fit, ResidualModel
 
 CHUNK = 4096
 """Runs whose distances are held at once: with a thousand measured ones, 32 MiB."""
@@ -57,25 +55,26 @@ DEVICES = (0, 1, 3)
 """Features whose sum is the doublings of devices: tensor parallel, stages, replicas."""
 
 
-def features(shape: Shape, seq_len: float, plan: Layout, machine: Machine, *, in_8_bits: bool) -> Array:
+def features(inputs: StepInputs) -> Array:
     """Return where runs lie, shape (..., features): see `FEATURES`."""
+    shape, seq_len, plan, machine, habits = inputs
     columns = [
         np.log2(plan.tp),
-        np.log2(plan.stages),
+        np.log2(plan.num_stages),
         np.log2(plan.virtual_stages),
         np.log2(plan.replicas),
         np.log2(plan.ep),
-        np.log2(plan.rows),
-        np.log2(plan.micro_batches),
+        np.log2(plan.batch_per_device),
+        np.log2(plan.num_micro_batches),
         np.log2(seq_len),
         np.log2(shape.hidden_size),
-        np.log2(machine.accelerator.bf16_flop_per_s / 1e12),
-        np.asarray(plan.zero_stage) > 0,
+        np.log2(machine.accelerator.usual_flop_per_s / 1e12),
+        plan.zero_stage > 0,
         plan.recomputes("full"),
         plan.stalls,
-        in_8_bits,
-        np.asarray(plan.tp) > plan.devices_per_node,
-        np.asarray(plan.stages) > 1,
+        habits.matmul_precision == "fp8",
+        plan.tp > plan.devices_per_node,
+        plan.num_stages > 1,
     ]
     counted = [np.asarray(column, dtype=np.float64) for column in np.broadcast_arrays(*columns)]
     return np.asarray(np.stack(counted, axis=-1) * np.array([unit for _, unit in FEATURES]))
@@ -124,27 +123,27 @@ class _Known(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _known(found: Discrepancy) -> _Known:
+def _known(found: ResidualModel) -> _Known:
     most = float(np.array(found.places)[:, DEVICES].sum(axis=1).max())
     alike = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth, most)
     return _Known(np.array(found.places), np.array(found.weights), np.array(found.noise), alike)
 
 
 @lru_cache(maxsize=8)
-def _inverse(found: Discrepancy) -> Array:
+def _inverse(found: ResidualModel) -> Array:
     """Return (K + N)^-1."""
     known = _known(found)
     return np.linalg.inv(known.alike.of(known.places, known.places) + np.diag(known.noise**2))
 
 
-def correction(found: Discrepancy, places: Array) -> Array:
+def correction(found: ResidualModel, places: Array) -> Array:
     """Return the logarithm by which predictions at places of shape (..., features) are to be moved, shape (...)."""
     known, flat = _known(found), places.reshape(-1, places.shape[-1])
     parts = [known.alike.of(flat[i : i + CHUNK], known.places) @ known.weights for i in range(0, len(flat), CHUNK)]
     return np.concatenate(parts).reshape(places.shape[:-1])
 
 
-def left_log_sd(found: Discrepancy | None, spread: float, places: Array) -> Array:
+def residual_log_sd(found: ResidualModel | None, spread: float, places: Array) -> Array:
     """Return the spread of measurements around corrected predictions at places of shape (..., features), shape (...).
 
     Where nothing was learned, the same `spread` everywhere.
@@ -160,12 +159,12 @@ def left_log_sd(found: Discrepancy | None, spread: float, places: Array) -> Arra
     return np.asarray(found.widened_by * total).reshape(places.shape[:-1])
 
 
-def corrected(step: Step, memory: Memory, fit: Fit, places: Array) -> tuple[Step, Memory]:
+def corrected(step: StepTime, memory: Memory, fit: Fit, places: Array) -> tuple[StepTime, Memory]:
     """Return a step and its memory with what a stack's fit learned; of the step as a purpose of its own."""
-    if fit.step_discrepancy:
-        more = np.expm1(correction(fit.step_discrepancy, places)) * step.seconds
+    if fit.step_residual:
+        more = np.expm1(correction(fit.step_residual, places)) * step.seconds
         step = step._replace(breakdown={**step.breakdown, "unexplained": more})
-    if fit.memory_discrepancy:
-        factor = np.exp(correction(fit.memory_discrepancy, places))
+    if fit.memory_residual:
+        factor = np.exp(correction(fit.memory_residual, places))
         memory = memory._replace(ratio=factor * memory.ratio, base_bytes=factor * memory.base_bytes)
     return step, memory

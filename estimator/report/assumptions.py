@@ -3,7 +3,7 @@
 import numpy as np
 
 from estimator.formulas import compute, counts, launch, memory
-from estimator.predict.residual import left_log_sd
+from estimator.predict.residual import residual_log_sd
 from estimator.search.planner import Estimate
 from hardware.models import Link, Network
 from hardware.units import MIB
@@ -26,10 +26,11 @@ def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
     accelerator, node = estimate.machine.accelerator, estimate.machine.node
     url, node_url, network = accelerator.sources[0].url, node.sources[0].url, node.network
     read = "measured" if url.startswith("measured:") else "datasheet"
+    unit = accelerator.usual_precision
     rows = [
         ("device memory", f"{accelerator.hbm_bytes / MIB:,.0f}", "MiB", read, url),
         ("device memory bandwidth", f"{accelerator.hbm_bytes_per_s / 1e9:,.0f}", "GB/s", read, url),
-        ("device bf16 matrix peak", f"{accelerator.bf16_flop_per_s / 1e12:,.1f}", "TFLOP/s", read, url),
+        (f"device {unit} matrix peak", f"{accelerator.usual_flop_per_s / 1e12:,.1f}", "TFLOP/s", read, url),
         ("device power", f"{accelerator.tdp_w:,.0f}", "W", "assumed" if read == "measured" else read, url),
     ]
     for name, share in (
@@ -73,14 +74,14 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
     rows.append((f"stack: factor of family {family}", factor, "on device seconds", "fitted", source))
     spread = f"runs around the model; intervals are Student's t with {fit.degrees_of_freedom} degrees of freedom"
     for name, log_sd, learned in (
-        ("seconds per step", fit.step_log_sd, fit.step_discrepancy),
-        ("issue of work", fit.issue_log_sd, None),
-        ("memory", fit.memory_log_sd, fit.memory_discrepancy),
+        ("seconds per step", fit.step_log_sd, fit.step_residual),
+        ("launch of work", fit.launch_log_sd, None),
+        ("memory", fit.memory_log_sd, fit.memory_residual),
     ):
         told = f"{log_sd:.1%}"
         if learned:
             far = np.full((1, len(learned.lengths)), 1e3)
-            least, most = (left_log_sd(learned, log_sd, at).min() for at in (np.array(learned.places), far))
+            least, most = (residual_log_sd(learned, log_sd, at).min() for at in (np.array(learned.places), far))
             told = f"{least:.1%} at a measured run to {most:.1%} far from all"
         rows.append((f"stack: spread of {name}", told, "one sigma", "fitted", spread))
     if estimate.machine.accelerator.id not in fit.accelerators:
@@ -113,10 +114,10 @@ def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
         ("loss traffic", f"{counts.LOSS_TRAFFIC_BYTES:g}", "bytes per logit", "assumed", "one pass each way, fused"),
         ("element-wise traffic, forward", f"{traffic[0]:,.0f}", "KiB per token, layer", "assumed", fused),
         ("element-wise traffic, backward", f"{traffic[1]:,.0f}", "KiB per token, layer", "assumed", fused),
-        ("issue of a repeated layer", f"{launch.FULL_ISSUE:.3f}", "of a layer's", "assumed", "as its FLOP"),
+        ("launch of a repeated layer", f"{launch.FULL_LAUNCH:.3f}", "of a layer's", "assumed", "as its FLOP"),
         (
-            "issue of repeated attention",
-            f"{launch.SELECTIVE_ISSUE:.3f}",
+            "launch of repeated attention",
+            f"{launch.SELECTIVE_LAUNCH:.3f}",
             "of a layer's",
             "assumed",
             "a third of forward",
@@ -139,7 +140,9 @@ def _run_assumptions(estimate: Estimate) -> list[Assumption]:
     rows.append(("space: candidates", f"{estimate.num_candidates}", "plans", "measured", rule))
     rows.append(("log: timed window", window.times, "", "measured", window.evidence))
     rows.append(("log: steps at the slow pace", f"{window.slow_fraction:.2f}", "of steps", "measured", window.evidence))
-    rows.append(("log: issue at the slow pace", f"{window.slow_ratio:.2f}", "of the fast", "measured", window.evidence))
+    rows.append(
+        ("log: launch at the slow pace", f"{window.slow_ratio:.2f}", "of the fast", "measured", window.evidence)
+    )
     rows.extend(
         (f"price: {price.provider} ({price.market})", f"{price.usd_per_device_h:g}", "USD/device/h", str(price.on), url)
         for price in estimate.prices

@@ -8,7 +8,6 @@ from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.search.choice import frontier_marks
 from estimator.search.planner import Estimate, not_modelled
-from estimator.work.plan import Plan
 from hardware.units import MIB
 
 
@@ -66,43 +65,18 @@ def _range(value: Range) -> dict[str, float]:
     return value._asdict()
 
 
-def plan_document(plan: Plan, data_parallel: int) -> dict[str, Any]:
-    """Return a plan under the names of `estimate/1` and `steps/1`."""
-    return {
-        "num_stages": plan.num_stages,
-        "num_micro_batches": plan.num_micro_batches,
-        "batch_per_device": plan.batch_per_device,
-        "data_parallel": data_parallel,
-        "tensor_parallel": plan.tp,
-        "context_parallel": plan.cp,
-        "recomputation": plan.recomputation,
-        "distribute_param": plan.distribute_param,
-        "zero_stage": plan.zero_stage,
-        "schedule": plan.schedule,
-        "virtual_stages": plan.virtual_stages,
-        "first_layers": plan.first_layers,
-        "last_layers": plan.last_layers,
-        "expert_parallel": plan.ep,
-        "sequence_parallel": plan.sequence_parallel,
-        "recomputed_layers": plan.recomputed_layers,
-        "shard_within_node": plan.shard_within_node,
-        "offload_optimizer": plan.offload_optimizer,
-        "text": str(plan),
-    }
-
-
 def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
-    plan, tokens, padding = found.plan, estimate.workload.tokens_per_step, estimate.workload.padding
+    tokens, padding = estimate.workload.tokens_per_step, estimate.workload.padding
     return {
-        "plan": plan_document(plan, found.data_parallel),
+        "plan": found.plan.document(found.data_parallel),
         "possible": found.possible,
         "risky": found.is_risky,
         "reason": found.reason,
         "memory": {
-            "per_device_mib": _range(found.device_bytes.times(1 / MIB)),
-            "total_mib": _range(found.total_bytes.times(1 / MIB)),
-            "usable_mib_per_device": estimate.usable_bytes / MIB,
-            "breakdown_mib": {name: part / MIB for name, part in found.memory_breakdown.items()},
+            "per_device_mib": _range(found.memory.per_device_bytes.times(1 / MIB)),
+            "total_mib": _range(found.memory.total_bytes.times(1 / MIB)),
+            "usable_mib_per_device": found.memory.usable_bytes_per_device / MIB,
+            "breakdown_mib": {name: part / MIB for name, part in found.memory.breakdown_bytes.items()},
         },
         "step": {
             "seconds": _range(found.step_s),
@@ -114,11 +88,11 @@ def _plan_document(found: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
             },
         },
         "throughput": {
-            "tokens_per_s": _range(found.step_s.inverse(tokens)),
+            "tokens_per_s": _range(found.tokens_per_s),
             "logged_tokens_per_s": _range(found.logged_tokens_per_s),
             "useful_tokens_per_s": padding.useful_fraction * tokens / found.step_s.value if padding else None,
             "tflops_per_device": found.flop_per_device_s / 1e12,
-            "mfu": found.flop_per_device_s / estimate.machine.accelerator.bf16_flop_per_s,
+            "mfu": found.flop_per_device_s / estimate.machine.accelerator.usual_flop_per_s,
         },
         "wall": {
             "minutes": _range(found.training_s.times(1 / 60)),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hardware.errors import shown
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """Rows of words under a header."""
 
     header: tuple[str, ...]
@@ -30,7 +30,7 @@ class Heading(NamedTuple):
     words: str
 
 
-Piece = Heading | str | Table | Figure
+Piece = Heading | str | PageTable | Figure
 """A part of a report; a text is a paragraph."""
 
 
@@ -61,7 +61,7 @@ def markdown(title: str, pieces: Sequence[Piece], name: str) -> str:
         match piece:
             case Heading(words):
                 parts.append(f"## {words}")
-            case Table(header, rows):
+            case PageTable(header, rows):
                 lines = [header, tuple("---" for _ in header), *rows]
                 parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines))
             case Figure(figure, _, caption):
@@ -90,7 +90,7 @@ def html_page(title: str, pieces: Sequence[Piece]) -> str:
         match piece:
             case Heading(words):
                 parts.append(f"<h2>{html.escape(words)}</h2>")
-            case Table(header, rows):
+            case PageTable(header, rows):
                 head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
                 body = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in rows)
                 parts.append(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH = 720
-FONT_PX = 12
 CHARACTER_PX = 6.6
 """Mean width of a character of the font.  # measured: DejaVu Sans of 12 px; a picture only leaves room by it"""
 

@@ -13,9 +13,8 @@ from estimator.formulas.failures import Endurance
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.report.assumptions import assumptions
-from estimator.search.choice import Limits, differences, frontier_marks
+from estimator.search.choice import Limits, differences, frontier_marks, no_plan_reason
 from estimator.search.planner import Estimate, not_modelled
-from estimator.search.spaces import nearest_batch
 from estimator.work.workload import Padding, Workload
 from hardware.units import MIB
 
@@ -45,7 +44,7 @@ STEP_NAMES = {
     "data_parallel": "data parallel",
     "optimizer": "optimizer",
     "offload": "offload to host",
-    "host": "host issues work",
+    "host": "launch overhead",
     "unexplained": "unexplained, learned",
 }
 
@@ -121,16 +120,16 @@ def headline(estimate: Estimate) -> RenderableType:
 def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     """Return the headline numbers of a plan."""
     workload, stack = estimate.workload, estimate.stack
-    used = found.device_bytes.value
+    used = found.memory.per_device_bytes.value
     table = _grid()
     text = found.plan.platform_line() if estimate.space == "moai" else str(found.plan)
     table.add_row("plan", Text(text, style="bold"))
     table.add_row(
         "memory",
         Text.assemble(
-            (f"{found.total_bytes.value / MIB:,.0f}", "bold"),
+            (f"{found.memory.total_bytes.value / MIB:,.0f}", "bold"),
             " MiB in all  ",
-            (f"{found.total_bytes.low / MIB:,.0f} to {found.total_bytes.high / MIB:,.0f}", "dim"),
+            (f"{found.memory.total_bytes.low / MIB:,.0f} to {found.memory.total_bytes.high / MIB:,.0f}", "dim"),
         ),
     )
     table.add_row(
@@ -145,10 +144,10 @@ def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
             f"{stack.window.slow_fraction:.0%} where the host is slow)"
         )
     table.add_row("step", seconds)
-    table.add_row("sustained", _with_interval(found.step_s.inverse(workload.tokens_per_step), "tokens/s"))
+    table.add_row("sustained", _with_interval(found.tokens_per_s, "tokens/s"))
     logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
-    if stack.window.times == "issue":
-        logged.append("  (the log's clock times only the issue of the work)")
+    if stack.window.times == "launch":
+        logged.append("  (the log's clock times only the launch of the work)")
     table.add_row("as logged", logged)
     table.add_row("training", _with_interval(found.training_s.times(1 / 60), "min"))
     whole = _with_interval(found.wall_s.times(1 / 60), "min")
@@ -194,16 +193,16 @@ def plans_table(estimate: Estimate, top: int) -> RenderableType:
     names = PLATFORM_COLUMNS if platform else ("plan",)
     table = plain_table(*names, "MiB >", "of usable", "device s >", "step s >", "tokens/s >")
     for found in estimate.plans[:top]:
-        plan, share = found.plan, found.device_bytes.value / estimate.usable_bytes
+        plan, share = found.plan, found.memory.per_device_bytes.value / estimate.usable_bytes
         risky = found.possible and found.is_risky
         own = (plan.num_stages, plan.num_micro_batches, plan.batch_per_device, plan.tp, plan.recomputation)
         table.add_row(
-            *(map(str, own) if platform else (brief(found),)),
-            f"{found.device_bytes.value / MIB:,.0f}",
+            *(map(str, own) if platform else (plan.brief(found.data_parallel),)),
+            f"{found.memory.per_device_bytes.value / MIB:,.0f}",
             Text(f"{bar(share, 8)} {share:4.0%}{' risky' if risky else ''}"),
             number(found.device_s),
             number(found.step_s.value),
-            number(estimate.workload.tokens_per_step / found.step_s.value),
+            number(found.tokens_per_s.value),
             style="bold" if found is estimate.best else None if found.possible else "dim",
         )
     return table
@@ -213,7 +212,7 @@ def breakdown_table(found: PlanEstimate) -> RenderableType:
     """Return where the step's seconds and the fullest device's memory go."""
     table = plain_table("step", "s >", "", "fullest device", "MiB >", "")
     left = _shares(found.step_breakdown, STEP_NAMES, 1.0)
-    right = _shares(found.memory_breakdown, MEMORY_NAMES, MIB)
+    right = _shares(found.memory.breakdown_bytes, MEMORY_NAMES, MIB)
     for i in range(max(len(left), len(right))):
         table.add_row(*(left[i] if i < len(left) else ("", "", "")), *(right[i] if i < len(right) else ("", "", "")))
     return table
@@ -260,7 +259,7 @@ def print_estimate(console: Console, estimate: Estimate, top: int, platform: Est
         why = (
             "Faster, but its interval of memory reaches beyond the usable:"
             if fastest.is_risky and not best.is_risky
-            else "The platform compares seconds of the devices; counting the issue of work too, this would be faster:"
+            else "The platform compares seconds of the devices; counting the launch of work too, this would be faster:"
         )
         console.print(f"{why} {number(fastest.step_s.value)} s per step with {fastest.plan}", style="dim")
     console.print()
@@ -268,28 +267,6 @@ def print_estimate(console: Console, estimate: Estimate, top: int, platform: Est
     console.print()
     for text in not_modelled(estimate):
         console.print(f"not modelled: {text}", style="dim")
-
-
-def brief(found: PlanEstimate) -> str:
-    """Return a plan in few letters: degrees, micro-batches x rows, then what is not usual."""
-    plan = found.plan
-    split = f"({plan.first_layers}-{plan.last_layers})" if plan.first_layers else ""
-    partly = f"/{plan.recomputed_layers}" if plan.recomputed_layers else ""
-    schedule = f"{plan.schedule}{plan.virtual_stages if plan.virtual_stages > 1 else ''}"
-    words = [
-        f"pp{plan.num_stages}{split}" if plan.num_stages > 1 else "",
-        f"tp{plan.tp}" if plan.tp > 1 else "",
-        f"cp{plan.cp}" if plan.cp > 1 else "",
-        f"ep{plan.ep}" if plan.ep > 1 else "",
-        f"dp{found.data_parallel}",
-        f"{plan.num_micro_batches}x{plan.batch_per_device}",
-        schedule if plan.num_stages > 1 else "",
-        f"{plan.recomputation}{partly}" if plan.recomputation != "none" else "",
-        f"zero{plan.zero_stage}{'/node' if plan.shard_within_node else ''}",
-        "" if plan.sequence_parallel else "no-sp",
-        "offload" if plan.offload_optimizer else "",
-    ]
-    return " ".join(word for word in words if word)
 
 
 def print_flavors(
@@ -315,13 +292,13 @@ def print_flavors(
         table.add_row(
             estimate.flavor.id,
             str(estimate.flavor.num_devices),
-            f"{best.device_bytes.value / estimate.usable_bytes:.0%}",
+            f"{best.memory.per_device_bytes.value / estimate.usable_bytes:.0%}",
             number(best.step_s.value),
-            number(workload.tokens_per_step / best.step_s.value),
+            number(best.tokens_per_s.value),
             number(best.wall_s.value / 60),
             number(best.usd.value) if best.usd else "-",
             number(best.kwh),
-            brief(best),
+            best.plan.brief(best.data_parallel),
             ", ".join(word for word in words if word),
             style="bold" if estimate is chosen else None,
         )
@@ -359,9 +336,10 @@ def print_platform_choice(console: Console, best: PlanEstimate, platform: Estima
     )
 
 
-def print_why(console: Console, estimate: Estimate, asked: PlanEstimate) -> None:
-    """Print why a plan cannot run, or how it ranks among those of a space and where it loses."""
-    best = estimate.best
+def print_why(console: Console, estimate: Estimate) -> None:
+    """Print why the plan that was asked about cannot run, or how it ranks in a space and where it loses."""
+    best, asked = estimate.best, estimate.asked
+    assert asked is not None
     console.print(Text(str(asked.plan), style="bold"))
     if asked.is_illegal:
         console.print(f"cannot run on {estimate.flavor.id}: {asked.reason}")
@@ -383,19 +361,6 @@ def print_why(console: Console, estimate: Estimate, asked: PlanEstimate) -> None
         f"against the plan that is chosen, {best.plan}: {seconds - best.step_s.value:+.2f} s per step, "
         f"{minutes - best.wall_s.value / 60:+.1f} min: {in_words(asked, best)}"
     )
-
-
-def no_plan_reason(estimate: Estimate) -> str:
-    """Return why no plan of a space is possible, in one line."""
-    miss = estimate.nearest_miss
-    if miss is not None:
-        return f"the nearest, {miss.plan}, {miss.reason}"
-    if estimate.plans:
-        return estimate.plans[0].reason
-    flavor, batch = estimate.flavor, estimate.workload.global_batch
-    near = nearest_batch(flavor, batch)
-    mend = f"; use --batch {near}" if near else ""
-    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}{mend}"
 
 
 def print_explanation(console: Console, estimate: Estimate) -> None:

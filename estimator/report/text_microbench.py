@@ -27,11 +27,13 @@ def print_microbench(console: Console, document: dict[str, Any]) -> None:
     for prior in document["priors"]:
         middle = f"median of {prior['num_rows']} rows of {prior['setting']} from {prior['num_groups']}"
         console.print(f"{prior['parameter']}: {middle}; spread of {prior['num_compared']} devices and sources")
-    reasons = Counter(left["why"].split(":")[0] for left in document["left"])
-    for left in document["left"]:
-        console.print(f"left: {left['name']}: {left['why']}", style="dim", highlight=False)
+    reasons = Counter(skipped["why"].split(":")[0] for skipped in document["skipped"])
+    for skipped in document["skipped"]:
+        console.print(f"skipped: {skipped['name']}: {skipped['why']}", style="dim", highlight=False)
     told = ", ".join(f"{count} by their {column}" for column, count in reasons.most_common())
-    console.print(f"\n{len(document['rows'])} rows predicted, {len(document['left'])} left{told and f' ({told})'}")
+    console.print(
+        f"\n{len(document['rows'])} rows predicted, {len(document['skipped'])} skipped{told and f' ({told})'}"
+    )
 
 
 def _prior(prior: dict[str, Any]) -> str:

@@ -1,31 +1,34 @@
-"""Tables in CSV, row by row through the model of their form; what of a table is no item is told with its reason."""
+"""Tables in CSV, row by row, each cell as its column has it; what of a table is no item is told with its reason."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from hardware.errors import first_error, shown
+from hardware.errors import shown, unknown_name
 
 LONGEST_LINE = 2**20
 """Characters; no row of a table has more, and so a file without lines is not read whole."""
 
+LONGEST_LABEL = 200
 
-class Form(BaseModel, frozen=True, extra="ignore"):
-    """The form of a table's rows: a field per column that is used; columns that are not fields are not read."""
-
-    mark: ClassVar[str]
-    """Column by which the form is known."""
-
-
-FormT = TypeVar("FormT", bound=Form)
 ItemT = TypeVar("ItemT")
 
+Column = Callable[[str], Any]
+"""Returns what a cell holds; a ValueError says why it is none of its column."""
 
-class Left(NamedTuple):
+Cells = Mapping[str, Any]
+"""What the cells of a row hold, by column; blank ones are not in it."""
+
+_WHOLE = re.compile(r"(\d{1,20})(?:\.0{0,9})?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,20}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_LABEL = re.compile(r"[\x20-\x7e]{1,200}", re.ASCII)
+_FLAGS = {"true": True, "True": True, "false": False, "False": False}
+
+
+class Skipped(NamedTuple):
     """A row that is no item."""
 
     name: str
@@ -34,30 +37,125 @@ class Left(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Table(Generic[ItemT]):
+class RowsRead(Generic[ItemT]):
     """What a table holds, in its order."""
 
     items: tuple[ItemT, ...]
-    left: tuple[Left, ...]
+    skipped: tuple[Skipped, ...]
 
 
-def read_table(
-    path: Path, kind: str, forms: Sequence[type[FormT]], item_of: Callable[[FormT, str, int], ItemT]
-) -> Table[ItemT]:
-    """Read a table in one of some forms, which its columns tell apart.
+def whole(least: int = 0, below: int = 2**31) -> Column:
+    """Return a column of whole numbers; "8.0" is one.
 
-    A row with one cell that is not of its column is left with that reason, as any row that cannot be expressed. A row
-    with several, or with too many or too few cells, is a table gone wrong, and so is a table with more malformed rows
-    than well-formed ones.
+    >>> whole()("8.0")
+    8
+    """
 
-    Args:
-        path: a CSV file in UTF-8.
-        kind: what it is a table of, for messages.
-        forms: the first whose mark is a column is the table's.
-        item_of: the item of a row, its name and its number; a ValueError says why it is none.
+    def read(cell: str) -> int:
+        found = _WHOLE.fullmatch(cell)
+        if not found or not least <= int(found[1]) < below:
+            raise ValueError(f"{shown(cell)} is not a whole number from {least} to {below - 1}")
+        return int(found[1])
+
+    return read
+
+
+def number(least: float = 0.0, most: float = 1e15) -> Column:
+    """Return a column of plain numbers that are not negative.
+
+    >>> number()("1.5e-3")
+    0.0015
+    """
+
+    def read(cell: str) -> float:
+        value = float(cell) if _NUMBER.fullmatch(cell) else -1.0
+        if not least <= value <= most:
+            raise ValueError(f"{shown(cell)} is not a plain number from {least:g} to {most:g}")
+        return value
+
+    return read
+
+
+def numbers(of: Column, most: int = 10_000) -> Column:
+    """Return a column of several numbers, spaces between them.
+
+    >>> numbers(number())("7.5 8")
+    (7.5, 8.0)
+    """
+
+    def read(cell: str) -> tuple[float, ...]:
+        words = cell.split(" ")
+        if len(words) > most:
+            raise ValueError(f"has {len(words)} numbers, which are more than {most}")
+        return tuple(of(word) for word in words)
+
+    return read
+
+
+def choice(*names: str) -> Column:
+    """Return a column of one of some words."""
+
+    def read(cell: str) -> str:
+        if cell not in names:
+            raise ValueError(f"{shown(cell)} is not one of {', '.join(names)}")
+        return cell
+
+    return read
+
+
+def flag(cell: str) -> bool:
+    """Return whether a cell says true."""
+    if cell not in _FLAGS:
+        raise ValueError(f"{shown(cell)} is not true or false")
+    return _FLAGS[cell]
+
+
+def label(cell: str) -> str:
+    """Return a cell that can stand in a table as it is."""
+    if not _LABEL.fullmatch(cell):
+        raise ValueError(f"{shown(cell)} is not up to {LONGEST_LABEL} printable characters of ASCII")
+    return cell
+
+
+def note(cell: str) -> str:
+    """Return a cell of free text."""
+    return cell
+
+
+def stated(cells: Cells, *columns: str) -> list[Any]:
+    """Return what columns hold, none of which may be blank.
 
     Raises:
-        ValueError: the table cannot be read, lacks a column, or has gone wrong: which file, row and column.
+        ValueError: one is.
+    """
+    if missing := [column for column in columns if column not in cells]:
+        raise ValueError(f"{missing[0]}: not stated")
+    return [cells[column] for column in columns]
+
+
+def read_rows(
+    path: Path,
+    kind: str,
+    columns: Mapping[str, Column],
+    item_of: Callable[[Cells, str], ItemT],
+    other_names: Mapping[str, str] | None = None,
+) -> RowsRead[ItemT]:
+    """Read a table, of which a blank cell, and a column that is not there, are as if not stated.
+
+    A row with one cell that is not of its column is skipped with that reason, as any row that is no item. A row with
+    several, or with too many or too few cells, is a table gone wrong, and so is a table with more malformed rows than
+    well-formed ones.
+
+    Args:
+        path: a CSV file in UTF-8 (RFC 4180) with a header.
+        kind: what it is a table of, for messages.
+        columns: by name.
+        item_of: the item of a row's cells and its name; a ValueError says why it is none.
+        other_names: of columns, and which they are.
+
+    Raises:
+        ValueError: the table cannot be read, has a column that is not known, or has gone wrong: which file, row and
+            column.
     """
     table = f"{kind} table {shown(str(path), 200)}"
     try:
@@ -66,8 +164,9 @@ def read_table(
         raise ValueError(f"{table}: cannot be read; check the path") from error
     with file:
         try:
-            reader = csv.DictReader(_lines(file, table, kind))
-            return _read(reader, _form_of(list(reader.fieldnames or ()), forms, table, kind), item_of, table)
+            reader = csv.reader(_lines(file, table, kind), strict=True)
+            header = _header(next(reader, []), columns, other_names or {}, table)
+            return _read(reader, header, columns, item_of, table)
         except (OSError, UnicodeError, csv.Error) as error:
             raise ValueError(f"{table}: cannot be read as CSV in UTF-8; check the file") from error
 
@@ -79,51 +178,69 @@ def _lines(file: TextIO, table: str, kind: str) -> Iterator[str]:
         yield line
 
 
+def _header(
+    names: Sequence[str], columns: Mapping[str, Column], other_names: Mapping[str, str], table: str
+) -> list[str]:
+    """Return the columns, which are known and there once."""
+    header = [other_names.get(name, name) for name in names]
+    for name in header:
+        if name not in columns:
+            raise ValueError(f"{table}: {unknown_name('column', name, columns, other_names)}")
+        if header.count(name) > 1:
+            raise ValueError(f"{table}: column {shown(name)} is given twice; remove one")
+    return header
+
+
 def _read(
-    reader: "csv.DictReader[str]", form: type[FormT], item_of: Callable[[FormT, str, int], ItemT], table: str
-) -> Table[ItemT]:
+    rows: Iterator[list[str]],
+    header: list[str],
+    columns: Mapping[str, Column],
+    item_of: Callable[[Cells, str], ItemT],
+    table: str,
+) -> RowsRead[ItemT]:
+    parsers = [columns[name] for name in header]
+    at = header.index("id") if "id" in header else None
     items: list[ItemT] = []
-    left: list[Left] = []
+    skipped: list[Skipped] = []
     malformed: list[str] = []
-    for number, cells in enumerate(reader, start=1):
-        name = _name(cells, number)
-        where = f"{table}: row {number} ({name})"
-        if None in cells or None in cells.values():
-            raise ValueError(f"{where}: has not one cell per column; quote a cell that holds a comma")
+    for count, row in enumerate((row for row in rows if row), start=1):
+        name = _name(row, at, count)
+        if len(row) != len(header):
+            raise ValueError(
+                f"{table}: row {count} ({name}): has not one cell per column; quote one that holds a comma"
+            )
+        cells, wrong = _cells(row, header, parsers)
+        if len(wrong) > 1:
+            raise ValueError(f"{table}: row {count} ({name}): {wrong[0]}; and {len(wrong) - 1} more of its cells")
         try:
-            items.append(item_of(form.model_validate(cells), name, number))
-        except ValidationError as error:
-            why = first_error(error)
-            if error.error_count() > 1:
-                raise ValueError(f"{where}: {why}; and {error.error_count() - 1} more of its cells") from error
-            malformed.append(f"{where}: {why}")
-            left.append(Left(name, why))
+            if wrong:
+                malformed.append(f"{table}: row {count} ({name}): {wrong[0]}")
+                raise ValueError(wrong[0])  # noqa: TRY301 - a row that is no item, as those that `item_of` refuses
+            items.append(item_of(cells, name))
         except ValueError as error:
-            left.append(Left(name, str(error)))
-    total = len(items) + len(left)
+            skipped.append(Skipped(name, str(error)))
+    total = len(items) + len(skipped)
     if not total:
         raise ValueError(f"{table}: has no rows; add at least one below the header")
     if 2 * len(malformed) > total:
         raise ValueError(f"{malformed[0]}; {len(malformed)} of {total} rows are malformed")
-    return Table(tuple(items), tuple(left))
+    return RowsRead(tuple(items), tuple(skipped))
 
 
-def _form_of(columns: list[str], forms: Sequence[type[FormT]], table: str, kind: str) -> type[FormT]:
-    """Return the form whose mark is among the columns, which are all there and once."""
-    form = next((form for form in forms if form.mark in columns), None)
-    if form is None:
-        marks = ", ".join(form.mark for form in forms)
-        raise ValueError(f"{table}: has no column of a known form, one of {marks}; give a table of {kind}")
-    needed = [field.alias or name for name, field in form.model_fields.items()]
-    if missing := [column for column in needed if column not in columns]:
-        raise ValueError(f"{table}: column {shown(missing[0])} is missing; add it, blank where unknown")
-    if twice := [column for column in needed if columns.count(column) > 1]:
-        raise ValueError(f"{table}: column {shown(twice[0])} is given twice; remove one")
-    return form
+def _cells(row: list[str], header: list[str], parsers: list[Column]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the cells of a row hold, and why those that hold nothing of their column do not."""
+    cells: dict[str, Any] = {}
+    wrong: list[str] = []
+    for column, parse, cell in zip(header, parsers, row, strict=True):
+        if text := cell.strip():
+            try:
+                cells[column] = parse(text)
+            except ValueError as error:
+                wrong.append(f"{column}: {error}")
+    return cells, wrong
 
 
-def _name(cells: dict[str, Any], number: int) -> str:
+def _name(row: list[str], at: int | None, count: int) -> str:
     """Return a row's id as it is where that is plain, else its number."""
-    name = cells.get("id") or cells.get("job_id")
-    plain = isinstance(name, str) and name.isascii() and name.isprintable() and len(name) <= 200
-    return str(name) if plain else f"row {number}"
+    name = row[at].strip() if at is not None and at < len(row) else ""
+    return name if _LABEL.fullmatch(name) else f"row {count}"

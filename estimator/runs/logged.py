@@ -1,17 +1,18 @@
-"""A step log and its run record as a case: the run in the estimator's terms, and what of its log is evidence."""
+"""A step log and its run record as a run: the run in the estimator's terms, and what of its log is evidence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from estimator.runs.measured import Case, refuse_impossible
 from estimator.formulas.counts import model_flop
-from estimator.runs.logs.steps import MOST_QUOTED, QUOTED_LENGTH, Record
-from estimator.runs.pace import Pace, pace_of
-from estimator.runs.record import RunRecord, read_run_record
-from estimator.stack.stack import Startup
 from estimator.runs.logs.read import FEWEST_INTERVALS, Log
+from estimator.runs.logs.steps import MOST_QUOTED, QUOTED_LENGTH, StepLine
+from estimator.runs.measured import Run, Startup, refuse_impossible
+from estimator.runs.pace import Pace, pace_of, pooled
+from estimator.runs.record import RunRecord, plan_of, read_run_record
+from estimator.stack import stack
 from estimator.work.workload import Workload
 from hardware.catalog import Catalog
 from hardware.errors import shown
@@ -31,39 +32,30 @@ UNKNOWN_LOG_SE = 0.03
 assumed: a first step of ten in a run of several hundred, and a checkpoint or two
 """
 
+STATED_MINUTES_SD = 5 / 12**0.5
+"""Standard deviation of a stated training time [minutes].
 
-@dataclass(frozen=True, slots=True)
-class LoggedRun:
-    """A run that a log measured."""
-
-    case: Case
-    log: Log
-    """Without the lines that contradict the run."""
-    pace: Pace
-
-    @property
-    def log_se(self) -> float:
-        """Standard error of the logarithm of the seconds per step."""
-        return UNKNOWN_LOG_SE if self.pace.log_se is None else self.pace.log_se
-
-    @property
-    def first_step_s(self) -> float | None:
-        """Seconds that the first step took beyond a usual one; None where the log does not time it."""
-        first = self.log.records[0] if self.log.records else None
-        if first is None or first.step != 1 or first.step_s is None:
-            return None
-        return max(first.step_s - self.pace.step_s, 0.0)
+assumed: rounded to the nearest five minutes, so uniform over five. Three pages of the MoAI tutorials state 50, 40 and
+160; where a log can be held against one, it says 39.7 (the whole run) and 160.1 (1,121 steps at the mean of eight).
+"""
 
 
-def logged_startup(startup: Startup, runs: Sequence[LoggedRun]) -> Startup:
-    """Return a startup with the median first step of logs, where any times it."""
-    first = [run.first_step_s for run in runs if run.first_step_s is not None]
-    if not first:
-        return startup
-    evidence = f"first step: median over {len(first)} logs, of which 90 % took below {np.quantile(first, 0.9):.3g} s"
-    return startup.model_copy(
-        update={"first_step_s": float(np.median(first)), "evidence": f"{evidence}; the rest as premised"}
-    )
+def logged_startup(premised: stack.Startup, runs: Sequence[Run]) -> stack.Startup:
+    """Return a startup with the medians of what logs tell of it, where any does."""
+    told = {
+        field: [value for run in runs if run.startup and (value := getattr(run.startup, field)) is not None]
+        for field in Startup._fields
+    }
+    told = {field: values for field, values in told.items() if values}
+    if not told:
+        return premised
+    evidence = [
+        f"{field.partition('_s')[0].replace('_', ' ')}: median over {len(values)} logs, of which 90 % took below "
+        f"{np.quantile(values, 0.9):.3g} s"
+        for field, values in told.items()
+    ]
+    medians = {field: float(np.median(values)) for field, values in told.items()}
+    return premised.model_copy(update=medians | {"evidence": "; ".join([*evidence, "the rest as premised"])})
 
 
 def run_record_of(log: Log) -> RunRecord:
@@ -72,59 +64,92 @@ def run_record_of(log: Log) -> RunRecord:
     Raises:
         ValueError: neither does, or the latter breaks a rule.
     """
-    return log.run or read_run_record(log.path)
+    return log.record or read_run_record(log.path)
 
 
-def logged_run_of(log: Log, catalog: Catalog) -> LoggedRun:
+def logged_run_of(log: Log, catalog: Catalog) -> Run:
     """Return the run that a log is of.
 
     Raises:
         ValueError: its run record cannot be read, they contradict each other, or no such run can have been.
     """
-    run = run_record_of(log)
+    record = run_record_of(log)
     try:
-        return logged_run(log, run, catalog)
+        return _run(replace(log, record=record), record, catalog)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(log.name) else f"{log.name}: {text}") from error
 
 
-def logged_run(log: Log, run: RunRecord, catalog: Catalog) -> LoggedRun:
-    """Return the run that a log and a run record describe together.
-
-    Raises:
-        ValueError: they contradict each other, or no such run can have been.
-    """
-    workload, machine = run.workload(), run.machine(catalog)
-    case = Case(
+def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
+    workload, machine = record.workload(), record.machine(catalog)
+    run = Run(
         name=str(log.path),
         source="step logs",
-        trainer=run.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
-        model=workload.shape.name,
+        trainer=record.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
         shape=workload.shape,
         seq_len=workload.seq_len,
         machine=machine,
-        plan=run.plan.plan(),
-        recipe=run.recipe(),
+        plan=plan_of(record.plan),
+        recipe=record.recipe(),
         step_s=None,
         reserved_bytes=log.reserved_bytes,
         allocated_bytes=log.allocated_bytes,
         fits=True,
-        why_unhealthy=_doubt(run),
+        why_unhealthy=_doubt(record),
+        steps_per_read=log.steps_per_read,
+        total_bytes=record.total_bytes,
     )
-    if why := refuse_impossible(case):
+    if why := refuse_impossible(run):
         raise ValueError(why)
     flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
     is_bound = machine.accelerator.matmul_efficiency.value < 1
-    peak = case.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
-    log, pace = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / peak)
-    return LoggedRun(replace(case, step_s=pace.step_s), log, pace)
+    peak = run.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
+    found = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / peak)
+    step_s, log_se = _sustained(found.pace, record)
+    return replace(
+        run,
+        step_s=step_s,
+        step_log_se=log_se,
+        launch_windows_s=tuple(line.launch_s for line in found.lines if line.launch_s is not None),
+        startup=_startup(log, record, found.pace),
+        log=found.log,
+        pace=found.pace,
+    )
 
 
-def _doubt(run: RunRecord) -> str:
-    if run.attention == "eager":
+def _doubt(record: RunRecord) -> str:
+    if record.attention == "eager":
         return "attention: eager writes its scores, and the stack is of fused attention"
     return ""
+
+
+def _sustained(pace: Pace, record: RunRecord) -> tuple[float, float]:
+    """Return the seconds per step, and the standard error of their logarithm, from all that was measured of them.
+
+    The log times some of the steps. A stated training time, over all steps, is a second measurement of the same mean.
+    """
+    log_se = UNKNOWN_LOG_SE if pace.log_se is None else pace.log_se
+    if record.stated_minutes is None or record.num_steps is None:
+        return pace.step_s, log_se
+    stated_s = record.stated_minutes * 60 / record.num_steps
+    return pooled([(pace.step_s, log_se), (stated_s, STATED_MINUTES_SD / record.stated_minutes)])
+
+
+def _startup(log: Log, record: RunRecord, pace: Pace) -> Startup | None:
+    """Return the one-off seconds that a log tells, None where it tells none."""
+    begun, first = log.beginning, log.records[0] if log.records else None
+    search_s = None
+    if begun.search_s is not None and record.num_candidates:
+        search_s = begun.search_s / record.num_candidates
+    first_step_s = None
+    if first and first.step == 1 and first.step_s is not None:
+        first_step_s = first.step_s
+    elif first and first.clock_s is not None and begun.clock_s is not None:
+        passed_s = first.clock_s - begun.clock_s - (first.step - 1) * pace.step_s
+        first_step_s = passed_s if passed_s > 0 else None
+    found = Startup(begun.request_s, search_s, first_step_s)
+    return None if found == Startup() else found
 
 
 def _of_run(log: Log, workload: Workload) -> Log:
@@ -140,7 +165,7 @@ def _of_run(log: Log, workload: Workload) -> Log:
     return _with_refused(replace(log, records=tuple(kept)), told)
 
 
-def _contradiction(record: Record, workload: Workload) -> str:
+def _contradiction(record: StepLine, workload: Workload) -> str:
     if record.tokens not in (None, workload.tokens_per_step):
         return f"{record.tokens:.0f} tokens are not the run's {workload.tokens_per_step}"
     if record.rows not in (None, workload.global_batch):
@@ -153,7 +178,16 @@ def _with_refused(log: Log, told: list[str]) -> Log:
     return replace(log, refused=(*log.refused, *told[:room]), num_refused=log.num_refused + len(told))
 
 
-def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) -> tuple[Log, Pace]:
+class _Evidence(NamedTuple):
+    """What of a log is evidence of its run's speed."""
+
+    log: Log
+    pace: Pace
+    lines: tuple[StepLine, ...]
+    """At the end of each interval that counts."""
+
+
+def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) -> _Evidence:
     """Return the log and its pace without intervals that are faster than the devices' peak.
 
     Args:
@@ -165,19 +199,21 @@ def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) ->
     if log.whole:
         if log.whole[0] < least_s:
             raise ValueError(f"{_too_fast(log.whole[0], least_s)}; the log, or its run record, is not of this run")
-        return log, log.pace()
+        return _Evidence(log, log.pace(), ())
     found = log.intervals()
     _refuse_other_tokens(log, found.seconds, workload.tokens_per_step / num_devices)
     possible = found.seconds >= least_s
+    lines = tuple(line for line, fine in zip(found.ends, possible, strict=True) if fine)
     told = [
-        f"{_too_fast(seconds, least_s)}: {shown(line, QUOTED_LENGTH)}"
-        for seconds, line, fine in zip(found.seconds, found.lines, possible, strict=True)
+        f"{_too_fast(seconds, least_s)}: {shown(end.line, QUOTED_LENGTH)}"
+        for seconds, end, fine in zip(found.seconds, found.ends, possible, strict=True)
         if not fine
     ]
-    if told and possible.sum() < FEWEST_INTERVALS:
+    if not told:
+        return _Evidence(log, log.pace(), lines)
+    if possible.sum() < FEWEST_INTERVALS:
         raise ValueError(f"{told[0]}; the log, or its run record, is not of this run")
-    log = _with_refused(log, told)
-    return log, pace_of(found.seconds[possible], found.number[possible]) if told else log.pace()
+    return _Evidence(_with_refused(log, told), pace_of(found.seconds[possible], found.number[possible]), lines)
 
 
 def _too_fast(seconds: float, least_s: float) -> str:

@@ -1,19 +1,38 @@
-"""A measured run of a published table, in the estimator's own terms; and what no run can be."""
+"""A measured run in the estimator's own terms, whoever measured it; and what no run can be."""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple
 
 from estimator.formulas.counts import model_flop
 from estimator.formulas.machine import Machine
-from estimator.work.plan import Plan, Plans
+from estimator.runs.logs.read import Log
+from estimator.runs.pace import Pace
 from estimator.stack.recipe import PRECISIONS, Recipe
+from estimator.work.plan import Plan, Plans
 from estimator.work.rules import Trainer, reasons
 from estimator.work.shape import Shape
 from estimator.work.workload import Workload
 
+ANY_SOFTWARE = Trainer(divides_layers=True, underfills=True, counts_ends=True)
+"""What runs of any software may do: what was measured did run, whatever torch's schedules ask of a plan."""
+
+
+class Startup(NamedTuple):
+    """One-off seconds of a run; None where its log does not tell them."""
+
+    request_s: float | None = None
+    """From asking for the accelerators until they are ready."""
+    search_s_per_candidate: float | None = None
+    """Compiling and costing one candidate plan."""
+    first_step_s: float | None = None
+    """The whole first step, once its plan is chosen."""
+
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Run:
     """A run: what it trained, with which software and plan, on what, and what was measured."""
 
     name: str
@@ -22,7 +41,6 @@ class Case:
     """Whose measurement it is."""
     trainer: str
     """The software that trained."""
-    model: str
     shape: Shape
     """Without adapters: `recipe.shape(shape)` has them."""
     seq_len: int
@@ -35,15 +53,34 @@ class Case:
     reserved_bytes: float | None
     """Peak that decides an out-of-memory error [bytes per device]."""
     allocated_bytes: float | None
-    """Bytes that tensors held; in nanotron's table not at the peak but between steps, in others at the peak."""
+    """Bytes that tensors held, at the peak or between steps, as the source has it [bytes per device]."""
     fits: bool | None
     """It ran, or it ran out of memory; None where it is not known, or not of this plan and recipe."""
     why_unhealthy: str
-    """Why nothing is to be learned from the run; "" where something is."""
+    """Why nothing is to be learned of its speed; "" where something is."""
     reads_first_stage: bool = False
     """The memory was read on a device of the pipeline's first stage, else on the fullest."""
     assumes: str = ""
-    """What of the run its table does not say, and as what it is taken; "" where it says all."""
+    """What of the run its source does not say, and as what it is taken; "" where it says all."""
+    step_log_se: float = 0.0
+    """Standard error of the logarithm of `step_s`."""
+    steps_per_read: int = 1
+    """Steps between two reads of the loss, at each of which the host waits for the devices."""
+    launch_windows_s: tuple[float, ...] = ()
+    """Seconds of single steps that the host took to launch the work, where a log times just that."""
+    total_bytes: float | None = None
+    """Bytes that all devices together held, where that was read."""
+    startup: Startup | None = None
+    """One-off seconds, where a log tells them."""
+    log: Log | None = field(default=None, repr=False, compare=False)
+    """What its log says of it, without the lines that contradict it; None of a row of a table."""
+    pace: Pace | None = field(default=None, repr=False, compare=False)
+    """Of the log's steps."""
+
+    @property
+    def model(self) -> str:
+        """Name of what was trained."""
+        return self.shape.name
 
     @property
     def digest(self) -> str:
@@ -78,37 +115,54 @@ class Case:
     def peak_flop_per_s(self) -> float:
         """Peak rate of all devices in the run's precision [FLOP/s]."""
         unit = PRECISIONS[self.recipe.precision].matmul if self.recipe.precision else "bf16"
-        peak = {
-            "bf16": self.machine.accelerator.bf16_flop_per_s,
-            "fp32": self.machine.accelerator.fp32_flop_per_s,
-            "fp8": self.machine.accelerator.fp8_flop_per_s,
-        }[unit]
-        if peak is None:
-            raise ValueError(f"precision: {self.machine.accelerator.id} has no {unit} unit")
-        return self.machine.num_devices * peak
+        return self.machine.num_devices * self.machine.accelerator.matmul_flop_per_s(unit)
 
 
-def refuse_impossible(case: Case) -> str:
-    """Return why no such run can have been, "" where it can: its plan, its speed or its memory.
+def refuse_impossible(run: Run) -> str:
+    """Return why no such run can have been, "" where it can: its plan, its speed or its memory."""
+    return impossible([run])[0]
 
-    The FLOP are the least that the model takes, as `model_flop` counts them.
+
+def impossible(runs: Sequence[Run]) -> list[str]:
+    """Return why no such run can have been, of each; "" where it can: its plan, its speed or its memory.
+
+    A plan that divides the work as no software does; a speed beyond the devices' peak, the FLOP being the least that
+    the model takes, as `model_flop` counts them; more memory than a device has.
     """
-    workload = case.workload
-    trainer = Trainer(
-        divides_layers=case.trainer.startswith("nanotron"),
-        underfills=True,
-        counts_ends=case.trainer.startswith(("megatron", "mlperf")),
-    )
-    (reason,) = reasons(Plans.of([case.plan]), workload, case.machine.num_devices, trainer)
-    if reason:
-        return f"plan: {reason}"
-    peak = case.peak_flop_per_s
-    if case.step_s is not None:
-        flop = float(model_flop(workload.tokens_per_step, case.seq_len, case.recipe.shape(case.shape)))
-        if flop / case.step_s > peak:
-            return f"step time: {case.step_s:g} s implies {flop / case.step_s / peak:.0%} of the devices' peak FLOP/s"
-    for held in (case.reserved_bytes, case.allocated_bytes):
-        most = case.machine.accelerator.hbm_bytes
+    found = [""] * len(runs)
+    groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        try:
+            workload = run.workload
+        except ValueError as error:
+            found[i] = str(error)
+        else:
+            groups[(workload, run.machine.num_devices)].append(i)
+    for members in groups.values():
+        first = runs[members[0]]
+        plans = Plans.of([runs[i].plan for i in members])
+        for i, reason in zip(
+            members, reasons(plans, first.workload, first.machine.num_devices, ANY_SOFTWARE), strict=True
+        ):
+            found[i] = f"plan: {reason}" if reason else _impossible_figure(runs[i])
+    return found
+
+
+def _impossible_figure(run: Run) -> str:
+    try:
+        peak = run.peak_flop_per_s
+    except ValueError as error:
+        return str(error)
+    if run.step_s is not None:
+        tokens = run.workload.tokens_per_step
+        flop = float(model_flop(tokens, run.seq_len, run.recipe.shape(run.shape)))
+        if flop / run.step_s > peak:
+            return f"step time: {run.step_s:g} s implies {flop / run.step_s / peak:.0%} of the devices' peak FLOP/s"
+    most = run.machine.accelerator.hbm_bytes
+    for held in (run.reserved_bytes, run.allocated_bytes):
         if held is not None and held > most:
             return f"peak memory: {held / 2**30:.1f} GiB is more than the {most / 2**30:.1f} GiB of a device"
+    total = run.total_bytes
+    if total is not None and total > run.machine.num_devices * most:
+        return f"total memory: {total / 2**30:.1f} GiB is more than all devices have together"
     return ""

@@ -3,6 +3,7 @@
 The mean is over all steps but the outliers: a host that is now fast, now slow is part of a run's pace, a pause is not.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,24 @@ def mean_and_log_se(seconds: Array, number: Array) -> tuple[float, float]:
     mean = float(np.average(seconds, weights=number))
     variance = float((number * (seconds - mean) ** 2).sum() / max(len(number) - 1, 1))
     return mean, float((variance / number.sum()) ** 0.5 / mean)
+
+
+LEAST_LOG_SE = 1e-3
+"""Of a mean that is pooled with others.  # assumed: no clock and no run is steadier"""
+
+
+def pooled(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the mean of estimates of one positive quantity, and the standard error of its logarithm.
+
+    Each is a value and the standard error of its logarithm; in logarithms they weigh by their inverse variances.
+
+    >>> value, log_se = pooled([(1.0, 0.1), (4.0, 0.1)])
+    >>> round(value, 9), round(log_se, 4)
+    (2.0, 0.0707)
+    """
+    logs = np.log([value for value, _ in estimates])
+    weights = np.array([max(log_se, LEAST_LOG_SE) ** -2 for _, log_se in estimates])
+    return float(np.exp(np.average(logs, weights=weights))), float(weights.sum() ** -0.5)
 
 
 def split_modes(logs: Array, number: Array) -> float | None:

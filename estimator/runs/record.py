@@ -1,94 +1,60 @@
 """The run record: what a run trained, how and on what. The first line of a `steps.jsonl`; for another log, a file."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estimator.formulas.machine import Machine
-from estimator.work.plan import MAX_DEGREE, Plan
 from estimator.stack.recipe import PRECISIONS, Recipe
-from estimator.work.shape import Shape, shape_from_config
+from estimator.work.plan import MAX_DEGREE, TOLD, Plan, plan_from_document
+from estimator.work.shape import Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, unknown_name
 from hardware.models import MOST_DEVICES
 
 Degree = Annotated[int, Field(strict=True, ge=1, lt=MAX_DEGREE)]
-Layers = Annotated[int, Field(strict=True, ge=0, lt=MAX_DEGREE)]
 Devices = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Count = Annotated[int, Field(strict=True, ge=1, lt=MAX_COUNT)]
 Label = Annotated[str, Field(max_length=200)]
+Bytes = Annotated[float, Field(strict=True, ge=1, le=1e15)]
+Minutes = Annotated[float, Field(strict=True, ge=0.1, le=1e7)]
 
 MOST_RECORD_BYTES = 2**20
 
 
-class PlanRecord(BaseModel):
-    """A plan under the keys of `estimate --json`, or of `Plan`; keys that are not fields are not read."""
+PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if name), "data_parallel", "text"})
+"""Keys of a plan's document; its text is for people."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "compiled"})
+"""What the first line of a `steps.jsonl` says beyond a run record."""
 
-    num_stages: Degree
-    num_micro_batches: Degree
-    batch_per_device: Degree
-    data_parallel: Degree | None = None
-    tensor_parallel: Degree = Field(1, validation_alias=AliasChoices("tensor_parallel", "tp"))
-    context_parallel: Degree = Field(1, validation_alias=AliasChoices("context_parallel", "cp"))
-    expert_parallel: Degree = Field(1, validation_alias=AliasChoices("expert_parallel", "ep"))
-    recomputation: Literal["none", "selective", "full"] = "none"
-    recomputed_layers: Layers = 0
-    distribute_param: Annotated[bool, Field(strict=True)] | None = None
-    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
-    shard_within_node: Annotated[bool, Field(strict=True)] = False
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
-    virtual_stages: Degree = 1
-    first_layers: Layers = 0
-    last_layers: Layers = 0
-    sequence_parallel: Annotated[bool, Field(strict=True)] = True
-    offload_optimizer: Annotated[bool, Field(strict=True)] = False
 
-    @model_validator(mode="after")
-    def _sharding_is_told_once(self) -> Self:
-        if self.distribute_param is None and self.zero_stage is None:
-            raise ValueError("zero_stage is missing, and distribute_param too; add one of them")
-        if None not in (self.distribute_param, self.zero_stage) and self.distribute_param != (self.zero_stage == 3):
-            raise ValueError(
-                f"distribute_param = {self.distribute_param} contradicts zero_stage = {self.zero_stage}; "
-                "true is stage 3"
-            )
-        return self
+def plan_of(document: Mapping[str, Any]) -> Plan:
+    """Return the plan of a document with the keys of `estimate --json`, or of `Plan`.
 
-    def plan(self) -> Plan:
-        """Return the plan."""
-        return Plan(
-            num_stages=self.num_stages,
-            num_micro_batches=self.num_micro_batches,
-            batch_per_device=self.batch_per_device,
-            tp=self.tensor_parallel,
-            cp=self.context_parallel,
-            ep=self.expert_parallel,
-            recomputation=self.recomputation,
-            recomputed_layers=self.recomputed_layers,
-            zero_stage=self.zero_stage if self.zero_stage is not None else 3 if self.distribute_param else 0,
-            shard_within_node=self.shard_within_node,
-            schedule=self.schedule,
-            virtual_stages=self.virtual_stages,
-            first_layers=self.first_layers,
-            last_layers=self.last_layers,
-            sequence_parallel=self.sequence_parallel,
-            offload_optimizer=self.offload_optimizer,
-        )
+    Raises:
+        ValueError: a value is missing, none of its kind, or contradicts another.
+    """
+    try:
+        return plan_from_document(document)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from error
 
 
 class RunRecord(BaseModel):
-    """What a run trained, with which plan, on what; keys that are not fields are not read."""
+    """What a run trained, with which plan, on what, and what was measured of it outside its log."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     schema_: Literal["steps/1"] = Field(alias="schema")
-    model: dict[str, Any]
-    """A Hugging Face config."""
-    plan: PlanRecord
+    record: Literal["run"] = "run"
+    model: dict[str, Any] | str
+    """A Hugging Face config, a built-in name, or the path of a config."""
+    plan: dict[str, Any]
     accelerator: Label
     num_devices: Devices
     num_nodes: Devices
@@ -99,9 +65,40 @@ class RunRecord(BaseModel):
     trainer: Label = ""
     versions: dict[str, Any] = {}
     started: Label = ""
+    num_steps: Count | None = None
+    """Optimizer steps of the whole run."""
+    num_candidates: Count | None = None
+    """Plans that the software compared before it trained."""
+    num_possible: Count | None = None
+    """Of these, those that it could have run."""
+    total_bytes: Bytes | None = None
+    """That all devices together held."""
+    stated_minutes: Minutes | None = None
+    """Training time of all its steps, as its source states it: a second measurement beside the log's."""
+
+    @field_validator("model", mode="plain")
+    @classmethod
+    def _model_is_named_or_told(cls, model: Any) -> dict[str, Any] | str:
+        if not isinstance(model, dict | str):
+            raise ValueError(f"{shown(model)} is neither a Hugging Face config nor a name")
+        return model
+
+    @field_validator("plan")
+    @classmethod
+    def _plan_is_one(cls, document: dict[str, Any]) -> dict[str, Any]:
+        plan_of(document)
+        return document
+
+    @model_validator(mode="after")
+    def _minutes_are_of_steps(self) -> Self:
+        if self.stated_minutes is not None and self.num_steps is None:
+            raise ValueError("num_steps is missing, of which stated_minutes is the time; add it")
+        return self
 
     def shape(self) -> Shape:
         """Return the model's shape."""
+        if isinstance(self.model, str):
+            return load_shape(self.model)
         name = self.model.get("_name_or_path") or self.model.get("name")
         plain = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name.strip()) <= 200
         return shape_from_config(self.model, str(name) if plain else str(self.model.get("model_type")))
@@ -129,13 +126,14 @@ class RunRecord(BaseModel):
         Raises:
             ValueError: the plan does not divide the devices, or its rows do not make the tokens of a step.
         """
-        plan = self.plan.plan()
+        plan = plan_of(self.plan)
         ways = plan.num_stages * plan.tp * plan.cp
         if self.num_devices % ways:
             raise ValueError(f"plan: num_stages * tp * cp = {ways} does not divide num_devices = {self.num_devices}")
         dp = self.num_devices // ways
-        if self.plan.data_parallel not in (None, dp):
-            raise ValueError(f"plan: data_parallel = {self.plan.data_parallel} is stated, {dp} follows from the rest")
+        told = self.plan.get("data_parallel")
+        if told not in (None, dp):
+            raise ValueError(f"plan: data_parallel = {told} is stated, {dp} follows from the rest")
         rows = dp * plan.num_micro_batches * plan.batch_per_device
         if self.tokens_per_step % rows:
             raise ValueError(
@@ -154,7 +152,7 @@ class RunRecord(BaseModel):
 
 
 def parse_run_record(text: str, where: str) -> RunRecord:
-    """Return the run record that a JSON text describes.
+    """Return the run record that a JSON text describes; keys that are not fields are not read.
 
     Raises:
         ValueError: it breaks a rule: which, and where.
@@ -171,7 +169,7 @@ def record_path(log: Path) -> Path:
 
 
 def read_run_record(log: Path) -> RunRecord:
-    """Return the run record that lies beside a log.
+    """Return the run record that lies beside a log; written by hand, it has no key that is not known.
 
     Raises:
         ValueError: there is none, or it breaks a rule.
@@ -186,4 +184,9 @@ def read_run_record(log: Path) -> RunRecord:
             f"{where}: cannot be read; the log does not say what was trained: write there a line such as begins a "
             'steps.jsonl, {"record": "run", ...}'
         ) from error
-    return parse_run_record(text, where)
+    found = parse_run_record(text, where)
+    own = {field.alias or name for name, field in RunRecord.model_fields.items()}
+    for keys, kind, known in ((json.loads(text), "key", own | UNREAD_KEYS), (found.plan, "key of plan", PLAN_KEYS)):
+        if unknown := [key for key in keys if key not in known]:
+            raise ValueError(f"{where}: {unknown_name(kind, unknown[0], sorted(known))}")
+    return found

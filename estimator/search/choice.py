@@ -10,6 +10,7 @@ import numpy as np
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.frontier import knee, pareto
 from estimator.search.planner import Estimate
+from estimator.search.spaces import nearest_batch
 from hardware.errors import shown
 
 OBJECTIVES = ("time", "cost", "energy")
@@ -79,6 +80,19 @@ def choose(estimates: Iterable[Estimate], objective: str, limits: Limits) -> Est
     """
     kept = [e for e in estimates if e.best and not limits.missed_by(e.best)]
     return min(kept, key=lambda e: (e.best.is_risky, worth(e.best, objective)) if e.best else (True, 0.0), default=None)
+
+
+def no_plan_reason(estimate: Estimate) -> str:
+    """Return why no plan of a space is possible, in one line."""
+    miss = estimate.nearest_miss
+    if miss is not None:
+        return f"the nearest, {miss.plan}, {miss.reason}"
+    if estimate.plans:
+        return estimate.plans[0].reason
+    flavor, batch = estimate.flavor, estimate.workload.global_batch
+    near = nearest_batch(flavor, batch)
+    mend = f"; use --batch {near}" if near else ""
+    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}{mend}"
 
 
 class Difference(NamedTuple):

@@ -1,4 +1,4 @@
-"""What may be worth its price: points that no other beats in both minutes and USD, and three of them by name."""
+"""What may be worth its price: points that no other beats in both minutes and USD, and their knee."""
 
 import numpy as np
 import numpy.typing as npt
@@ -28,26 +28,6 @@ def pareto(minutes: Values, usd: Values) -> npt.NDArray[np.bool_]:
     found = np.zeros(len(order), dtype=np.bool_)
     found[order] = (dear == dear[first]) & (dear < faster)
     return found
-
-
-def cheapest(minutes: Values, usd: Values) -> int:
-    """Index of the least USD; of the fastest of those, and the first of equals.
-
-    >>> cheapest([10, 30, 20], [9, 5, 5])
-    2
-    """
-    slow, dear = _points(minutes, usd, least=1)
-    return int(np.lexsort((slow, dear))[0])
-
-
-def fastest(minutes: Values, usd: Values) -> int:
-    """Index of the fewest minutes; of the cheapest of those, and the first of equals.
-
-    >>> fastest([10, 30, 10], [9, 5, 8])
-    2
-    """
-    slow, dear = _points(minutes, usd, least=1)
-    return int(np.lexsort((dear, slow))[0])
 
 
 def knee(minutes: Values, usd: Values) -> int:

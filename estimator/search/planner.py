@@ -3,19 +3,25 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from estimator.formulas.counts import num_parameters, trained_parameters
 from estimator.formulas.failures import NODE_WRITE_BYTES_PER_S, Endurance, checkpoint_bytes, endurance
 from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
-from estimator.predict.evaluate import PlanEstimate, evaluate, usable_bytes
+from estimator.predict.evaluate import PlanEstimate, evaluate
+from estimator.predict.prediction import usable_bytes
+from estimator.predict.table import COLUMNS, row_of
 from estimator.search.spaces import full_space, moai_space
 from estimator.search.sweep import sweep
 from estimator.stack.stack import Stack
-from estimator.work.plan import Plan, Plans
+from estimator.work.plan import PLAN_NAMES, Plan, Plans
 from estimator.work.workload import Workload
 from hardware.catalog import Catalog
-from hardware.models import Flavor, Price
+from hardware.models import Flavor, MatmulPrecision, Price
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPACES = ("moai", "full")
 
@@ -42,6 +48,36 @@ class Estimate:
     prices: tuple[Price, ...]
     """Latest prices of the accelerator, which the cost is taken from."""
     search_s: float
+    asked: PlanEstimate | None = None
+    """The plan of which it was asked why it is not the best; `num_faster` are faster than it."""
+    missed: str = ""
+    """Which limit the best plan misses and by how much; "" where none was set, or it keeps them."""
+
+    def __repr__(self) -> str:
+        """Return what was asked, how many plans fit, and the best of them."""
+        work, machine = self.workload, self.machine
+        where = f"{self.flavor.id} ({machine.num_devices} x {machine.accelerator.id})"
+        steps = f"{work.num_steps:,} steps of {work.global_batch:,} x {work.seq_len:,} tokens"
+        missed = f"; the best {self.missed}" if self.missed else ""
+        lines = [
+            f"{work.shape.name} on {where}, stack {self.stack.name}: {steps}",
+            f"{self.num_possible:,} of {self.num_candidates:,} plans fit{missed}",
+            *map(repr, self.plans[:1]),
+        ]
+        if self.asked:
+            lines += [f"{self.num_faster:,} plans that fit are faster than", repr(self.asked)]
+        return "\n".join(lines)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the plans as a pandas frame, best first: a row a plan, units in the names of the columns.
+
+        First the fields of the plan, then what `predict.table.COLUMNS` are; seconds, bytes and USD have the ends of
+        their 90 % intervals beside them. A plan that breaks a rule of the layout has a reason and no numbers.
+        """
+        import pandas as pd  # noqa: PLC0415 - slow to import, and only a frame needs it
+
+        peak = self.machine.accelerator.usual_flop_per_s
+        return pd.DataFrame([row_of(plan, peak) for plan in self.plans], columns=[*PLAN_NAMES, *COLUMNS])
 
     @property
     def best(self) -> PlanEstimate | None:
@@ -62,7 +98,7 @@ class Estimate:
     def nearest_miss(self) -> PlanEstimate | None:
         """The plan that divides evenly and comes nearest to fitting, where none fits."""
         legal = (plan for plan in self.plans if not plan.is_illegal)
-        return min(legal, key=lambda plan: plan.device_bytes.value, default=None)
+        return min(legal, key=lambda plan: plan.memory.per_device_bytes.value, default=None)
 
 
 def search(
@@ -99,9 +135,9 @@ def search(
         plans = Plans.of(swept.best)
     else:
         plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
-    table = evaluate(plans, workload, machine, stack, num_compiled=1 if sweeps else len(plans))
-    prices = catalog.latest_prices(machine.accelerator.id)
-    found = [table.row(i, price_range(prices)) for i in range(len(plans))]
+    table, num_compiled = evaluate(plans, workload, machine, stack), 1 if sweeps else len(plans)
+    prices = catalog.latest_prices(machine.accelerator.id, flavor.provider)
+    found = [table.row(i, price_range(prices), num_compiled) for i in range(len(plans))]
     by_device = stack.habits.ranks_by == "device" and not sweeps
     found.sort(key=lambda p: _rank(p, by_device=by_device, prefers_safe=sweeps))
     possible = [p for p in found if p.possible]
@@ -124,25 +160,31 @@ def search(
 def _rank(plan: PlanEstimate, *, by_device: bool, prefers_safe: bool) -> tuple[float, float, float]:
     if plan.possible:
         return 0.0, float(prefers_safe and plan.is_risky), plan.device_s if by_device else plan.step_s.value
-    return 1.0 + plan.is_illegal, 0.0, plan.device_bytes.value
+    return 1.0 + plan.is_illegal, 0.0, plan.memory.per_device_bytes.value
+
+
+def run_endurance(workload: Workload, machine: Machine, stack: Stack, device_mtbf_s: float) -> Endurance:
+    """Return how a run fares with failures, whatever its plan.
+
+    Args:
+        workload: the work.
+        machine: the devices.
+        stack: the software, which says what a checkpoint holds.
+        device_mtbf_s: mean seconds between interruptions of a run on one device.
+    """
+    written = NODE_WRITE_BYTES_PER_S * machine.num_nodes
+    held = float(checkpoint_bytes(trained_parameters(workload.shape), stack.habits))
+    return Endurance(*map(float, endurance(machine.num_devices, held, written, device_mtbf_s=device_mtbf_s)))
 
 
 def with_failures(estimate: Estimate, device_mtbf_s: float) -> Estimate:
-    """Return an estimate whose plans also write checkpoints, fail, and start again; wall time, cost and energy grow.
-
-    Args:
-        estimate: without them.
-        device_mtbf_s: mean seconds between interruptions of a run on one device.
-    """
-    stack, machine = estimate.stack, estimate.machine
-    written = NODE_WRITE_BYTES_PER_S * machine.num_nodes
-    held = float(checkpoint_bytes(trained_parameters(estimate.workload.shape), stack.habits))
-    found = endurance(machine.num_devices, held, written, device_mtbf_s=device_mtbf_s)
+    """Return an estimate whose plans also write checkpoints, fail, and start again; wall time, cost and energy grow."""
+    found = run_endurance(estimate.workload, estimate.machine, estimate.stack, device_mtbf_s)
     longer = 1.0 / float(found.goodput_fraction)
     plans = (
         replace(
             plan,
-            endurance=Endurance(*map(float, found)),
+            endurance=found,
             wall_s=plan.wall_s.times(longer),
             usd=plan.usd.times(longer) if plan.usd else None,
             kwh=plan.kwh * longer,
@@ -161,21 +203,15 @@ def not_modelled(estimate: Estimate) -> Iterator[str]:
         yield "padding: --lengths says how much of the rows is useful, and what packing would save"
 
 
-NODE_COUNTS = (1, 2, 4, 8)
-"""Nodes on which an accelerator that no flavor has is offered."""
-
-
-def offers(catalog: Catalog, precision: str = "bf16") -> tuple[Flavor, ...]:
-    """Return every flavor of a catalog, and a few sizes of each priced accelerator that no flavor has.
+def offers(catalog: Catalog, precision: MatmulPrecision = "bf16") -> tuple[Flavor, ...]:
+    """Return every flavor of a catalog, and of the nodes that say so a few sizes, `counts_in_all`; no cloud instance.
 
     Raises:
         ValueError: no accelerator has matrix units of the precision.
     """
-    have = {catalog.node(flavor.node).accelerator for flavor in catalog.flavors}
-    others = [a.id for a in catalog.accelerators if a.id not in have and catalog.latest_prices(a.id)]
-    sizes = [(name, nodes * catalog.node_of(name).num_devices) for name in others for nodes in NODE_COUNTS]
-    every = (*catalog.flavors, *(catalog.flavor_of(name, num_devices) for name, num_devices in sizes))
-    able = {a.id for a in catalog.accelerators if precision != "fp8" or a.fp8_flop_per_s}
+    sizes = (node.flavor(count * node.num_devices) for node in catalog.nodes for count in node.counts_in_all)
+    every = (*catalog.flavors, *sizes)
+    able = {a.id for a in catalog.accelerators if a.peaks[precision]}
     found = tuple(flavor for flavor in every if catalog.node(flavor.node).accelerator in able)
     if not found:
         raise ValueError(f"precision: no flavor has matrix units of {precision}; use bf16-mixed")

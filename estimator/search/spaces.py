@@ -1,13 +1,15 @@
 """Sets of plans: what the MoAI platform searches, and everything that can run."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
+from estimator.arrays import Array
 from estimator.formulas.machine import Machine
 from estimator.stack.stack import Habits
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Ints, Plan, Plans
+from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Ints, Plan, Plans
 from estimator.work.rules import are_legal
 from estimator.work.workload import Workload
 from hardware.models import Flavor
@@ -17,8 +19,8 @@ def moai_space(flavor: Flavor, global_batch: int) -> Plans:
     """Return the candidates that the MoAI platform, version 24.2, generates for a flavor and a batch.
 
     Stages s of 2, 4, 8 with s dividing the nodes; data parallel over the devices of a stage, which must divide the
-    batch; micro-batches a power of two, 2 or more, that leaves at most 8 rows per device; each with recomputation off
-    and on; no tensor parallelism; parameters distributed. This rule, inferred from the platform's logs, gives the
+    batch; micro-batches a power of two, 2 or more, that leaves at most 8 sequences per device; each with recomputation
+    off and on; no tensor parallelism; parameters distributed. This rule, inferred from the platform's logs, gives the
     count of candidates that 22 of 23 logs print. assumed: where it gives none (a flavor on one node), the platform
     runs without a pipeline, any power of two of micro-batches.
 
@@ -45,17 +47,19 @@ def _moai_plans(stages: int, num_devices: int, global_batch: int, fewest: int) -
     dp = num_devices // stages
     if num_devices % stages or global_batch % dp:
         return []
-    rows = global_batch // dp
-    counts = [m for m in (2**i for i in range(41)) if m >= fewest and rows % m == 0 and rows // m <= 8]
+    sequences = global_batch // dp
+    counts = [m for m in (2**i for i in range(41)) if m >= fewest and sequences % m == 0 and sequences // m <= 8]
     return [
-        Plan(stages, m, rows // m, recomputation=recomputation) for m in counts for recomputation in ("none", "full")
+        Plan(stages, m, sequences // m, recomputation=recomputation)
+        for m in counts
+        for recomputation in ("none", "full")
     ]
 
 
 # --- the full space ---------------------------------------------------------------------------------------------------
 
-MOST_ROWS = 32
-"""Rows of a micro-batch at most: larger ones fill no device better and hold more."""
+MOST_SEQUENCES = 32
+"""Sequences of a micro-batch at most: larger ones fill no device better and hold more."""
 
 MOST_VIRTUAL = 16
 """Chunks of an interleaved stage at most."""
@@ -71,84 +75,77 @@ def full_space(workload: Workload, machine: Machine, habits: Habits) -> Iterator
     parallelism of one rank, dropping scores that a fused kernel never writes.
     """
     layouts = _layouts(workload, machine)
-    fused = habits.fuses_attention(workload.shape)
-    keys = np.stack([layouts.largest_stage, layouts.has_tp, layouts.replica_kind], axis=1)
-    kinds, kind_of = np.unique(keys, axis=0, return_inverse=True)
-    for i, (largest_stage, has_tp, replica_kind) in enumerate(kinds.tolist()):
-        ways = _ways(largest_stage, fused=fused, has_tp=bool(has_tp), replica_kind=replica_kind, machine=machine)
+    fused, has_host = habits.fuses_attention(workload.shape), machine.node.host is not None
+    kinds, kind_of = np.unique(_kinds(layouts, workload, machine), axis=0, return_inverse=True)
+    for i, kind in enumerate(kinds.tolist()):
+        ways = _ways(_Kind(*kind), fused=fused, has_host=has_host)
         rows = np.flatnonzero(kind_of.ravel() == i)
-        for start in range(0, len(rows), max(CHUNK // len(ways), 1)):
-            chosen = rows[start : start + max(CHUNK // len(ways), 1)]
-            yield _grid({name: column[chosen] for name, column in layouts.columns.items()}, ways)
+        size = max(CHUNK // len(ways), 1)
+        for start in range(0, len(rows), size):
+            yield _grid(_chosen(layouts, rows[start : start + size]), ways)
 
 
-_COLUMNS = (
-    "num_stages",
-    "tp",
-    "cp",
-    "ep",
-    "schedule",
-    "virtual_stages",
-    "first_layers",
-    "last_layers",
-    "batch_per_device",
-    "num_micro_batches",
-)
-"""Fields of a plan that say where the work is; the other fields say how memory is saved."""
+class _Kind(NamedTuple):
+    """What the ways to save memory depend on in a layout."""
 
-
-class _Layouts(NamedTuple):
-    """Where the work can be, a row per layout, and what the ways to save memory depend on."""
-
-    columns: dict[str, Ints]
-    largest_stage: Ints
+    largest_stage: int
     """Layers of the fullest stage."""
-    has_tp: Ints
-    replica_kind: Ints
+    has_tp: int
+    replica_kind: int
     """0 with one replica, 1 with several in one node or one per node, 2 with several in each of several nodes."""
 
 
-def _layouts(workload: Workload, machine: Machine) -> _Layouts:
+def _layouts(workload: Workload, machine: Machine) -> Plans:
+    """Return where the work can be, memory saved as usual: shape (layouts,)."""
     shape, num_devices, batch = workload.shape, machine.num_devices, workload.global_batch
     degrees = _divisors_of(num_devices)
     experts = [d for d in degrees if shape.num_experts and shape.num_experts % d == 0] or [1]
     tensor = [d for d in degrees if shape.num_kv_heads % d == 0]
-    stages = [p for p in degrees if p <= shape.num_layers]
-    pipelines = np.array([row for p in stages for row in _pipelines(p, shape.num_layers)], dtype=np.int64)
-    per_rank = _divisors_of(batch)
-    index = np.meshgrid(
-        np.arange(len(pipelines)), tensor, degrees, experts, [d for d in per_rank if d <= MOST_ROWS], indexing="ij"
+    pipelines = np.array([row for p in degrees for row in _pipelines(p, shape.num_layers)], dtype=np.int64)
+    per_device = [d for d in _divisors_of(batch) if d <= MOST_SEQUENCES]
+    index = np.meshgrid(np.arange(len(pipelines)), tensor, degrees, experts, per_device, indexing="ij")
+    which, tp, cp, ep, sequences = (axis.ravel() for axis in index)
+    stages, schedule, virtual, first, last = pipelines[which].T
+    plans = Plans(
+        num_stages=stages,
+        tp=tp,
+        cp=cp,
+        ep=ep,
+        schedule=schedule,
+        virtual_stages=virtual,
+        first_layers=first,
+        last_layers=last,
+        batch_per_device=sequences,
     )
-    which, tp, cp, ep, rows = (axis.ravel() for axis in index)
-    columns = dict(
-        zip(
-            ("num_stages", "schedule", "virtual_stages", "first_layers", "last_layers"), pipelines[which].T, strict=True
-        )
-    )
-    columns |= {"tp": tp, "cp": cp, "ep": ep, "batch_per_device": rows}
-    model_parallel = columns["num_stages"] * tp * cp
-    dp = np.where(num_devices % model_parallel == 0, num_devices // model_parallel, 0)
-    ranks = np.maximum(dp * rows, 1)
-    columns["num_micro_batches"] = np.where(batch % ranks == 0, batch // ranks, 0)
-    whole = (dp > 0) & (columns["num_micro_batches"] > 0)
-    columns = {name: column[whole] for name, column in columns.items()}
-    legal = are_legal(_grid(columns, [_Way()]), workload, num_devices)[:, 0]
-    columns = {name: column[legal] for name, column in columns.items()}
-    stages_of, first, last = (columns[name] for name in ("num_stages", "first_layers", "last_layers"))
-    middle = (shape.num_layers - first - last) // np.maximum(np.where(first > 0, stages_of - 2, stages_of), 1)
-    replicas = dp[whole][legal] * columns["cp"]
-    in_node = np.clip(machine.devices_per_node // columns["tp"], 1, replicas)
-    return _Layouts(
-        columns,
-        np.maximum(middle, np.maximum(first, last)),
-        (columns["tp"] > 1).astype(np.int64),
-        np.where(replicas == 1, 0, np.where((in_node > 1) & (in_node < replicas), 2, 1)),
-    )
+    ranks = np.maximum(plans.data_parallel(num_devices) * sequences, 1)
+    plans = replace(plans, num_micro_batches=np.where(batch % ranks == 0, batch // ranks, 0))
+    plans = _chosen(plans, (plans.data_parallel(num_devices) > 0) & (plans.num_micro_batches > 0))
+    return _chosen(plans, are_legal(plans, workload, num_devices))
+
+
+def _chosen(layouts: Plans, rows: Array) -> Plans:
+    """Return some of the layouts, by their places or by a mask."""
+    shape, arrays = layouts.shape, layouts.arrays
+    names = [own.name for own in PLAN_FIELDS if not own.saves_memory]
+    return Plans(**{name: np.broadcast_to(arrays[name], shape)[rows] for name in names})
+
+
+def _kinds(layouts: Plans, workload: Workload, machine: Machine) -> Ints:
+    """Return the kind of each layout, shape (layouts, 3)."""
+    stages, first, last = layouts.num_stages, layouts.first_layers, layouts.last_layers
+    between = np.maximum(np.where(first > 0, stages - 2, stages), 1)
+    middle = (workload.shape.num_layers - first - last) // between
+    replicas = layouts.data_parallel(machine.num_devices) * layouts.cp
+    in_node = np.clip(machine.devices_per_node // layouts.tp, 1, replicas)
+    replica_kind = np.where(replicas == 1, 0, np.where((in_node > 1) & (in_node < replicas), 2, 1))
+    return np.stack([np.maximum(middle, np.maximum(first, last)), layouts.tp > 1, replica_kind], axis=1)
 
 
 def _pipelines(stages: int, num_layers: int) -> list[tuple[int, int, int, int, int]]:
     """Return stages, schedule, chunks per stage, and layers of the first and last stage (0, 0 where all are equal)."""
     gpipe, usual, interleaved, zero_bubble = range(len(SCHEDULES))
+    if stages > num_layers:
+        return []
     if stages == 1:
         return [(1, usual, 1, 0, 0)]
     splits = ([(0, 0)] if num_layers % stages == 0 else []) + _uneven_splits(stages, num_layers)
@@ -176,37 +173,37 @@ def _uneven_splits(stages: int, num_layers: int) -> list[tuple[int, int]]:
     return found
 
 
-class _Way(NamedTuple):
-    """A way to save memory: the fields of a plan that a layout leaves open, as usual unless said."""
-
-    recomputation: int = 0
-    recomputed_layers: int = 0
-    zero_stage: int = 3
-    shard_within_node: bool = False
-    sequence_parallel: bool = True
-    offload_optimizer: bool = False
-
-
-def _ways(largest_stage: int, *, fused: bool, has_tp: bool, replica_kind: int, machine: Machine) -> list[_Way]:
+def _ways(kind: _Kind, *, fused: bool, has_host: bool) -> Plans:
+    """Return the ways to save memory in a layout, the work laid as usual: shape (ways,)."""
     none, selective, full = range(len(RECOMPUTATIONS))
-    partly = [(full, 2**i) for i in range(10) if 2**i < largest_stage]
+    partly = [(full, 2**i) for i in range(10) if 2**i < kind.largest_stage]
     recomputations = [(none, 0), *([] if fused else [(selective, 0)]), (full, 0), *partly]
-    shardings = [(3, False)] if replica_kind == 0 else [(stage, False) for stage in range(4)]
-    shardings += [(stage, True) for stage in (1, 2, 3)] if replica_kind == 2 else []
-    return [
-        _Way(*recomputation, *sharding, sequence, offload)
+    shardings = [(3, False)] if kind.replica_kind == 0 else [(stage, False) for stage in range(4)]
+    shardings += [(stage, True) for stage in (1, 2, 3)] if kind.replica_kind == 2 else []
+    rows = [
+        (*recomputation, *sharding, sequence, offload)
         for recomputation in recomputations
         for sharding in shardings
-        for sequence in ((True, False) if has_tp else (True,))
-        for offload in ((False, True) if machine.node.host else (False,))
+        for sequence in ((True, False) if kind.has_tp else (True,))
+        for offload in ((False, True) if has_host else (False,))
     ]
+    recomputation, layers, zero_stage, within_node, sequence, offload = map(np.array, zip(*rows, strict=True))
+    return Plans(
+        recomputation=recomputation,
+        recomputed_layers=layers,
+        zero_stage=zero_stage,
+        shard_within_node=within_node,
+        sequence_parallel=sequence,
+        offload_optimizer=offload,
+    )
 
 
-def _grid(columns: dict[str, Ints], ways: list[_Way]) -> Plans:
-    """Return the plans of every layout in every way, fields of shape (layouts, 1) and (1, ways)."""
-    columns_of: dict[str, Any] = {name: column[:, None] for name, column in columns.items()}
-    columns_of |= {name: np.array([[getattr(way, name) for way in ways]]) for name in _Way._fields}
-    return Plans(**columns_of)
+def _grid(layouts: Plans, ways: Plans) -> Plans:
+    """Return the plans of every layout in every way, arrays of shape (layouts, 1) and (1, ways)."""
+    down, across = layouts.arrays, ways.arrays
+    return Plans(
+        **{own.name: across[own.name][None] if own.saves_memory else down[own.name][:, None] for own in PLAN_FIELDS}
+    )
 
 
 def _divisors_of(number: int) -> list[int]:

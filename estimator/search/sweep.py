@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array
-from estimator.formulas.layout import on_machine
+from estimator.formulas.inputs import step_inputs
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import host_bytes
-from estimator.predict.evaluate import host_memory, predict, usable_bytes
+from estimator.formulas.memory import host_bytes, plan_memory
+from estimator.formulas.step import plan_step
+from estimator.predict.evaluate import host_memory
+from estimator.predict.prediction import usable_bytes
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
@@ -52,25 +54,19 @@ def sweep(
         kept: plans to keep.
         faster_than: seconds per step; how many plans that fit take less is counted.
     """
-    efficiencies, usable = (
-        stack.efficiencies(workload.shape.family, machine.accelerator.id),
-        usable_bytes(machine, stack),
-    )
+    efficiencies = stack.efficiencies(workload.shape.family, machine.accelerator.id)
+    usable, high = usable_bytes(machine, stack), _memory_high(stack)
     safe, risky, missed = _Best(kept), _Best(kept), _Best(1)
     num_plans = num_possible = num_faster = 0
-    # one spread for all, that of plans held out: those kept are evaluated with their own
-    ratio = stack.fit.names.index("memory_ratio")
-    log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
-    high = float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
     for plans in blocks:
         able = are_trainable(plans, workload.shape) if stack.trainer == TRAINER else np.True_
-        step, memory = predict(plans, workload, machine, stack, efficiencies)
-        used = np.broadcast_to(memory.peak_bytes, plans.shape)
+        inputs = step_inputs(plans, workload, machine, stack.habits)
+        step_s = plan_step(inputs, efficiencies).seconds
+        used = np.broadcast_to(plan_memory(inputs, efficiencies).peak_bytes, plans.shape)
         fits = able & (used <= usable)
         if machine.node.host:
-            where = on_machine(plans, machine, workload.shape, stack.habits)
-            fits &= host_bytes(workload.shape, where, stack.habits) <= host_memory(machine)
-        seconds, is_safe = np.broadcast_to(step.seconds, plans.shape), used * high <= usable
+            fits &= host_bytes(inputs) <= host_memory(machine)
+        seconds, is_safe = np.broadcast_to(step_s, plans.shape), used * high <= usable
         safe.offer(plans, np.where(fits & is_safe, seconds, np.inf))
         risky.offer(plans, np.where(fits & ~is_safe, seconds, np.inf))
         missed.offer(plans, np.where(able & ~fits, used, np.inf))
@@ -79,6 +75,16 @@ def sweep(
         num_faster += int((fits & (seconds < faster_than)).sum())
     best = [*safe.plans, *risky.plans]
     return Sweep(num_plans, num_possible, num_faster, best or missed.plans)
+
+
+def _memory_high(stack: Stack) -> float:
+    """Return the upper end of memory's interval over its median.
+
+    One for all, of plans held out: those kept are evaluated with their own.
+    """
+    ratio = stack.fit.names.index("memory_ratio")
+    log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
+    return float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
 
 
 class _Best:

@@ -8,16 +8,16 @@ PARAMETERS = (
     "matmul_efficiency",
     "memory_efficiency",
     "exposed_communication",
-    "issue_s_per_layer",
-    "issue_s_per_step",
+    "launch_s_per_layer",
+    "launch_s_per_step",
     "memory_ratio",
 )
 """What every stack has, in the order of its file."""
 
 FURTHER_PARAMETERS = (
-    "issue_s_per_split_layer",
-    "issue_s_per_stalled_rank",
-    "issue_s_per_routed_layer",
+    "launch_s_per_split_layer",
+    "launch_s_per_stalled_rank",
+    "launch_s_per_routed_layer",
     "attention_efficiency",
     "fp8_efficiency",
     "expert_efficiency",
@@ -47,17 +47,17 @@ class Efficiencies(NamedTuple):
     """Sustained memory bandwidth of element-wise ops, over the device's best measured bandwidth."""
     exposed_communication: Num
     """Part of the seconds of data-parallel collectives and stage transfers that no computation hides."""
-    issue_s_per_layer: Num
-    """Host seconds to issue one layer's forward and backward pass of one micro-batch."""
-    issue_s_per_step: Num
+    launch_s_per_layer: Num
+    """Host seconds to launch one layer's forward and backward pass of one micro-batch."""
+    launch_s_per_step: Num
     """Host seconds per step whatever its size."""
     memory_ratio: Num
     """Bytes that devices hold, over the bytes counted: allocator, runtime, and what the count misses."""
-    issue_s_per_split_layer: Num = 0.0
-    """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it issues."""
-    issue_s_per_stalled_rank: Num = 0.0
+    launch_s_per_split_layer: Num = 0.0
+    """Further host seconds per layer of a micro-batch whose tensor-parallel collectives it launches."""
+    launch_s_per_stalled_rank: Num = 0.0
     """Further host seconds per split layer of a micro-batch for each tensor-parallel rank, where collectives stall."""
-    issue_s_per_routed_layer: Num = 0.0
+    launch_s_per_routed_layer: Num = 0.0
     """Further host seconds per layer of a micro-batch whose tokens are routed to experts."""
     attention_efficiency: Num = 1.0
     """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""

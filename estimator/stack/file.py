@@ -1,66 +1,82 @@
-"""The file of a stack: premises written by hand, then what a fit found; read in halves, written whole or not at all."""
+"""The file of a stack's fit: what `calibrate --write` writes, whole or not at all, and never over the premises."""
 
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from estimator.stack.stack import Premises, Stack, parse_stack
+from estimator.stack.stack import Findings, Stack, builtin_stacks, fit_path, parse_fit, stack_path
 from hardware.errors import shown
-from hardware.toml_text import toml_table
 
-DIVIDER = "# " + "-" * 118 + "\n"
-"""Stands between the premises of a stack file and what the fit found."""
-
-
-def read_premises(text: str, name: str) -> Premises:
-    """Return the half of a stack file above the divider."""
-    return parse_stack(Premises, text.partition(DIVIDER)[0], name)
+WIDEST = 118
+"""Characters of a line that holds more than numbers or words."""
 
 
-def stack_text(text: str, stack: Stack) -> str:
-    """Return a stack file: the premises of `text` to the letter, then what the fit found."""
-    fit = stack.fit.model_dump()
-    families, factors = fit.pop("families"), fit.pop("factors")
-    if fit["usable_memory_fraction"] is None:  # TOML has no null
-        del fit["usable_memory_fraction"]
-    unexplained = {name: fit.pop(name) for name in ("step_discrepancy", "memory_discrepancy")}
-    lines = [
-        text.partition(DIVIDER)[0].rstrip("\n"),
-        "",
-        DIVIDER + "# Found by `calibrate` from the runs below; do not edit.",
-        *toml_table("[startup]", stack.startup.model_dump()),
-        *toml_table("[window]", stack.window.model_dump()),
-        *toml_table("[fit]", fit),
-    ]
-    for kind, found in (("families", families), ("factors", factors)):
-        for name, factor in found.items():
-            lines += toml_table(f"[fit.{kind}.{json.dumps(name)}]", factor)
-    for name, found in unexplained.items():
-        if found:
-            lines += toml_table(f"[fit.{name}]", found)
-    if stack.versions:
-        lines += toml_table("[versions]", stack.versions)
-    for run in stack.runs:
-        lines += toml_table("[[runs]]", run.model_dump())
-    for table in stack.tables:
-        lines += toml_table("[[tables]]", table.model_dump())
-    return "\n".join(lines) + "\n"
+def fit_text(stack: Stack) -> str:
+    """Return the file of a stack's fit: JSON, a key or a row a line, numbers of six digits."""
+    found = stack.model_dump(mode="json", include=set(Findings.model_fields), exclude_none=True)
+    return _json({"schema": "fit/1"} | _six_digits(found)) + "\n"
 
 
-def write_stack(path: Path, text: str) -> None:
-    """Write a stack file, whole or not at all.
+def _six_digits(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _six_digits(item) for key, item in value.items()}
+        case list():
+            return [_six_digits(item) for item in value]
+    return value
+
+
+def _json(value: Any, margin: str = "") -> str:
+    """Return JSON whose arrays of numbers or words take a line, as do arrays and objects that fit in one."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or len(margin + line) <= WIDEST:
+        return line
+    inner = f"{margin} "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key, ensure_ascii=False)}: {_json(item, inner)}" for key, item in value.items()]
+    elif any(isinstance(item, dict | list) for item in value):
+        items = [_json(item, inner) for item in value]
+    else:
+        return line
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{margin}{closing}"
+
+
+def refuse_unwritable(name: str) -> None:
+    """Refuse to fit a stack whose fit could not be written.
 
     Raises:
-        ValueError: the text is no stack, or the file cannot be written; then what was there still is.
+        ValueError: it comes with the package, and that is no checkout of the project, or cannot be written: how else.
     """
-    parse_stack(Stack, text, str(path))
+    if name not in builtin_stacks():
+        return
+    folder, premises = fit_path(name).parent, stack_path(name)
+    is_checkout = (folder.parents[2] / "pyproject.toml").is_file()
+    if not is_checkout or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"stack {name}: its fit is part of the installed package; copy {shown(str(premises), 200)} to mine.toml, "
+            "and give --stack mine.toml: the fit then goes to mine.fit.json"
+        )
+
+
+def write_fit(stack: Stack, path: Path) -> None:
+    """Write the fit of a stack into a file, whole or not at all.
+
+    Raises:
+        ValueError: what was found cannot be read back, or the file cannot be written; then what was there still is.
+    """
+    text = fit_text(stack).encode()
+    parse_fit(text, stack, str(path))
     draft = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(text)
         draft.replace(path)
     except (OSError, ValueError) as error:
-        where = f"stack {shown(str(path), 200)}"
+        where = f"fit {shown(str(path), 200)}"
         raise ValueError(f"{where}: cannot be written; check its folder, and the room there") from error
     finally:
         with suppress(OSError, ValueError):  # it took the file's place, or never came to be

@@ -1,12 +1,15 @@
 """What a fit found: parameters and factors with their uncertainty, what the model leaves unexplained, and intervals."""
 
-from typing import Annotated, Self
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Base64Bytes, BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import are_parameters
+from hardware.errors import first_error
 
 NORMAL_90 = 1.6448536269514722
 """Standard deviations either side of the mean that hold 90 % of a normal distribution."""
@@ -25,28 +28,71 @@ Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 LogValue = Annotated[float, Field(ge=-50, le=50)]
 LogSd = Annotated[float, Field(ge=0, le=MOST_LOG_SD)]
 Covariance = Annotated[float, Field(ge=-(MOST_LOG_SD**2), le=MOST_LOG_SD**2)]
-Runs = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+RunCount = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 
 ROUNDING = 1e-5
-"""More than the six digits of a stack file's numbers round off."""
+"""More than the six digits of a fit's file round off."""
 
 
-class Record(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Base of the tables of a stack file: immutable, and a misspelt key is an error."""
+class StackRecord(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Base of the tables of a stack's files: immutable, and a misspelt key is an error."""
 
 
-class Family(Record):
+class Family(StackRecord):
     """A model family measured on the stack: its factor on device seconds."""
 
     log_factor: LogValue
     log_sd: LogSd
-    runs: Runs
+    runs: RunCount
 
 
-class Discrepancy(Record):
+class CodedPlaces(StackRecord):
+    """Places as a fit's file holds them: few values of each feature, and for each place which of them it has."""
+
+    values: tuple[tuple[Number, ...], ...] = Field(min_length=NUM_FEATURES, max_length=NUM_FEATURES)
+    """Of each feature, increasing."""
+    code_bytes: Literal[1, 2, 4]
+    codes: Base64Bytes
+    """Which of its feature's values each number is: little-endian, place by place."""
+
+    def places(self) -> list[list[float]]:
+        """Return the places, one a row."""
+        if len(self.codes) % (NUM_FEATURES * self.code_bytes):
+            raise ValueError(f"codes: {len(self.codes)} bytes are not {NUM_FEATURES} numbers a place; fit anew")
+        codes = np.frombuffer(self.codes, f"<u{self.code_bytes}").reshape(-1, NUM_FEATURES)
+        if (codes >= [len(values) for values in self.values]).any():
+            raise ValueError("codes: one is of no value of its feature; fit anew")
+        columns = (np.array(values)[column] for values, column in zip(self.values, codes.T, strict=True))
+        found: list[list[float]] = np.stack(list(columns), axis=1).tolist()
+        return found
+
+
+def _decoded(places: object) -> object:
+    if not isinstance(places, Mapping):
+        return places
+    try:
+        return CodedPlaces.model_validate(places).places()
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from error
+
+
+def _coded(places: tuple[tuple[float, ...], ...]) -> dict[str, Any]:
+    """Return the fields of `CodedPlaces`."""
+    values, codes = zip(*(np.unique(column, return_inverse=True) for column in np.array(places).T), strict=True)
+    code = np.min_scalar_type(max(map(len, values)) - 1).newbyteorder("<")
+    text = b64encode(np.stack(codes, axis=1).astype(code).tobytes()).decode()
+    return {"values": [one.tolist() for one in values], "code_bytes": code.itemsize, "codes": text}
+
+
+class ResidualModel(StackRecord):
     """What the model leaves unexplained (`residual`): where it was learned, and the weight of each place."""
 
-    places: tuple[tuple[Number, ...], ...] = Field(min_length=1)
+    places: Annotated[
+        tuple[tuple[Number, ...], ...],
+        Field(min_length=1),
+        BeforeValidator(_decoded),
+        PlainSerializer(_coded, when_used="json"),
+    ]
     """`residual.features` of the runs."""
     weights: tuple[Number, ...]
     noise: tuple[Annotated[float, Field(ge=1e-4, le=100)], ...]
@@ -72,7 +118,7 @@ class Discrepancy(Record):
         return self
 
 
-class Fit(Record):
+class Fit(StackRecord):
     """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
 
     accelerators: tuple[str, ...]
@@ -89,21 +135,21 @@ class Fit(Record):
     source_log_sd: LogSd = 0.0
     """Spread of the factors between sources."""
     step_log_sd: LogSd
-    """Spread of a run's seconds per step around the model, in one number; intervals follow the discrepancy, if any."""
-    issue_log_sd: LogSd
-    """Spread of a run's issue seconds around the model."""
+    """Spread of a run's seconds per step around the model, in one number; intervals follow the residual, if any."""
+    launch_log_sd: LogSd
+    """Spread of a run's launch seconds around the model."""
     memory_log_sd: LogSd
     """Spread of a run's memory around the model; likewise."""
     device_log_sd: LogSd
     """Further spread of device seconds on a device the stack was never measured on."""
-    degrees_of_freedom: Runs
+    degrees_of_freedom: RunCount
     """Of the Student's t of the intervals: of few runs their number less one, of many as heavy as their tails."""
 
     usable_memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Part of a device's memory from which on runs ran out of it; None where too few did: then the habit stands."""
-    step_discrepancy: Discrepancy | None = None
+    step_residual: ResidualModel | None = None
     """Of seconds per step; None where too few runs were fitted to learn one."""
-    memory_discrepancy: Discrepancy | None = None
+    memory_residual: ResidualModel | None = None
     """Of reserved bytes."""
     sources: tuple[str, ...] = ()
     """Whose measurements the fit took, where that is told apart."""

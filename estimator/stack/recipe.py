@@ -6,6 +6,7 @@ from typing import NamedTuple
 from estimator.stack.stack import Habits, Stack
 from estimator.work.shape import Shape
 from hardware.errors import unknown_name
+from hardware.models import MatmulPrecision
 
 
 class Precision(NamedTuple):
@@ -18,21 +19,21 @@ class Precision(NamedTuple):
     moment: float
     """Of each of the optimizer's moments."""
     activation: int
-    matmul: str
+    matmul: MatmulPrecision
     """Which peak of an accelerator products run at."""
 
 
 PRECISIONS = {
     "bf16-mixed": Precision(2, 4, 2, 4, 2, "bf16"),
-    "fp16-mixed": Precision(2, 4, 2, 4, 2, "bf16"),
+    "fp16-mixed": Precision(2, 4, 2, 4, 2, "fp16"),
     "bf16": Precision(2, 0, 2, 2, 2, "bf16"),
     "fp32": Precision(4, 0, 4, 4, 4, "fp32"),
     "fp8-mixed": Precision(2, 4, 2, 4, 2, "fp8"),
 }
 """Mixed: 32-bit master weights and moments (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
 
-fp16 and bf16 have one peak on every accelerator of the catalog. In fp8, weights and activations are kept in 16 bits
-and cast at each product (Micikevicius et al. 2022, arXiv:2209.05433, section 3).
+In fp8, weights and activations are kept in 16 bits and cast at each product (Micikevicius et al. 2022,
+arXiv:2209.05433, section 3).
 """
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "sgd-momentum", "sgd")
@@ -84,20 +85,19 @@ class Recipe:
     def habits(self, habits: Habits, shape: Shape) -> Habits:
         """Return a stack's habits as the recipe changes them."""
         changes: dict[str, object] = {}
-        moment = 4.0
+        moment = habits.optimizer_bytes / 2 or 4.0
         if self.precision:
             precision = PRECISIONS[self.precision]
-            moment = precision.moment
             changes |= {
                 "weight_bytes": precision.weight,
                 "master_bytes": precision.master,
-                "gradient_bytes": precision.gradient,
-                "optimizer_bytes": 2 * moment,
                 "activation_bytes": precision.activation,
                 "matmul_precision": precision.matmul,
             }
-            if self.precision == "fp8-mixed" and habits.master_bytes:
-                changes["gradient_bytes"] = habits.gradient_bytes  # accumulated as the stack does in 16 bits
+            if (precision.weight, precision.master) != (habits.weight_bytes, habits.master_bytes):
+                # else the stack's own copies, and so its own way to add up gradients and to keep moments
+                moment = precision.moment
+                changes |= {"gradient_bytes": precision.gradient, "optimizer_bytes": 2 * moment}
             if precision.activation != habits.activation_bytes:
                 changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
         if self.optimizer:

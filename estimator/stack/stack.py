@@ -1,22 +1,24 @@
-"""A software stack: its efficiencies and habits, with their uncertainty.
+"""A software stack: its habits and efficiencies, with their uncertainty.
 
-A stack file (TOML) has two halves: habits and priors, written by hand with their evidence, and what the fit found
-(`calibrate` writes it).
+A stack is two files: its premises, habits and priors with their evidence, which a person writes (TOML), and
+its findings, what a fit to runs found, which `calibrate --write` writes (JSON, `file.write_fit`).
 """
 
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficiencies, are_parameters
-from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, Record, Runs, covariance_root
+from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, RunCount, StackRecord, covariance_root
 from estimator.work.shape import Shape
 from hardware.errors import first_error, shown
+from hardware.models import MatmulPrecision
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BytesEach = Annotated[float, Field(ge=0, le=64)]
@@ -24,15 +26,15 @@ PositiveBytesEach = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class Evidence(Record):
+class Evidence(StackRecord):
     """Why a table of the file says what it says."""
 
     kind: Literal["documented", "measured", "assumed"]
     text: str
 
 
-class Habits(Record):
-    """What the stack keeps in memory, in which precision, and how it issues and overlaps its work."""
+class Habits(StackRecord):
+    """What the stack keeps in memory, in which precision, and how it launches and overlaps its work."""
 
     weight_bytes: PositiveBytesEach
     """Bytes per parameter of the copy that the devices compute with."""
@@ -51,11 +53,11 @@ class Habits(Record):
     reduces_every_micro_batch: bool
     """Gradients are reduced after each micro-batch, since only their shard is kept; else once per step."""
     single_controller: bool
-    """One process issues the work of all stages, before the devices run it; else each device's own host, meanwhile."""
+    """One process launches the work of all stages, before the devices run it; else each device's host, meanwhile."""
     usable_memory_fraction: float = Field(gt=0, le=1)
     """Part of a device's memory that a plan may fill."""
     ranks_by: Literal["device", "step"]
-    """What the stack's own planner compares: seconds of the devices, or of the whole step, issue of work included."""
+    """What the stack's own planner compares: seconds of the devices, or of the whole step, launch of work included."""
     frozen_weight_bytes: BytesEach | None = None
     """Bytes per parameter that is not trained, where they differ from `weight_bytes`."""
     reduction_bytes: BytesEach = 0.0
@@ -70,7 +72,7 @@ class Habits(Record):
     """The trainer itself divides the layers over the stages, by cost; else as the plan says."""
     overlaps_communication: bool = True
     """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
-    matmul_precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]
 
@@ -93,29 +95,29 @@ class Habits(Record):
         return self.fused_attention == "always" or shape.family in self.fused_attention
 
 
-class LogHabits(Record):
+class LogHabits(StackRecord):
     """What the stack's log times, and the seconds that no fit finds."""
 
-    times: Literal["issue", "step"]
-    """The clock covers only the issue of the work, or the whole step."""
+    times: Literal["launch", "step"]
+    """The clock covers only the launch of the work, or the whole step."""
     load_s: Seconds
     """Imports, and the checkpoint into host memory, before the accelerator is asked for."""
     evidence: dict[Literal["times", "load_s"], Evidence] = Field(min_length=2)
 
 
-class Window(Record):
+class Window(StackRecord):
     """What the stack's log times, and the two paces of its host."""
 
-    times: Literal["issue", "step"]
-    """The clock covers only the issue of the work, or the whole step."""
+    times: Literal["launch", "step"]
+    """The clock covers only the launch of the work, or the whole step."""
     slow_fraction: Fraction
-    """Part of the steps in which the host issues at its slow pace."""
+    """Part of the steps in which the host launches at its slow pace."""
     slow_ratio: float = Field(ge=1, lt=100)
-    """Issue time at the slow pace over that at the fast pace."""
+    """Launch time at the slow pace over that at the fast pace."""
     evidence: str
 
 
-class Startup(Record):
+class Startup(StackRecord):
     """One-off seconds of a run."""
 
     load_s: Seconds
@@ -129,7 +131,7 @@ class Startup(Record):
     evidence: str
 
 
-class Prior(Record):
+class Prior(StackRecord):
     """A log-normal belief about a parameter before any run was measured."""
 
     median: float = Field(ge=1e-20, le=1e20)
@@ -138,7 +140,7 @@ class Prior(Record):
     evidence: str
 
 
-class MeasuredRun(Record):
+class MeasuredRun(StackRecord):
     """A run the stack was fitted to, and how far the prediction was without it."""
 
     log: str
@@ -152,19 +154,19 @@ class MeasuredRun(Record):
 ANY_TRAINER = "any"
 
 
-class MeasuredTable(Record):
-    """A table of runs that the stack was fitted to."""
+class MeasuredTable(StackRecord):
+    """A table of runs, or a log, that the stack was fitted to."""
 
     name: str
     sha256: str
-    rows: Runs
+    rows: RunCount
     """Rows of it that the fit took."""
     digests: str = Field(pattern=r"^([0-9a-f]{10}( |$))*$")
-    """`Case.digest` of each: a run predicted by this stack is in sample where its own is among them."""
+    """`Run.digest` of each: a run predicted by this stack is in sample where its own is among them."""
 
 
-class Premises(Record):
-    """The half of a stack file that is written by hand."""
+class Premises(StackRecord, populate_by_name=True):
+    """What a person writes of a stack: habits and priors, with their evidence."""
 
     schema_: Literal["stack/1"] = Field(alias="schema")
     name: str
@@ -192,8 +194,8 @@ class Premises(Record):
         return self
 
 
-class Stack(Premises):
-    """A software stack on accelerators."""
+class Findings(StackRecord):
+    """What a fit found of a stack, and the runs that it rests on."""
 
     startup: Startup
     window: Window
@@ -202,6 +204,43 @@ class Stack(Premises):
     tables: tuple[MeasuredTable, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the packages that the fit was made with."""
+
+
+class FitFile(Findings):
+    """The file of a fit."""
+
+    schema_: Literal["fit/1"] = Field(alias="schema")
+
+
+class Stack(Premises, Findings):
+    """A software stack on accelerators: premises, and what a fit found with them."""
+
+    @model_validator(mode="after")
+    def _is_fitted_as_premised(self) -> Self:
+        fitted = self.fit.names[: len(self.fit.names) - len(self.fit.families) - len(self.fit.factors)]
+        if fitted != tuple(self.priors):
+            raise ValueError(
+                f"the fit found {', '.join(fitted)}, and the premises have priors of {', '.join(self.priors)}; fit it "
+                f"again: calibrate RUNS --stack {self.name} --write"
+            )
+        return self
+
+    def __repr__(self) -> str:
+        """Return the name, what it was fitted to, and the spreads of seconds and bytes around it.
+
+        >>> load_stack("moai-24.2").model_copy(update={"runs": ()})
+        stack moai-24.2: fitted to no runs
+        """
+        count = len(self.runs) + sum(table.rows for table in self.tables)
+        if not count:
+            return f"stack {self.name}: fitted to no runs"
+        where, fit = ", ".join(self.fit.accelerators), self.fit
+        spreads = f"seconds spread by {fit.step_log_sd:.1%}, memory by {fit.memory_log_sd:.1%}"
+        return f"stack {self.name}: fitted to {count} runs on {where}; {spreads}"
+
+    def __str__(self) -> str:
+        """Return the same, where a record would print all that it holds."""
+        return repr(self)
 
     @property
     def usable_memory_fraction(self) -> float:
@@ -247,51 +286,85 @@ class Stack(Premises):
         return moves
 
 
+def _folder(kind: Literal["stacks", "fits"]) -> Path:
+    return Path(str(resources.files("estimator").joinpath(f"data/{kind}")))
+
+
 def builtin_stacks() -> tuple[str, ...]:
     """Return the names of the stacks that come with the package."""
-    folder = resources.files("estimator").joinpath("data/stacks")
-    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+    return tuple(sorted(path.name.removesuffix(".toml") for path in _folder("stacks").glob("*.toml")))
 
 
 def stack_path(name: str) -> Path:
-    """Return the file of a built-in stack, or else the name as a path."""
-    folder = resources.files("estimator").joinpath("data/stacks")
-    return Path(str(folder.joinpath(f"{name}.toml"))) if name in builtin_stacks() else Path(name)
+    """Return the file of a stack's premises: of a built-in stack, or else the name as a path."""
+    return _folder("stacks") / f"{name}.toml" if name in builtin_stacks() else Path(name)
 
 
-def load_stack(name: str) -> Stack:
-    """Return a built-in stack by name, or the one a TOML file holds.
+def fit_path(name: str) -> Path:
+    """Return the file of a stack's fit: of a built-in stack, or else the one beside its premises.
+
+    >>> fit_path("folder/mine.toml").as_posix()
+    'folder/mine.fit.json'
+    """
+    if name in builtin_stacks():
+        return _folder("fits") / f"{name}.json"
+    path = Path(name)
+    return path.with_name(f"{path.name.removesuffix('.toml')}.fit.json")
+
+
+def load_premises(name: str) -> Premises:
+    """Return the premises of a built-in stack by name, or those that a TOML file holds.
 
     Raises:
         ValueError: there is no such stack, or the file breaks a rule: which one, and where.
     """
-    return parse_stack(Stack, read_stack_text(name), name)
-
-
-def read_stack_text(name: str) -> str:
-    """Return the text of a stack's file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
     try:
-        return stack_path(name).read_text(encoding="utf-8")
+        text = stack_path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         known = ", ".join(builtin_stacks())
         raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
+    return parse_premises(text, name)
 
 
-DocumentT = TypeVar("DocumentT", bound=Record)
-
-
-def parse_stack(kind: type[DocumentT], text: str, name: str) -> DocumentT:
-    """Return the stack, or the half of one, that a TOML document describes; `name` stands in errors."""
+def parse_premises(text: str, name: str) -> Premises:
+    """Return the premises that a TOML document describes; `name` stands in errors."""
     where = f"stack {shown(name, 200)}"
     try:
-        return kind.model_validate(tomllib.loads(text))
+        return Premises.model_validate(tomllib.loads(text))
     except RecursionError as error:
         raise ValueError(f"{where}: not valid TOML: nested too deep; correct it there") from error
     except ValidationError as error:
         raise ValueError(f"{where}: {first_error(error)}") from error
     except ValueError as error:
         raise ValueError(f"{where}: not valid TOML: {shown(str(error), 200)}; correct it there") from error
+
+
+def load_stack(name: str) -> Stack:
+    """Return a built-in stack by name, or the one whose premises a TOML file holds, with what was fitted.
+
+    Raises:
+        ValueError: there is no such stack, it was never fitted, or a file breaks a rule: which one, and where.
+    """
+    premises, path = load_premises(name), fit_path(name)
+    try:
+        return parse_fit(path.read_bytes(), premises, str(path))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"stack {shown(name, 200)}: was never fitted, there is no {shown(path.name, 200)} beside it; fit it: "
+            "calibrate RUNS --stack STACK --write"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"fit {shown(str(path), 200)}: cannot be read; check the path") from error
+
+
+def parse_fit(text: bytes, premises: Premises, name: str) -> Stack:
+    """Return the stack of these premises whose fit a JSON document describes; `name` stands in errors."""
+    where = f"fit {shown(name, 200)}"
+    try:
+        found = FitFile.model_validate(from_json(text))
+        fields = {field: getattr(found, field) for field in Findings.model_fields}
+        return Stack.model_validate(dict(premises) | fields)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {first_error(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON: {shown(str(error), 200)}; fit it again") from error

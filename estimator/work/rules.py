@@ -1,12 +1,11 @@
 """Which plans can run, and why the others cannot: the rules of a layout, memory not among them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Flags, Ints, Plan, Plans
+from estimator.work.plan import PLAN_NAMES, RECOMPUTATIONS, SCHEDULES, Flags, Ints, Plan, Plans
 from estimator.work.workload import Workload
 from hardware.errors import shown
 
@@ -44,7 +43,7 @@ def _model(workload: Workload) -> str:
 
 
 def _says(template: str) -> Told:
-    return lambda plan, dp: template.format(**asdict(plan), dp=dp)
+    return lambda plan, dp: template.format(**{name: getattr(plan, name) for name in PLAN_NAMES}, dp=dp)
 
 
 def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) -> list[Rule]:
@@ -64,7 +63,7 @@ def _degree_rules(plans: Plans, workload: Workload, num_devices: int, dp: Ints) 
 
 
 def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rule]:
-    layers, stages = workload.shape.num_layers, plans.num_stages
+    layers, stages, model = workload.shape.num_layers, plans.num_stages, _model(workload)
     chunks = stages * plans.virtual_stages
     ends = plans.first_layers + plans.last_layers
     even = ends == 0
@@ -72,9 +71,6 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
     rest = layers - ends
     fits = np.where(between > 0, (rest > 0) & (rest % np.maximum(between, 1) == 0), rest == 0)
     uneven = (stages > 1) & (plans.virtual_stages == 1) & (plans.first_layers > 0) & (plans.last_layers > 0) & fits
-    interleaved = plans.schedule == SCHEDULES.index("interleaved")
-    gpipe = plans.schedule == SCHEDULES.index("gpipe")
-    model = _model(workload)
 
     def chunk(plan: Plan, _: int) -> str:
         which = (
@@ -83,12 +79,6 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
             else f"num_stages * virtual_stages = {plan.num_stages} * {plan.virtual_stages}"
         )
         return f"{which} does not divide num_layers={layers} of {model}; use one of {_divisors(layers)}"
-
-    def few(plan: Plan, _: int) -> str:
-        return (
-            f"num_micro_batches={plan.num_micro_batches} is fewer than num_stages={plan.num_stages}; "
-            f"{plan.schedule} needs at least as many"
-        )
 
     divides = trainer.divides_layers & (plans.virtual_stages == 1)
     ends_fill = trainer.counts_ends & ((layers + 2) % chunks == 0)
@@ -101,7 +91,22 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
                 "no equal stages between; give both, with one chunk per stage"
             ),
         ),
-        Rule(~gpipe & (not trainer.underfills) & (plans.num_micro_batches < stages), few),
+    ]
+
+
+def _schedule_rules(plans: Plans, trainer: Trainer) -> list[Rule]:
+    stages = plans.num_stages
+    gpipe, interleaved, zero_bubble = (
+        plans.schedule == SCHEDULES.index(name) for name in ("gpipe", "interleaved", "zero_bubble")
+    )
+    return [
+        Rule(
+            ~gpipe & (not trainer.underfills) & (plans.num_micro_batches < stages),
+            _says(
+                "num_micro_batches={num_micro_batches} is fewer than num_stages={num_stages}; {schedule} needs at "
+                "least as many"
+            ),
+        ),
         Rule(
             interleaved & ((plans.virtual_stages < 2) | (stages < 2)),
             _says("schedule=interleaved needs num_stages and virtual_stages of 2 or more; set them"),
@@ -118,7 +123,7 @@ def _stage_rules(plans: Plans, workload: Workload, trainer: Trainer) -> list[Rul
             _says("virtual_stages={virtual_stages} is for schedule=interleaved; use virtual_stages=1"),
         ),
         Rule(
-            (plans.schedule == SCHEDULES.index("zero_bubble")) & (stages < 2),
+            zero_bubble & (stages < 2),
             _says("schedule=zero_bubble needs num_stages of 2 or more; use schedule=1f1b"),
         ),
     ]
@@ -183,6 +188,7 @@ def rules(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer =
     return [
         *_degree_rules(plans, workload, num_devices, dp),
         *_stage_rules(plans, workload, trainer),
+        *_schedule_rules(plans, trainer),
         *_split_rules(plans, workload, dp),
         *_habit_rules(plans, workload),
     ]
@@ -200,7 +206,10 @@ def reasons(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer
     """Return why each plan cannot run on this many devices: "" where it can."""
     dp = np.broadcast_to(plans.data_parallel(num_devices), plans.shape)
     found = [""] * len(plans)
-    for rule in reversed(rules(plans, workload, num_devices, trainer)):  # the first rule of the list has the last word
-        for i in np.flatnonzero(np.broadcast_to(rule.broken, plans.shape)):
-            found[i] = rule.told(plans[int(i)], int(dp.flat[i]))
+    untold = np.ones(plans.shape, dtype=np.bool_)
+    for rule in rules(plans, workload, num_devices, trainer):
+        rows = np.flatnonzero(untold & rule.broken)
+        for i, plan, ranks in zip(rows.tolist(), plans.each(rows), dp.flat[rows].tolist(), strict=True):
+            found[i] = rule.told(plan, ranks)
+        untold &= ~rule.broken
     return found

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardware.catalog import Catalog, load_catalog
-from hardware.models import MOST_DEVICES, Accelerator, Flavor, Measured, Price, Record, Source
+from hardware.catalog import MOST_FILE_BYTES, Catalog, load_catalog
+from hardware.files import read_regular_file
+from hardware.models import MOST_DEVICES, Accelerator, Flavor, Instance, Measured, Node, Price, Record, Source
 from hardware.units import MIB
 
 CATALOG = load_catalog()
 FLAVOR_IDS = [flavor.id for flavor in CATALOG.flavors]
+FILES = ("accelerators.toml", "nodes.toml", "flavors.toml", "instances.toml", "prices.toml")
 
 MENU = [
     ("Small.64GB", "small", 1, 65_520),
@@ -80,6 +82,17 @@ num_devices = 6
 num_nodes = 2
 {SOURCES}
 """
+INSTANCE = f"""
+[[instance]]
+id = "t1.2x_large"
+aliases = ["T1"]
+provider = "Nobody"
+node = "test-node"
+num_devices = 2
+network_bytes_per_s = "100 Gb/s"
+host_memory_bytes = "512 GiB"
+{SOURCES}
+"""
 PRICE = f"""
 [[price]]
 accelerator = "test-chip"
@@ -89,7 +102,7 @@ usd_per_device_h = 2.5
 on = 2026-01-15
 {SOURCES}
 """
-DOCUMENT = PRICE + FLAVOR + NODE + ACCELERATOR  # the order of the tables is free
+DOCUMENT = PRICE + INSTANCE + FLAVOR + NODE + ACCELERATOR  # the order of the tables is free
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +156,27 @@ def test_a_flavor_resolves_by_each_spelling(flavor: Flavor) -> None:
         assert CATALOG.flavor(spelling.upper()) is flavor
 
 
+@pytest.mark.parametrize("instance", CATALOG.instances, ids=[instance.id for instance in CATALOG.instances])
+def test_an_instance_resolves_by_each_spelling(instance: Instance) -> None:
+    """The id, the aliases and either in other case name one of it, with "-xN" several, on nodes of its own."""
+    for spelling in (instance.id, *instance.aliases):
+        one, three = CATALOG.flavor(spelling.swapcase()), CATALOG.flavor(f"{spelling.upper()}-x3")
+        assert one == CATALOG.flavor(spelling)
+        assert (one.id, one.provider, one.num_nodes) == (instance.id, instance.provider, 1)
+        assert (three.id, three.num_nodes, three.num_devices) == (f"{instance.id}-x3", 3, 3 * one.num_devices)
+        node = CATALOG.node(three.node.upper())
+        assert node.num_devices == one.num_devices == instance.num_devices
+        assert node.network.bytes_per_s == instance.network_bytes_per_s
+
+
+@pytest.mark.parametrize("node", CATALOG.nodes, ids=[node.id for node in CATALOG.nodes])
+def test_a_node_is_a_flavor_of_all_its_devices(node: Node) -> None:
+    """The id of a node names all of it, with "-xN" several."""
+    one, four = CATALOG.flavor(node.id.upper()), CATALOG.flavor(f"{node.id}-x4")
+    assert (one.id, one.node, one.num_devices, one.num_nodes) == (node.id, node.id, node.num_devices, 1)
+    assert (four.node, four.num_devices, four.num_nodes) == (node.id, 4 * node.num_devices, 4)
+
+
 @pytest.mark.parametrize("accelerator", CATALOG.accelerators, ids=[record.id for record in CATALOG.accelerators])
 def test_a_driver_name_leads_to_its_accelerator(accelerator: Accelerator) -> None:
     """Each name that a driver gives, in any case, is of one accelerator alone."""
@@ -151,7 +185,7 @@ def test_a_driver_name_leads_to_its_accelerator(accelerator: Accelerator) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "AMD Instinct MI250X", ""]
+    "name", ["NVIDIA H800 PCIe", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "AMD Instinct MI308X", ""]
 )
 def test_a_device_that_is_not_quite_known_is_refused(name: str) -> None:
     """Other editions, and parts, of known devices have other peaks: none of them passes for the known one."""
@@ -171,7 +205,7 @@ def test_every_accelerator_has_a_node() -> None:
 
 def test_every_figure_has_a_source() -> None:
     """Each record names pages that were read, and each fraction has its own page and says what it rests on."""
-    records = [*CATALOG.accelerators, *CATALOG.nodes, *CATALOG.flavors, *CATALOG.prices]
+    records = [*CATALOG.accelerators, *CATALOG.nodes, *CATALOG.flavors, *CATALOG.instances, *CATALOG.prices]
     for record in records:
         assert record.sources
         for inner in records_within(record):
@@ -185,13 +219,14 @@ def test_every_figure_has_a_source() -> None:
 def test_assumed_networks_are_marked() -> None:
     """The rates of networks and links that nobody stated are assumed, and the note of their node says so."""
     assumed = {node.id: node.note for node in CATALOG.nodes if node.network.evidence == "assumed"}
-    stated = {"mi300x-x8", "h100-x8", "a100-x8", "a100-40gb-x8", "mi355x-x8"}
+    stated = {"mi300x-x8", "h100-x8", "a100-x8", "a100-40gb-x8", "mi355x-x8", "mi250x-x4", "gaudi-3-x8"}
     assert {node.id for node in CATALOG.nodes} - set(assumed) == stated
     for note in assumed.values():
         assert re.match(r"Assumed: .*(adapter|network)", note)
     of_links = {node.id for node in CATALOG.nodes for link in node.links if link.evidence != "datasheet"}
-    assert of_links == {"mi325x-x8"}
-    assert "and the links" in assumed["mi325x-x8"]
+    assert of_links == {"mi325x-x8", "v100-16gb-x8", "v100-32gb-x8", "t4-x8"}
+    for node in of_links:
+        assert re.search(r"the links|PCIe 3\.0", assumed[node])
 
 
 def test_a_fraction_is_what_its_note_says() -> None:
@@ -206,7 +241,7 @@ def test_a_fraction_is_what_its_note_says() -> None:
         assert value == pytest.approx(ratio, abs=0.005)
 
 
-@pytest.mark.parametrize("name", ["accelerators.toml", "nodes.toml", "flavors.toml", "prices.toml"])
+@pytest.mark.parametrize("name", FILES)
 def test_quantities_carry_their_unit(name: str) -> None:
     """In the packaged files a dimension is written out, never a bare number; the text is ASCII."""
     text = (resources.files("hardware") / "data" / name).read_text(encoding="utf-8")
@@ -223,6 +258,44 @@ def test_quantities_carry_their_unit(name: str) -> None:
             assert isinstance(value, str)
 
     check(tomllib.loads(text))
+
+
+def test_what_a_file_names_stands_for_itself(file: Path) -> None:
+    """A record that gives names of a source, a fraction, a link and a network is the one that spells them out."""
+    page = SOURCES.removeprefix("sources = [").removesuffix("]")
+    half = HALF.replace(page, '"page"')
+    names = f"[named]\npage = {page}\nhalf = {{ {half} }}\n"
+    short = DOCUMENT.replace(SOURCES, 'sources = ["page"]').replace(f"{{ {HALF} }}", '"half"')
+    assert short.count('"half"') == 4
+    assert load(file, names + short) == load(file, DOCUMENT)
+    server, _, link = NODE.partition("[[node.links]]")
+    network = next(line for line in server.splitlines() if line.startswith("network = "))
+    names = (
+        f"[named]\nmesh = {{ {', '.join(link.strip().splitlines())} }}\nnet = {network.removeprefix('network = ')}\n"
+    )
+    assert load(file, names + ACCELERATOR + server.replace(network, "network = 'net'\nlinks = ['mesh']")) == load(
+        file, ACCELERATOR + NODE
+    )
+
+
+def test_packaged_instances_and_prices_are_read_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalog that nobody asks for an instance or a price does not read those files, and reads each once."""
+    read: list[str] = []
+
+    def noted(path: Path, most_bytes: int) -> bytes:
+        read.append(path.name)
+        return read_regular_file(path, most_bytes)
+
+    monkeypatch.setattr("hardware.catalog.read_regular_file", noted)
+    catalog = load_catalog()
+    assert catalog.flavor("small").node == "mi250-x4"
+    assert catalog.node("h100-x8").num_devices == 8
+    assert read == ["accelerators.toml", "nodes.toml", "flavors.toml"]
+    assert [catalog.flavor("p5.48xlarge").num_nodes for _ in range(2)] == [1, 1]
+    assert [len(catalog.latest_prices("mi250")) for _ in range(2)] == [1, 1]
+    assert read[3:] == ["instances.toml", "prices.toml"]
+    assert catalog == CATALOG
+    assert hash(catalog) == hash(CATALOG)
 
 
 def test_a_price_per_gcd_is_half_of_the_package() -> None:
@@ -246,6 +319,13 @@ def test_latest_price(days: list[date]) -> None:
     (latest,) = catalog.latest_prices("mi250")
     assert latest.on == max(days)
     assert latest.usd_per_device_h == max(number for number, day in enumerate(days, start=1) if day == latest.on)
+
+
+def test_latest_prices_of_one_provider() -> None:
+    """Of a provider that asks a price, its own; of one that asks none, what all ask."""
+    aws = CATALOG.latest_prices("h100-sxm-80gb", CATALOG.flavor("p5.48xlarge").provider)
+    assert {price.provider for price in aws} == {"AWS"}
+    assert CATALOG.latest_prices("h100-sxm-80gb", "Nobody") == CATALOG.latest_prices("h100-sxm-80gb")
 
 
 def test_latest_prices_keep_providers_and_markets_apart() -> None:
@@ -290,11 +370,15 @@ def test_unknown_names() -> None:
         ValueError, match=r"^unknown flavor '5xLarge': did you mean 4xLarge\.2048GB or 6xLarge\.3072GB\?$"
     ):
         CATALOG.flavor("5xLarge")
+    with pytest.raises(ValueError, match=r"^unknown flavor 'p5': did you mean p5\.48xlarge or p5e\.48xlarge\?$"):
+        CATALOG.flavor("p5")
+    with pytest.raises(ValueError, match=r"^unknown flavor 'h100-x8-x0': did you mean h100-x8"):
+        CATALOG.flavor("h100-x8-x0")
     with pytest.raises(ValueError, match=rf"^unknown flavor 'zzz': use one of {', '.join(FLAVOR_IDS)}$"):
         CATALOG.flavor("zzz")
     with pytest.raises(ValueError, match=r"^unknown accelerator 'mi300': did you mean mi300x\?$"):
         CATALOG.latest_prices("mi300")
-    with pytest.raises(ValueError, match=r"^unknown node 'mi250': did you mean mi250-x4\?$"):
+    with pytest.raises(ValueError, match=r"^unknown node 'mi250': did you mean mi250-x4 or mi250x-x4\?$"):
         CATALOG.node("mi250")
 
 
@@ -309,12 +393,13 @@ def test_an_accelerator_without_a_node(file: Path) -> None:
 
 
 def test_a_user_file_adds_records(file: Path) -> None:
-    """A file with all four tables, in any order, extends the catalog and its lookups."""
+    """A file with all five tables, in any order, extends the catalog and its lookups."""
     catalog = load(file, DOCUMENT)
     assert catalog.flavors[:-1] == CATALOG.flavors
     assert catalog.accelerator("test-chip").hbm_bytes == 80e9
     assert catalog.node_of("test-chip").id == catalog.flavor("TEST").node == "test-node"
     assert catalog.latest_prices("test-chip")[0].usd_per_device_h == 2.5
+    assert catalog.node(catalog.flavor("t1").node).num_devices == 2
 
 
 def test_files_are_read_in_order(file: Path) -> None:
@@ -361,10 +446,36 @@ def test_files_are_read_in_order(file: Path) -> None:
             PRICE.replace("2.5", '"cheap"'),
             "price 1: usd_per_device_h: 'cheap' does not fit; input should be a valid number",
         ),
+        (
+            ACCELERATOR + NODE + INSTANCE.replace("= 2\n", "= 5\n"),
+            "instance 't1.2x_large': num_devices: 5 are more than the 4 of test-node; name a larger node",
+        ),
+        (INSTANCE, "instance 't1.2x_large': unknown node 'test-node': use one of mi250-x4, "),
+        (
+            DOCUMENT.replace('["T1"]', '["P5.48xlarge"]'),
+            "instance 't1.2x_large': the name 'P5.48xlarge' is taken; choose another",
+        ),
+        (
+            DOCUMENT.replace('["T1"]', '["h100-x8"]'),
+            "instance 't1.2x_large': the name 'h100-x8' is taken; choose another",
+        ),
         (PRICE + "typo = 1", "price 1: typo: is not a field of this record; remove it or correct its name"),
         ("price = [3]", "price 1: 3 is not a table; write the fields of this record"),
         ("[price]", "price is not an array of tables; write [[price]]"),
         ("flavor = 3", "flavor is not an array of tables; write [[flavor]]"),
+        ("named = 3", "named is not a table; write [named]"),
+        (
+            "[named]\na = { host = 'b' }\nb = { note = 'c' }",
+            "named 'a': host: 'b' is not named above this; name it in [named] first",
+        ),
+        (
+            "[named]\nhalf = 3\n" + ACCELERATOR.replace(f"{{ {HALF} }}", '"haff"'),
+            "accelerator 'test-chip': matmul_efficiency: unknown name of [named] 'haff': did you mean half?",
+        ),
+        (
+            f"[named]\nhalf = {{ {HALF} }}\n" + ACCELERATOR.replace(SOURCES, "sources = ['a page']"),
+            "accelerator 'test-chip': sources.0: 'a page' is not a day and an address; write for example ",
+        ),
         ("[[acelerator]]", "unknown table 'acelerator': did you mean accelerator?"),
         ("id = ", "not valid TOML: 'Invalid value (at end of document)'; correct it there"),
         ("a = " + "[" * 100_000, "not valid TOML: "),
@@ -384,12 +495,25 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible path are refused by name."""
     with pytest.raises(ValueError, match=r"missing\.toml: no such file; check the path$"):
         load_catalog([tmp_path / "missing.toml"])
-    with pytest.raises(ValueError, match=r": cannot be read as a file; give a readable TOML file$"):
+    with pytest.raises(ValueError, match=r": is a directory, not a file; name a file in it$"):
         load_catalog([tmp_path])
-    with pytest.raises(ValueError, match=r"^'a\\x00\\nb': cannot be read as a file; give a readable TOML file$"):
+    with pytest.raises(ValueError, match=r"^'a\\x00\\nb': is no path of a file; give one$"):
         load_catalog([Path("a\0\nb")])
-    with pytest.raises(ValueError, match=r": cannot be read as a file; "):
+    with pytest.raises(ValueError, match=r": cannot be read as a file; give a readable TOML file$"):
         load_catalog([Path("x" * os.pathconf("/", "PC_NAME_MAX") * 2)])
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A pipe is not waited for, a device not read without end, and no file beyond a bound."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe: is a pipe, not a file; save what it carries as a file$"):
+        load_catalog([tmp_path / "pipe"])
+    with pytest.raises(ValueError, match=r"^/dev/zero: is a device, not a file; name a file$"):
+        load_catalog([Path("/dev/zero")])
+    with (tmp_path / "large.toml").open("wb") as large:
+        large.truncate(MOST_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match=r"large\.toml: is larger than 8,388,608 bytes; give a smaller file$"):
+        load_catalog([tmp_path / "large.toml"])
 
 
 def refused_in_one_line(file: Path, content: bytes) -> None:
@@ -421,3 +545,14 @@ def test_any_edit_of_a_good_file_is_a_catalog_or_one_line(file: Path, data: st.D
 def test_a_deep_table_is_one_line(file: Path) -> None:
     """A table thousands deep in place of a record is refused like any other."""
     refused_in_one_line(file, ("[[price]]\n" + ".".join("a" * 3000) + " = 1").encode())
+    deep = ".".join(["links"] * 3000) + " = 1"
+    for text in (f"[named]\na = 1\n[[node]]\n{deep}", f"[named]\n{deep}"):
+        with pytest.raises(ValueError, match=r"nested too deep; write "):
+            load(file, text)
+
+
+def test_names_of_names_stay_small(file: Path) -> None:
+    """Names that each double what the one before names are refused before they fill the memory."""
+    names = "\n".join(f"n{i} = ['n{i - 1}', 'n{i - 1}']" for i in range(1, 40))
+    with pytest.raises(ValueError, match=r"named 'n7': holds more than 200 values; name its parts$"):
+        load(file, f"[named]\nn0 = 'a page'\n{names}\n[[price]]\nsources = 'n39'")

@@ -1,10 +1,53 @@
 import os
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
-from hardware.files import check_private_directory, make_private_directory, write_atomically
+from hardware.files import check_private_directory, make_private_directory, read_regular_file, write_atomically
+
+
+def test_a_regular_file_is_read_whole(tmp_path: Path) -> None:
+    """Its bytes are returned up to the bound, through a link as well, whatever its size by the system."""
+    path, content = tmp_path / "file", bytes(range(256)) * 200
+    path.write_bytes(content)
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular_file(path, len(content)) == content == read_regular_file(tmp_path / "link", len(content))
+    assert read_regular_file(Path("/proc/self/status"), 100_000).startswith(b"Name:")  # said to be empty
+    with pytest.raises(ValueError, match=r"file: is larger than 51,199 bytes; give a smaller file$"):
+        read_regular_file(path, len(content) - 1)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    """Nobody waits for a pipe's writer, and no device is read without end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe: is a pipe, not a file; save what it carries as a file$"):
+        read_regular_file(pipe, 100)
+    with pytest.raises(ValueError, match=r"^/dev/zero: is a device, not a file; name a file$"):
+        read_regular_file(Path("/dev/zero"), 100)
+    with pytest.raises(ValueError, match=r": is a directory, not a file; name a file in it$"):
+        read_regular_file(tmp_path, 100)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        with pytest.raises(ValueError, match=r"/s: is a socket, not a file; name a file$"):
+            read_regular_file(tmp_path / "s", 100)
+    with pytest.raises(ValueError, match=r"^'a\\x00': is no path of a file; give one$"):
+        read_regular_file(Path("a\0"), 100)
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "missing", 100)
+
+
+def test_what_becomes_a_pipe_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that takes the place of a file after it was looked at is not waited for."""
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    regular = (tmp_path / "other").touch() or (tmp_path / "other").stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", lambda _path: regular)
+        with pytest.raises(ValueError, match=r"file: is a pipe, not a file; "):
+            read_regular_file(path, 100)
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware.catalog import load_catalog
-from hardware.models import Accelerator, Flavor, Node, Price
+from hardware.models import Accelerator, Flavor, Instance, Node, Price
 from hardware.toml_text import catalog_text, toml_table, toml_value
 
 CATALOG = load_catalog()
@@ -48,8 +48,8 @@ def test_a_table_is_a_block() -> None:
 
 def test_the_packaged_catalog_survives_its_text() -> None:
     """Every record of the packaged catalog, written and read again, is the same up to its sixth digit."""
-    models = {"accelerator": Accelerator, "node": Node, "flavor": Flavor, "price": Price}
-    records = (*CATALOG.accelerators, *CATALOG.nodes, *CATALOG.flavors, *CATALOG.prices)
+    models = {"accelerator": Accelerator, "node": Node, "flavor": Flavor, "instance": Instance, "price": Price}
+    records = (*CATALOG.accelerators, *CATALOG.nodes, *CATALOG.flavors, *CATALOG.instances, *CATALOG.prices)
     document = tomllib.loads(catalog_text(records))
     read = [models[table].model_validate(row) for table, rows in document.items() for row in rows]
     assert [listed(record.model_dump()) for record in read] == [listed(record.model_dump()) for record in records]

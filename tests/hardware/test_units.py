@@ -1,12 +1,12 @@
 import math
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 
-from hardware.units import BANDWIDTH, COMPUTE, GIB, MIB, POWER, SIZE, TIME, Bytes, Dimension
+from hardware.units import BANDWIDTH, COMPUTE, GIB, MIB, POWER, SIZE, TIME, Dimension
 
 DIMENSIONS = st.sampled_from([SIZE, BANDWIDTH, COMPUTE, TIME, POWER])
 FRACTIONS = st.floats(0, 1)
@@ -113,9 +113,15 @@ def test_refusals(dimension: Dimension, value: Any, message: str) -> None:
         dimension.parse(value)
 
 
-def test_as_a_field_type() -> None:
-    """The annotated types parse and refuse inside pydantic."""
-    size = TypeAdapter[float](Bytes)
-    assert size.validate_python("80 GB") == 80e9
-    with pytest.raises(ValidationError, match="is gigabits"):
-        size.validate_python("80 Gb")
+@given(dimension=DIMENSIONS, low=st.floats(0.1, 0.4), high=st.floats(0.5, 0.9), given=FRACTIONS)
+def test_narrower_bounds(dimension: Dimension, low: float, high: float, given: float) -> None:
+    """Between two quantities a dimension takes what lies between them, and refuses the rest, the bounds as told."""
+    unit = next(unit for unit, size in dimension.units.items() if size == 1)
+    least, most, number = (between(dimension, fraction) for fraction in (low, high, given))
+    narrow = dimension.between(f"{least!r} {unit}", f"{most!r} {unit}")
+    if least <= number <= most:
+        assert narrow.parse(number) == number
+    else:
+        message = rf"is not between {re.escape(f'{least!r} {unit} and {most!r} {unit}')}; write {dimension.name}, "
+        with pytest.raises(ValueError, match=message):
+            narrow.parse(number)

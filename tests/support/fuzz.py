@@ -30,16 +30,15 @@ import numpy as np
 from estimator.calibrate.microbench import read_timings
 from estimator.runs.logged import logged_run_of
 from estimator.runs.logs.read import read_log
-from estimator.runs.moai_runs import read_runs
-from estimator.runs.read import read_cases
-from estimator.runs.record import parse_run_record
+from estimator.runs.measured import Run
+from estimator.runs.read import read_runs
+from estimator.runs.record import parse_run_record, read_run_record, record_path
 from hardware.catalog import load_catalog
-from tests.support.paths import ROOT
-from tests.support.samples import SAMPLES
+from tests.support.paths import GOLDEN, MEASURED
+from tests.support.tables import RUNS, TIMINGS
 
-LOGS = ROOT / "tests" / "golden" / "logs"
-MOAI = ROOT / "reports" / "measured" / "moai"
-BENCHMARKS = ROOT / "reports" / "measured" / "tables"
+LOGS = GOLDEN / "logs"
+MOAI = MEASURED / "moai"
 CATALOG = load_catalog()
 
 TOLERANCE = 0.1
@@ -61,14 +60,14 @@ TOKENS = (
 UNITS = (
     ("(ms)", "(s)", "time"), ("(ms)", "(us)", "time"), ('"step_s"', '"step_ms"', "time"), ("tps:", "ktps:", "time"),
     ("tokens/sec", "tokens/min", "time"), ("train_runtime", "train_runtime_ms", "time"), ("wps:", "wpm:", "time"),
-    ("peak_mem_gib", "peak_mem_gb", "time"), ("peak_reserved_gb", "peak_reserved_gib", "time"),
+    (",step_s", ",step_ms", "time"), (",reserved_bytes", ",reserved_gib", "time"), ("flop_per_s", "tflops", "time"),
     ("memory (MB)", "memory (GB)", "memory"), ("memory (MB)", "memory (MiB)", "memory"), ("GiB(", "GB(", "memory"),
     ("GiB(", "MiB(", "memory"), ('_bytes"', '_mib"', "memory"),
 )  # fmt: skip
 """A unit, another that may stand there, and what can no longer be known then: the time (it is refused), or memory."""
 
 
-KINDS = ("cases", "items", "left")
+KINDS = ("runs", "items", "skipped")
 """Of the rows of what a reader of tables says."""
 
 
@@ -87,8 +86,6 @@ class Target(NamedTuple):
     text: str
     read: Callable[[Path], object]
     is_table: bool = False
-    beside: tuple[Path, ...] = ()
-    """Files that it names."""
 
 
 def log_told(path: Path) -> Told:
@@ -102,29 +99,45 @@ def log_told(path: Path) -> Told:
 def run_told(path: Path) -> Told:
     """Read a log with its run record."""
     run = logged_run_of(read_log(path), CATALOG)
-    assert run.case.step_s is not None
+    assert run.step_s is not None
+    assert run.log is not None
     assert all(line.isprintable() and line.isascii() for line in run.log.refused)
-    return Told(run.case.step_s, run.case.reserved_bytes, len(run.log.intervals().seconds))
+    _refuse_odd(run)
+    return Told(run.step_s, run.reserved_bytes, len(run.log.intervals().seconds))
+
+
+def moai_told(path: Path) -> Told:
+    """Read a log with the run record of one of MoAI's beside it."""
+    record_path(path).write_bytes(record_path(MOAI / "qwen1.5_7b_4xlarge.log").read_bytes())
+    return run_told(path)
+
+
+def record_told(path: Path) -> object:
+    """Read a run record that lies beside a log."""
+    record_path(path).write_bytes(path.read_bytes())
+    return read_run_record(path)
+
+
+def _refuse_odd(run: Run) -> None:
+    """Raise where the seconds of a run are none."""
+    told = [seconds for seconds in run.startup or () if seconds is not None]
+    assert all(math.isfinite(seconds) and seconds >= 0 for seconds in (*told, *run.launch_windows_s, run.step_log_se))
+    assert run.steps_per_read >= 1
 
 
 def targets() -> list[Target]:
-    """Return every golden log, the logs and table of MoAI, tables of runs and of benchmarks, and a run record."""
-    found = [Target(path.name, text_of(path), log_told) for path in sorted(LOGS.iterdir()) if path.suffix != ".md"]
-    found += [Target(path.name, text_of(path), log_told) for path in sorted(MOAI.glob("*.log"))]
-    steps = text_of(LOGS / "steps.jsonl")
-    found.append(Target("steps.jsonl as a run", steps, run_told))
-    record = steps.partition("\n")[0]
-    found.append(Target("run record", record, lambda path: parse_run_record(read_text(path), "run record")))
-    logs = tuple(MOAI.glob("*.log"))
-    found.append(Target("moai/runs.csv", text_of(MOAI / "runs.csv"), read_runs, is_table=True, beside=logs))
-    found += [
-        Target(name, table, lambda path: read_cases(path, CATALOG), is_table=True) for name, table in SAMPLES.items()
+    """Return every golden log, those of MoAI, tables of runs and of microbenchmarks, and run records."""
+    logs = [path for path in sorted(LOGS.iterdir()) if path.suffix != ".md"] + sorted(MOAI.glob("*.log"))
+    steps, record = text_of(LOGS / "steps.jsonl"), text_of(record_path(MOAI / "qwen1.5_7b_4xlarge.log"))
+    return [
+        *(Target(path.name, text_of(path), log_told) for path in logs),
+        Target("steps.jsonl as a run", steps, run_told),
+        Target("qwen1.5_7b_4xlarge.log as a run", text_of(MOAI / "qwen1.5_7b_4xlarge.log"), moai_told),
+        Target("run record", steps.partition("\n")[0], lambda path: parse_run_record(read_text(path), "run record")),
+        Target("run record beside a log", record, record_told),
+        Target("runs/1", RUNS, lambda path: read_runs([path], CATALOG), is_table=True),
+        Target("timings/1", TIMINGS, lambda path: read_timings(path, CATALOG), is_table=True),
     ]
-    for path in (BENCHMARKS / "op_microbench.csv", BENCHMARKS / "collective_microbench.csv"):
-        header, *rows = text_of(path).splitlines(keepends=True)
-        few = "".join([header, *rows[:: len(rows) // 20]])
-        found.append(Target(path.name, few, lambda path: read_timings(path, CATALOG), is_table=True))
-    return found
 
 
 def text_of(path: Path) -> str:
@@ -183,8 +196,6 @@ class Fuzzer:
         """Read every target as it is."""
         self.folder, self.seed = folder, seed
         self.targets = targets()
-        for path in (path for target in self.targets for path in target.beside):
-            (folder / path.name).write_bytes(path.read_bytes())
         self.ends: Counter[str] = Counter()
         self.findings: list[str] = []
         self.known = [self._read(target, target.text) for target in self.targets]
@@ -232,7 +243,7 @@ class Fuzzer:
             return _wrong_log(known, told, kind)
         if kind == "unit of time":
             return "another unit, and read"
-        if row is not None and hasattr(told, "left") and hasattr(known, "left"):
+        if row is not None and hasattr(told, "skipped") and hasattr(known, "skipped"):
             return _wrong_rows(known, told, row)
         return ""
 

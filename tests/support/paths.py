@@ -5,4 +5,5 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 MEASURED = ROOT / "reports" / "measured"
-TABLES = MEASURED / "tables"
+TABLES = MEASURED / "runs"
+TIMINGS = MEASURED / "timings"

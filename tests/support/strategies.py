@@ -5,11 +5,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, layout
+from estimator.formulas.machine import Machine
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Evidence, Habits
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, shape_from_config
+from hardware.catalog import load_catalog
 
 DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MODEL_TYPES = (*DENSE_TYPES, "mixtral")
@@ -34,8 +37,8 @@ EFFICIENCIES = Efficiencies(
     matmul_efficiency=0.8,
     memory_efficiency=0.7,
     exposed_communication=0.5,
-    issue_s_per_layer=1e-3,
-    issue_s_per_step=0.5,
+    launch_s_per_layer=1e-3,
+    launch_s_per_step=0.5,
     memory_ratio=1.1,
 )
 
@@ -104,25 +107,9 @@ def shapes(*model_types: str) -> st.SearchStrategy[Shape]:
 
 def plans(degrees: st.SearchStrategy[int], layers: st.SearchStrategy[int]) -> st.SearchStrategy[Plan]:
     """Draw a plan of any kind, whether it can run or not; `layers` draws numbers of layers, where they are given."""
-    given = st.just(0) | layers
+    counts = {1: degrees, 0: st.just(0) | layers}  # by what is usual
     return st.builds(
-        Plan,
-        num_stages=degrees,
-        num_micro_batches=degrees,
-        batch_per_device=degrees,
-        tp=degrees,
-        cp=degrees,
-        ep=degrees,
-        recomputation=st.sampled_from(RECOMPUTATIONS),
-        recomputed_layers=given,
-        zero_stage=st.integers(0, 3),
-        shard_within_node=st.booleans(),
-        schedule=st.sampled_from(SCHEDULES),
-        virtual_stages=degrees,
-        first_layers=given,
-        last_layers=given,
-        sequence_parallel=st.booleans(),
-        offload_optimizer=st.booleans(),
+        Plan, **{f.name: st.sampled_from(f.choices) if f.choices else counts[int(f.usual)] for f in PLAN_FIELDS}
     )
 
 
@@ -192,14 +179,38 @@ def listed(draw: st.DrawFn, num_devices: int) -> tuple[Shape, list[Plan]]:
 
 
 @st.composite
-def laid(draw: st.DrawFn, num_devices: int, *model_types: str, devices_per_node: int = 8) -> tuple[Shape, Layout]:
-    """Draw a shape, and the numbers of a plan for it that uses all of so many devices."""
+def laid(draw: st.DrawFn, num_devices: int, *model_types: str) -> tuple[Shape, Layout]:
+    """Draw a shape, and the numbers of a plan for it that uses all of so many devices, eight in a node."""
     shape = draw(deeper_shapes(*model_types))
-    return shape, one_layout(draw(fitting_plans(shape, num_devices)), num_devices, devices_per_node)
+    return shape, one_layout(draw(fitting_plans(shape, num_devices)), num_devices)
 
 
 def one_layout(plan: Plan, num_devices: int, devices_per_node: int = 8) -> Layout:
     """Return the numbers of one plan, without the axis of plans."""
-    many = layout(Plans.of([plan]), num_devices, devices_per_node)
-    of_plans = (field[0] for field in many[:-2])
-    return Layout(*of_plans, many.devices_per_node, many.stalls)
+    many = layout(plan, num_devices, devices_per_node)
+    return replace(many, **{own.name: getattr(many, own.name)[0] for own in PLAN_FIELDS}, dp=many.dp[0])
+
+
+CATALOG = load_catalog()
+
+
+def machines_of(num_devices: int) -> list[Machine]:
+    """Return machines of several kinds, of so many devices."""
+    names = ("mi250", "mi210", "mi300x", "h100-sxm-80gb")
+    return [Machine.of(CATALOG, CATALOG.flavor_of(name, num_devices)) for name in names]
+
+
+def step_inputs_of(num_devices: int, *model_types: str) -> st.SearchStrategy[StepInputs]:
+    """Draw what a step of one plan is predicted from, on so many devices."""
+    return st.builds(
+        lambda drawn, *rest: StepInputs(drawn[0], rest[0], drawn[1], *rest[1:]),
+        laid(num_devices, *model_types),
+        st.integers(1, 4096),
+        st.sampled_from(machines_of(num_devices)),
+        habits,
+    )
+
+
+def with_plan(inputs: StepInputs, **changes: Any) -> StepInputs:
+    """Return inputs whose plan is another in some fields."""
+    return inputs._replace(plan=replace(inputs.plan, **changes))

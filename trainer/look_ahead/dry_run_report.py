@@ -48,7 +48,7 @@ def print_dry_run(console: Console, found: Sequence[DryRun], estimate: PlanEstim
     if estimate is not None:
         console.print()
         fullest = max(found, key=lambda run: run.total_bytes)
-        console.print(_beside(fullest, estimate.memory_breakdown))
+        console.print(_beside(fullest, estimate.memory.breakdown_bytes))
     took, held = max(run.seconds for run in found), max(run.resident_bytes for run in found)
     console.print(
         f"\none step on tensors without values, layers uncompiled; {took:.0f} s and {held / MIB:,.0f} MiB per rank. "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import Record
+from estimator.runs.logs.steps import StepLine
 from estimator.runs.record import RunRecord, parse_run_record
 from hardware.errors import first_error, shown
 
@@ -117,7 +117,7 @@ class JsonlReader(Reader):
             return
         try:
             self.records.add(
-                Record(
+                StepLine(
                     step=step.step,
                     line=line,
                     clock_s=step.time,

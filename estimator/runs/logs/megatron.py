@@ -15,7 +15,7 @@ the second such line: `[Rank 2] (after 20 iterations) memory (MB) | allocated: .
 import re
 
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import Record
+from estimator.runs.logs.steps import StepLine
 from hardware.units import MIB
 
 _NUMBER = r"\d{1,15}(?:\.\d{1,12})?"
@@ -62,7 +62,7 @@ class MegatronReader(Reader):
         batch, loss = _BATCH.search(found["rest"]), _LOSS.search(found["rest"])
         try:
             self.records.add(
-                Record(
+                StepLine(
                     step=int(found["step"]),
                     line=line,
                     step_s=float(found["ms"]) / 1e3,

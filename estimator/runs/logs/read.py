@@ -12,8 +12,8 @@ from pathlib import Path
 from estimator.runs.logs.jsonl import JsonlReader
 from estimator.runs.logs.megatron import MegatronReader
 from estimator.runs.logs.moai import MoaiReader
-from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import WARM_UP_STEPS, Record, Timed, timed
+from estimator.runs.logs.reader import Beginning, Coverage, Reader
+from estimator.runs.logs.steps import WARM_UP_STEPS, StepLine, Timed, timed, usual_gap
 from estimator.runs.logs.text import LogText, split_lines
 from estimator.runs.logs.torchtitan import TorchtitanReader
 from estimator.runs.logs.transformers import TransformersReader, is_trainer_state, read_trainer_state
@@ -34,11 +34,11 @@ class Log:
     form: str
     """Its format."""
     coverage: Coverage
-    run: RunRecord | None
+    record: RunRecord | None
     """What was trained, where the log itself says it."""
     sha256: str
     """Of the file; of several parts, of their digests in order."""
-    records: tuple[Record, ...]
+    records: tuple[StepLine, ...]
     """Its steps, in order."""
     whole: tuple[float, int] | None
     """Seconds per step, and steps, of the whole run, where the log times nothing else."""
@@ -51,6 +51,10 @@ class Log:
     num_refused: int
     is_sampled: bool
     """The steps are a sample, since they are too many."""
+    beginning: Beginning
+    """What it tells of the time before the first step."""
+    steps_per_read: int
+    """Steps between two reads of the loss, 1 where the log does not tell."""
 
     @property
     def losses(self) -> tuple[float, float] | None:
@@ -131,7 +135,7 @@ def _log(path: Path, name: str, digest: str, reader: Reader, run: RunRecord | No
         path=path,
         form=reader.form,
         coverage=reader.coverage,
-        run=run,
+        record=run,
         sha256=digest,
         records=tuple(records),
         whole=whole,
@@ -141,4 +145,6 @@ def _log(path: Path, name: str, digest: str, reader: Reader, run: RunRecord | No
         refused=tuple(reader.refused.told),
         num_refused=reader.refused.count,
         is_sampled=gathered.is_sampled,
+        beginning=reader.beginning,
+        steps_per_read=usual_gap(records) if reader.reads_loss_at_lines else 1,
     )

@@ -1,8 +1,8 @@
 """What a reader of one format is, and what the times of a format include."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
-from estimator.runs.logs.steps import Records, Refused
+from estimator.runs.logs.steps import Refused, StepLines
 
 
 class Coverage(NamedTuple):
@@ -26,6 +26,32 @@ class Coverage(NamedTuple):
         return f"{self.about}; {loading}, {synchronized}, {'with' if self.pauses else 'without'} pauses"
 
 
+LONGEST_BEGINNING_S = 1e6
+"""No run waits longer for its first step (11 days)."""
+
+
+class Beginning(NamedTuple):
+    """What a log tells of the time before the first step; None where it does not."""
+
+    request_s: float | None = None
+    """Seconds from asking for the accelerators until they were ready."""
+    search_s: float | None = None
+    """Seconds of choosing a plan, once they were."""
+    clock_s: float | None = None
+    """When the first step began [seconds on the log's clock]."""
+
+    @classmethod
+    def between(cls, request: float | None, ready: float | None, train: float | None) -> Self:
+        """Return what the times of the request, of its answer and of the choice tell, as far as there are any."""
+        return cls(_span(request, ready), _span(ready, train), train)
+
+
+def _span(start: float | None, end: float | None) -> float | None:
+    """Return the seconds between two times, None where one is not known or they are in no order."""
+    span = -1.0 if start is None or end is None else end - start
+    return span if 0 <= span <= LONGEST_BEGINNING_S else None
+
+
 class Reader:
     """Takes the lines of a log one by one, and gathers from those of its own format."""
 
@@ -35,17 +61,24 @@ class Reader:
     """Resolution of the clock that its lines show."""
     is_elapsed: ClassVar[bool] = False
     """The clock starts with the run; else it is that of the day."""
+    reads_loss_at_lines: ClassVar[bool] = False
+    """The host waits for the devices, and reads the loss, at its lines alone."""
 
     def __init__(self) -> None:
         """Start before the first line."""
-        self.gathered = Records()
+        self.gathered = StepLines()
         self.refused = Refused()
         """Lines of its format that are no evidence."""
 
     @property
-    def records(self) -> Records:
+    def records(self) -> StepLines:
         """What was gathered."""
         return self.gathered
+
+    @property
+    def beginning(self) -> Beginning:
+        """What its lines tell of the time before the first step."""
+        return Beginning()
 
     @property
     def resolution_s(self) -> float:

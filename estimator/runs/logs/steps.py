@@ -33,7 +33,7 @@ FEWEST_TICKS = 20
 _HASHES = 2**32
 
 
-class Record(NamedTuple):
+class StepLine(NamedTuple):
     """What one line says of a step."""
 
     step: int
@@ -50,6 +50,8 @@ class Record(NamedTuple):
     """Rows of a step."""
     device_tokens_per_s: float | None = None
     """Tokens per second and device since the line before."""
+    launch_s: float | None = None
+    """Seconds that the host took to launch the step's work, where the line times just that."""
 
 
 class Refused:
@@ -72,12 +74,12 @@ def _hash(step: int) -> int:
     return int.from_bytes(blake2b(step.to_bytes(8, "little"), digest_size=4).digest())
 
 
-class Records:
+class StepLines:
     """Steps gathered from the lines of one log."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._kept: dict[int, Record] = {}
+        self._kept: dict[int, StepLine] = {}
         self._earliest: dict[int, float] = {}
         self._threshold = _HASHES
         self.count = 0
@@ -95,7 +97,7 @@ class Records:
         if allocated_bytes:
             self.allocated_bytes = max(self.allocated_bytes or 0.0, allocated_bytes)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: StepLine) -> None:
         """Take what a line says of a step.
 
         Raises:
@@ -121,7 +123,7 @@ class Records:
         """Whether steps were left out because they are too many."""
         return self._threshold < _HASHES
 
-    def forward(self, refused: Refused, *, is_elapsed: bool = False) -> list[Record]:
+    def forward(self, refused: Refused, *, is_elapsed: bool = False) -> list[StepLine]:
         """Return the steps in their order, without those that the log's clock contradicts.
 
         On a clock of the day as few are refused as let it run forward. On one that starts with the run (`is_elapsed`)
@@ -138,7 +140,7 @@ class Records:
                 refused.add(f"step {record.step}: time runs backward", record.line)
         return [record for i, record in enumerate(ordered) if i in kept]
 
-    def _undoubted(self, ordered: list[Record], refused: Refused) -> list[Record]:
+    def _undoubted(self, ordered: list[StepLine], refused: Refused) -> list[StepLine]:
         """Return the steps that were told at one time."""
         clock = np.array([record.clock_s for record in ordered], dtype=np.float64)
         apart = clock - np.array([self._earliest[record.step] for record in ordered])
@@ -149,11 +151,11 @@ class Records:
         return [record for record, in_doubt in zip(ordered, doubted, strict=True) if not in_doubt]
 
 
-def _order(record: Record) -> tuple[float, float, str]:
+def _order(record: StepLine) -> tuple[float, float, str]:
     return record.clock_s or 0.0, record.step_s or 0.0, record.line
 
 
-def _refuse_impossible(record: Record) -> None:
+def _refuse_impossible(record: StepLine) -> None:
     if not 0 <= record.step < MAX_COUNT:
         raise ValueError(f"step {shown(record.step)}: no run has so many")
     if record.step_s is not None and not SHORTEST_STEP_S <= record.step_s <= LONGEST_STEP_S:
@@ -211,13 +213,25 @@ class Timed(NamedTuple):
 
     seconds: Array
     number: Array
-    lines: tuple[str, ...]
+    ends: tuple[StepLine, ...]
     """The line at the end of each."""
     num_warm_up: int
     """Steps at the beginning that were left out."""
 
 
-def timed(records: list[Record], resolution_s: float) -> Timed:
+def usual_gap(records: list[StepLine]) -> int:
+    """Return how many steps lie between most lines, the shorter of those that many have: of a sample most are longer.
+
+    >>> usual_gap([StepLine(step, "") for step in (2, 4, 6, 139, 141)])
+    2
+    """
+    if len(records) < 2:
+        return 1
+    gaps, times = np.unique(np.diff([record.step for record in records]), return_counts=True)
+    return int(gaps[2 * times >= times.max()][0])
+
+
+def timed(records: list[StepLine], resolution_s: float) -> Timed:
     """Return the seconds per step between lines, or as the lines themselves say, without the first steps.
 
     The first line may cover more than steps, so it is never counted; nor is a line that covers one of the first
@@ -227,12 +241,9 @@ def timed(records: list[Record], resolution_s: float) -> Timed:
     """
     if len(records) < 2:
         return Timed(np.zeros(0), np.zeros(0, dtype=np.int64), (), 0)
-    steps = [record.step for record in records]
-    gaps, times = np.unique(np.diff(steps), return_counts=True)
-    usual = int(gaps[2 * times >= times.max()][0])  # the shortest of the usual ones: of a sample most are longer
-    passed = min(steps[0], usual) if steps[0] > 1 and records[0].step_s is not None else 1
-    start = records[0]
-    warm_up, seconds, number, lines = passed, [], [], []
+    usual, start = usual_gap(records), records[0]
+    passed = min(start.step, usual) if start.step > 1 else 1
+    warm_up, seconds, number, ends = passed, [], [], []
     for record in records[1:]:
         if record.step_s is not None:
             count, each = min(record.step - start.step, usual), record.step_s
@@ -245,9 +256,9 @@ def timed(records: list[Record], resolution_s: float) -> Timed:
         if passed >= WARM_UP_STEPS:
             seconds.append(each)
             number.append(count)
-            lines.append(record.line)
+            ends.append(record)
         else:
             warm_up += count
         passed += count
         start = record
-    return Timed(np.array(seconds), np.array(number, dtype=np.int64), tuple(lines), warm_up)
+    return Timed(np.array(seconds), np.array(number, dtype=np.int64), tuple(ends), warm_up)

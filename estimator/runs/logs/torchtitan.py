@@ -16,7 +16,7 @@ import re
 from datetime import UTC, datetime
 
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import Record
+from estimator.runs.logs.steps import StepLine
 from hardware.units import GIB
 
 _STEP = re.compile(
@@ -55,7 +55,7 @@ class TorchtitanReader(Reader):
         try:
             when = datetime.strptime(found["time"], "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
             self.records.add(
-                Record(
+                StepLine(
                     step=int(found["step"]),
                     line=line,
                     clock_s=when.timestamp(),  # only differences are used

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from estimator.runs.logs.reader import Coverage, Reader
-from estimator.runs.logs.steps import Record, Records
+from estimator.runs.logs.steps import StepLine, StepLines
 from estimator.runs.logs.text import LONGEST_LINE
 
 _DICT = re.compile(r"\{'[^{}]{1,4000}\}", re.ASCII)
@@ -51,7 +51,7 @@ class TransformersReader(Reader):
     def __init__(self) -> None:
         """Start before the first line."""
         super().__init__()
-        self._bars: dict[int, Records] = {}
+        self._bars: dict[int, StepLines] = {}
         self._evaluations: dict[tuple[float, float], float] = {}
         self._summary: tuple[float, float | None] | None = None
         self._max_steps: int | None = None
@@ -59,7 +59,7 @@ class TransformersReader(Reader):
         self._count = 0
 
     @property
-    def records(self) -> Records:
+    def records(self) -> StepLines:
         """Steps with the seconds since training began."""
         if self.gathered.count or not self._bars:
             return self.gathered
@@ -125,11 +125,11 @@ class TransformersReader(Reader):
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
             if 0 < int(step) <= int(total):
                 self._count += 1
-                self._add(self._bars.setdefault(int(total), Records()), int(step), float(elapsed), None, line.strip())
+                self._add(self._bars.setdefault(int(total), StepLines()), int(step), float(elapsed), None, line.strip())
 
-    def _add(self, records: Records, step: int, clock_s: float, loss: float | None, line: str) -> None:
+    def _add(self, records: StepLines, step: int, clock_s: float, loss: float | None, line: str) -> None:
         try:
-            records.add(Record(step=step, line=line, clock_s=clock_s, loss=loss))
+            records.add(StepLine(step=step, line=line, clock_s=clock_s, loss=loss))
         except ValueError as error:
             self.refused.add(str(error), line)
 

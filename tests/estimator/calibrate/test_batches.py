@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from estimator.calibrate.batches import batched
-from estimator.runs.read import read_cases
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 STACK = load_stack("nanotron")
-CASES = [case for case in read_cases(TABLES / "ultrascale_h100.csv", load_catalog()).cases if case.step_s][::12]
+CASES = [run for run in read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs if run.step_s][::12]
 
 
 def test_every_run_is_in_one_batch() -> None:
@@ -35,5 +35,5 @@ def test_the_first_stage_is_no_fuller_than_the_fullest() -> None:
     for batch in batched(CASES, STACK.habits):
         memory = batch.memory(efficiencies)
         assert (batch.read_bytes(memory) <= memory.peak_bytes * (1 + 1e-12)).all()
-        one_stage = np.equal(batch.plan.stages, 1)
+        one_stage = np.equal(batch.inputs.plan.num_stages, 1)
         assert np.all(np.isclose(batch.read_bytes(memory), memory.peak_bytes) | ~one_stage)

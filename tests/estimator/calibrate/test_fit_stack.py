@@ -7,21 +7,20 @@ from estimator.calibrate.fit_stack import (
     ASSUMED_SPREADS,
     Errors,
     conformal_log_sd,
-    fit_stack_to_cases,
+    fit_stack_to_runs,
     folds,
     held_out_log_sd,
     widening,
 )
-from estimator.runs.read import read_cases
-from estimator.stack.file import read_premises, stack_text
+from estimator.runs.read import read_runs
+from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
-from estimator.stack.stack import read_stack_text
+from estimator.stack.stack import load_premises, parse_fit
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
-TEXT = read_stack_text("megatron-deepspeed")
-PREMISES = read_premises(TEXT, "megatron-deepspeed")
-CASES = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[::28]
+PREMISES = load_premises("megatron-deepspeed")
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::28]
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 7))
@@ -65,26 +64,26 @@ def test_few_errors_are_pooled_with_what_is_assumed() -> None:
 
 
 def test_a_stack_knows_its_runs() -> None:
-    """It lists the table with its digest, the runs fitted, and the versions; its text reads back as the same stack."""
-    origin = {"a.csv": ("0" * 64, [case.digest for case in CASES]), "b.csv": ("1" * 64, [])}
-    found = fit_stack_to_cases(PREMISES, CASES, origin)
+    """It lists the table with its digest, the runs fitted, and the versions; its file reads back as it was written."""
+    origin = {"a.csv": ("0" * 64, [run.digest for run in CASES]), "b.csv": ("1" * 64, [])}
+    found = fit_stack_to_runs(PREMISES, CASES, origin)
     (table,) = found.tables
     assert (table.name, table.rows, table.sha256) == ("a.csv", len(CASES), "0" * 64)
-    assert set(table.digests.split()) == {case.digest for case in CASES}
+    assert set(table.digests.split()) == {run.digest for run in CASES}
     assert set(found.versions) == {"foretrain", "numpy", "scipy"}
-    text = stack_text(TEXT, found)
-    assert stack_text(text, found) == text
+    text = fit_text(found)
+    assert fit_text(parse_fit(text.encode(), PREMISES, "mine")) == text
 
 
 def test_one_run_has_the_spreads_assumed() -> None:
     """Of a run alone nothing can be held out: the spreads are those assumed, and nothing is learned."""
-    fit = fit_stack_to_cases(PREMISES, CASES[:1], {}).fit
+    fit = fit_stack_to_runs(PREMISES, CASES[:1], {}).fit
     assert (fit.step_log_sd, fit.memory_log_sd) == (ASSUMED_SPREADS["step_log_sd"], ASSUMED_SPREADS["memory_log_sd"])
-    assert fit.step_discrepancy is None
+    assert fit.step_residual is None
     assert fit.usable_memory_fraction is None
 
 
 def test_a_fit_needs_a_timed_run() -> None:
     """Without a healthy timed run of its trainer a stack is refused."""
     with pytest.raises(ValueError, match="fit: no healthy timed run of trainer 'megatron-deepspeed'; give a table"):
-        fit_stack_to_cases(PREMISES, [], {})
+        fit_stack_to_runs(PREMISES, [], {})

@@ -4,17 +4,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from estimator.calibrate.assess import assess
+from estimator.calibrate.assess import assess, to_frame
 from estimator.calibrate.hold_out import SPLITS, hold_out, hold_outs, holdout_document, peers, ranking
-from estimator.runs.read import read_cases
-from estimator.stack.file import read_premises
-from estimator.stack.stack import load_stack, read_stack_text
+from estimator.runs.read import read_runs
+from estimator.stack.stack import load_premises, load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 NAME = "megatron-deepspeed"
-PREMISES = read_premises(read_stack_text(NAME), NAME)
-CASES = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[::40]
+PREMISES = load_premises(NAME)
+CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::40]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -30,7 +29,7 @@ def test_a_part_is_predicted_without_it() -> None:
     half = SPLITS["random half"](CASES)[0]
     slow = [replace(c, step_s=7 * (c.step_s or 0)) if i in half else c for i, c in enumerate(CASES)]
     first, second = (
-        {row.case.name: row.step_s for row in hold_out(PREMISES, runs, "random half")} for runs in (CASES, slow)
+        {row.run.name: row.step_s for row in hold_out(PREMISES, runs, "random half")} for runs in (CASES, slow)
     )
     names = [CASES[i].name for i in half]
     assert [first[name] for name in names] == [second[name] for name in names]
@@ -39,7 +38,7 @@ def test_a_part_is_predicted_without_it() -> None:
 
 def test_all_at_once_are_each_alone() -> None:
     """Stacks held out by every split on all processors are predicted as one by one; stacks of no run are left out."""
-    other = read_premises(read_stack_text("torchtune"), "torchtune")
+    other = load_premises("torchtune")
     found = hold_outs({NAME: PREMISES, "torchtune": other}, CASES)
     assert list(found) == [NAME]
     assert list(found[NAME]) == list(SPLITS)
@@ -49,10 +48,10 @@ def test_all_at_once_are_each_alone() -> None:
 
 def test_ranking_counts_pairs() -> None:
     """Of runs that differ only in their plans, every clearly different pair is counted, as one by one."""
-    rows = [row for row in assess(CASES, [load_stack(NAME)]).rows if row.case.step_s]
+    rows = [row for row in assess(CASES, [load_stack(NAME)]).rows if row.run.step_s]
     count = right = 0
     for one, other in combinations(rows, 2):
-        a, b = one.case, other.case
+        a, b = one.run, other.run
         same = (a.shape, a.seq_len, a.workload.global_batch, a.machine) == (
             b.shape, b.seq_len, b.workload.global_batch, b.machine,
         )  # fmt: skip
@@ -60,7 +59,7 @@ def test_ranking_counts_pairs() -> None:
         if same and a.plan != b.plan and not 1 / 1.05 <= ratio <= 1.05:
             count += 1
             right += (ratio > 1) == (one.step_s.value > other.step_s.value)
-    found = ranking(rows)
+    found = ranking(to_frame(rows))
     assert found.num_pairs == count
     assert found.right == pytest.approx(right / count if count else 1.0)
 
@@ -73,6 +72,6 @@ def test_the_document_holds_rows_and_peers() -> None:
     assert len(split["rows"]) == len(rows) == split["step"]["num_runs"]
     (peer,) = document["peers"]
     assert (peer["rows"], peer["num_runs"]) == ("A100, single node", len(rows))
-    mean = np.mean([abs(row.step_error or 0) for row in rows])
+    mean = np.mean([abs(row.error("step") or 0) for row in rows])
     assert peer["mean_error"] == pytest.approx(mean)
     assert peers([]) == []

@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 
 from estimator.calibrate import residual_study as studies
-from estimator.calibrate.assess import Assessed, assess
+from estimator.calibrate.assess import Assessed, assess, to_frame
 from estimator.calibrate.hold_out import holdout_document
 from estimator.calibrate.residual_study import LEVELS, Study, coverages, gains, prior_fit, study, trends, worst
 from estimator.predict.interval import Range
-from estimator.report.page_runs_fit import write_report
-from estimator.runs.read import read_cases
+from estimator.report.page_runs import write_report
+from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
 
 TABLE = TABLES / "vtrain_a100_single_node.csv"
 STACK = load_stack("megatron-deepspeed")
-CASES = read_cases(TABLE, load_catalog()).cases[::40]
+CASES = read_runs([TABLE], load_catalog()).runs[::40]
 DRAW = np.random.default_rng(0)
 
 
@@ -25,31 +25,31 @@ def rows(factor_of: dict[str, float] | None = None, noise: float = 0.02) -> list
     """Return runs whose predictions are off by noise, and by a power of a run's features."""
     found = []
     for row in assess(CASES, [STACK]).rows:
+        features = to_frame([row]).iloc[0]
         log = noise * DRAW.standard_normal() + sum(
-            slope * np.log2(studies.FEATURES[name][0](row.case)) for name, slope in (factor_of or {}).items()
+            slope * np.log2(features[studies.TREND_FEATURES[name][0]]) for name, slope in (factor_of or {}).items()
         )
-        value = (row.case.step_s or 1.0) * float(np.exp(log))
+        value = (row.run.step_s or 1.0) * float(np.exp(log))
         found.append(replace(row, step_s=Range(value, value / 1.05, value * 1.05)))
     return found
 
 
 def test_a_trend_is_found_and_noise_is_none() -> None:
     """Errors that grow with the tensor-parallel degree are told so, with their slope; noise alone has no trend."""
-    found = trends(rows({"tensor-parallel degree": 0.05}))
+    found = trends(to_frame(rows({"tensor-parallel degree": 0.05})))
     assert found[0].feature == "tensor-parallel degree"
     assert found[0].slope == pytest.approx(0.05, abs=0.02)
-    assert trends(rows()[: studies.FEWEST - 1]) == []
-    assert len(trends(rows())) <= 1
+    assert trends(to_frame(rows()[: studies.FEWEST - 1])) == []
+    assert len(trends(to_frame(rows()))) <= 1
 
 
 def test_the_worst_come_first_and_name_what_would_explain_them() -> None:
     """Misses are sorted by size; each names a part of the step, and the nearest run on the device."""
-    found = worst(rows(noise=0.1))
-    sizes = [abs(np.log1p(miss.error)) for miss in found]
+    found = worst(to_frame(rows(noise=0.1)))
+    sizes = np.abs(np.log1p(found["step_error"])).tolist()
     assert sizes == sorted(sizes, reverse=True)
     assert len(found) == studies.NUM_WORST
-    assert "would have to be" in found[0].explained_by
-    assert "the nearest run, " in found[0].explained_by
+    assert found["explained_by"].str.contains("would have to be .* the nearest run, ").all()
 
 
 def test_coverage_of_normal_errors_is_as_stated() -> None:
@@ -57,11 +57,11 @@ def test_coverage_of_normal_errors_is_as_stated() -> None:
     degrees, log_sd = 10**6, 0.05
     row, many = assess(CASES[:1], [STACK]).rows[0], []
     for error in log_sd * DRAW.standard_normal(4000):
-        value = (row.case.step_s or 1.0) * float(np.exp(error))
+        value = (row.run.step_s or 1.0) * float(np.exp(error))
         ratio = float(np.exp(1.6448536 * log_sd))
         many.append(replace(row, step_s=Range(value, value / ratio, value * ratio)))
-    assert coverages(many, degrees) == pytest.approx(LEVELS, abs=0.03)
-    assert coverages([], degrees) == []
+    assert coverages(to_frame(many), degrees) == pytest.approx(LEVELS, abs=0.03)
+    assert coverages(to_frame([]), degrees) == []
 
 
 def test_before_the_fit_the_priors_stand() -> None:
@@ -84,7 +84,7 @@ def found() -> Study:
     """Return a study of some runs, one way of holding out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies, "splits_of", lambda _: ("random half",))
-        patch.setattr(studies, "hold_out", lambda stack, cases, _: list(assess(cases, [stack]).rows))
+        patch.setattr(studies, "hold_out", lambda stack, runs, _: list(assess(runs, [stack]).rows))
         return study(STACK, CASES)
 
 
@@ -129,12 +129,30 @@ def test_hold_outs_made_before_are_taken(found: Study) -> None:
     document = holdout_document({STACK.name: {"source": list(rows(noise=0.1))}})["stacks"][STACK.name]
     again = study(STACK, CASES, document)
     assert list(again.held_out) == ["source"]
-    assert [row.step_s.value for row in again.held_out["source"]] == [
-        row["predicted_step_s"][0] for row in document["source"]["rows"]
-    ]
-    assert again.after == found.after
+    held_out = again.held_out["source"]
+    assert held_out["predicted_step_s"].tolist() == [row["predicted_step_s"][0] for row in document["source"]["rows"]]
+    assert held_out["run"].tolist() == [row["name"] for row in document["source"]["rows"]]
+    parts = held_out.filter(like="part_").sum(axis=1)
+    assert parts.to_numpy() == pytest.approx(held_out["predicted_step_s"].to_numpy())
+    assert list(held_out.columns) == list(again.after.columns)
+    assert again.after.equals(found.after)
     with pytest.raises(ValueError, match=r"^report: the hold-outs have a run '.*' that is not given; make them anew$"):
         study(STACK, CASES[1:], document)
+
+
+def test_what_was_not_held_out_is_not_known() -> None:
+    """A measure that the hold-outs have is taken from them; of one that they lack, the fit's own is no stand-in."""
+    (row, *_) = assess(CASES, [STACK]).rows
+    run = replace(row.run, launch_windows_s=(1.0,), total_bytes=1e9)
+    logged = replace(row, run=run, launch_s=Range(2.0, 1.0, 3.0), total_bytes=Range(2e9, 1e9, 3e9))
+    (known,) = holdout_document({STACK.name: {"each run": [logged]}})["stacks"][STACK.name]["each run"]["rows"]
+    after = to_frame([replace(logged, launch_s=Range(1.0, 1.0, 1.0), total_bytes=Range(1e9, 1e9, 1e9))])
+    (told,) = studies.held_out_before([known], after).to_dict("records")
+    assert (told["launch_error"], told["total_memory_error"]) == (1.0, 1.0)
+    del known["predicted_launch_s"]
+    (told,) = studies.held_out_before([known], after).to_dict("records")
+    assert np.isnan(told["launch_error"])
+    assert told["total_memory_error"] == 1.0
 
 
 def test_a_report_of_no_runs_is_refused() -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from estimator.stack.stack import load_stack
 from tests.support.commands import calibrate as call
-from tests.support.paths import GOLDEN, ROOT, TABLES
+from tests.support.paths import GOLDEN, MEASURED, ROOT, TABLES, TIMINGS
 
-OPS = os.path.relpath(TABLES / "op_microbench.csv")
-LINKS = os.path.relpath(TABLES / "collective_microbench.csv")
-MOAI = os.path.relpath(TABLES.parent / "moai" / "runs.csv")
+OPS = os.path.relpath(TIMINGS / "op_microbench.csv")
+LINKS = os.path.relpath(TIMINGS / "collective_microbench.csv")
+MOAI = [os.path.relpath(path) for path in sorted((MEASURED / "moai").glob("*.log"))]
 STEPS = os.path.relpath(GOLDEN / "logs" / "steps.jsonl")
 FEW = 30
 
@@ -26,15 +26,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_check_predicts_without_fitting(table: Path) -> None:
     """`--check` prints a line per run by its trainer's stack, and the summaries."""
-    status, out, err = call("--runs", str(table), "--check")
+    status, out, err = call(str(table), "--check")
     assert (status, err) == (0, "")
-    assert f"{FEW} runs predicted, 0 left" in out
+    assert f"{FEW} runs predicted, 0 skipped" in out
     assert "in sample" in out
 
 
 def test_json_is_one_object(table: Path) -> None:
     """`--json` prints one object and nothing else, the stack as named."""
-    status, out, _ = call("--runs", str(table), "--check", "--stack", "megatron", "--json")
+    status, out, _ = call(str(table), "--check", "--stack", "megatron", "--json")
     document = json.loads(out)
     assert (status, document["schema"], len(document["rows"])) == (0, "calibration/1", FEW)
     assert {row["stack"] for row in document["rows"]} == {"megatron"}
@@ -46,9 +46,10 @@ def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     built_in = ROOT / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml"
     mine.write_bytes(built_in.read_bytes())
-    status, out, _ = call("--runs", str(table), "--stack", str(mine), "--write")
+    status, out, _ = call(str(table), "--stack", str(mine), "--write")
     assert status == 0
     assert "matmul_efficiency" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.toml", "mine.fit.json"}
     (fitted,) = load_stack(str(mine)).tables
     assert (fitted.name, fitted.rows) == ("few.csv", FEW)
 
@@ -59,7 +60,7 @@ def test_a_log_is_checked_as_a_run() -> None:
     assert (status, err) == (0, "")
     assert "32% by 34%" in out
     assert "steps.jsonl: seconds from the end of a step to the end of the next" in out
-    assert "1 runs predicted, 0 left" in out
+    assert "1 runs predicted, 0 skipped" in out
 
 
 def test_a_log_in_json() -> None:
@@ -70,7 +71,7 @@ def test_a_log_in_json() -> None:
     assert (status, log["format"], log["num_steps"], log["num_outliers"]) == (0, "steps.jsonl", 37, 1)
     assert log["modes"]["slow_ratio"] == pytest.approx(1.35, rel=0.02)
     assert log["times_include"]["synchronized"]
-    assert document["left"] == [{"name": STEPS, "why": "log: the same as one before"}]
+    assert document["skipped"] == [{"name": STEPS, "why": "log: the same as one before"}]
 
 
 @pytest.mark.parametrize(
@@ -90,20 +91,38 @@ def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str, message
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_table_needs_no_option(table: Path) -> None:
-    """A table of published runs is known by its columns."""
-    assert (
-        call(str(table), "--check", "--stack", "megatron", "--json")[1]
-        == call("--runs", str(table), "--check", "--stack", "megatron", "--json")[1]
-    )
+def test_any_mix_of_files_is_read(table: Path) -> None:
+    """A table and logs, in any order, are checked together; what each is, its content tells."""
+    status, out, err = call(STEPS, str(table), *MOAI, "--check", "--stack", "reference", "--json")
+    document = json.loads(out)
+    assert (status, err, len(document["rows"]), len(document["logs"])) == (0, "", FEW + 6, 6)
+
+
+def test_logs_of_the_platform_are_checked_as_any() -> None:
+    """The five logs of the MoAI platform are predicted by its stack, from the run records beside them."""
+    status, out, err = call(*MOAI, "--check", "--stack", "moai-24.2", "--json")
+    document = json.loads(out)
+    assert (status, err, len(document["rows"])) == (0, "", 5)
+    seed = next(row for row in document["rows"] if "mistral_7b" in row["name"])
+    assert seed["trainer"] == "moai"
+    assert seed["predicted"]["step_s"]["low"] < seed["measured"]["step_s"] < seed["predicted"]["step_s"]["high"]
+    assert len(document["logs"][0]["launch_windows_s"]) == 8
+
+
+def test_a_fit_to_logs_shows_both_errors() -> None:
+    """A stack of no trainer is fitted to logs that time the launch: errors in and out of sample, and refused lines."""
+    status, out, err = call(*MOAI, "--stack", "moai-24.2")
+    assert (status, err) == (0, "")
+    for words in ("matmul_efficiency", "refused: a second record in its line", "in sample", "out of sample"):
+        assert words in out
 
 
 def test_microbenchmarks_tell_priors() -> None:
     """Tables of microbenchmarks are known by their columns: errors by device and kind, priors beside the stacks'."""
-    status, out, err = call(OPS, "--runs", LINKS)
+    status, out, err = call(OPS, LINKS)
     assert (status, err) == (0, "")
     assert all(
-        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "left: row")
+        word in out for word in ("all-reduce >= 64 MiB", "shape alone", "implied", "nanotron-early", "skipped: row")
     )
     status, out, _ = call(OPS, LINKS, "--json")
     document = json.loads(out)
@@ -124,10 +143,8 @@ def test_microbenchmarks_tell_priors() -> None:
             (OPS, STEPS),
             f"files: {OPS!r}, a table of microbenchmarks, is given beside another file; leave one out",
         ),
-        ((), "files: nothing is given; give step logs, or tables of runs"),
-        ((MOAI, "--check"), f"files: {MOAI!r}, a table of runs with logs, is given beside --check"),
-        ((MOAI, "--json"), f"files: {MOAI!r}, a table of runs with logs, is given beside --json"),
-        ((MOAI, STEPS, "--write"), f"files: {MOAI!r}, a table of runs with logs, is given beside another file"),
+        ((), "files: nothing is given; give tables of runs, or step logs"),
+        ((MOAI[0], "--json", "--stack", "moai-24.2"), "json: a fit to logs is not printed as JSON; add --check"),
         (("none.log", "--check"), "log 'none.log': cannot be read; check the path"),
         ((STEPS,), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
         ((STEPS, "--report", "x", "--json"), "report: --report is given beside --json; it writes files; leave one out"),
@@ -136,13 +153,9 @@ def test_microbenchmarks_tell_priors() -> None:
             (STEPS, "--report", "x", "--stack", "torchtune"),
             "report: no run of a trainer of torchtune; give the runs that a stack was fitted to",
         ),
-        (
-            ("--runs", "x.csv"),
-            "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict",
-        ),
-        (("--runs", "x.csv", "--check", "--write"), "check: --check and --write are given together; give one"),
-        (("--runs", "none.csv", "--check"), "runs table 'none.csv': cannot be read; check the path"),
-        (("--runs", "none.csv", "--check", "--stack", "mine"), "runs table 'none.csv': cannot be read; check the path"),
+        (("x.csv",), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
+        (("x.csv", "--check", "--write"), "check: --check and --write are given together; give one"),
+        (("none.csv", "--check", "--stack", "mine"), "log 'none.csv': cannot be read; check the path"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -13,10 +13,13 @@ from estimator.formulas.compute import (
     sustained_rates,
 )
 from estimator.formulas.counts import attention_backward_flop, attention_flop, layer_matmuls, matmul_flop
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.layout import Layout
+from estimator.work.plan import Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import load_catalog
-from hardware.models import Accelerator
-from tests.support.strategies import EFFICIENCIES, shapes
+from hardware.models import Accelerator, MatmulPrecision
+from tests.support.strategies import EFFICIENCIES, one_layout, shapes, step_inputs_of
 
 sizes = st.integers(1, 50_000)
 units = st.integers(1, 400)
@@ -96,19 +99,37 @@ degrees = st.sampled_from([1, 2, 3, 4, 8])
 
 
 def device_of(accelerator: Accelerator) -> Rates:
-    """Return what a device sustains under a stack."""
-    return sustained_rates(accelerator, EFFICIENCIES)
+    """Return what a device sustains under a stack, in the precision that it is used in."""
+    return sustained_rates(accelerator, EFFICIENCIES, accelerator.usual_precision)
+
+
+def ranks(tp: int, ep: int) -> Layout:
+    """Return the numbers of a plan of so many tensor- and expert-parallel ranks."""
+    return one_layout(Plan(tp=tp, ep=ep), tp * ep)
 
 
 @given(accelerators)
 def test_a_device_sustains_less_than_its_peaks(accelerator: Accelerator) -> None:
     """What a device sustains is the stack's part of the best measured part of each peak."""
     rates = device_of(accelerator)
-    best_flop_per_s = accelerator.bf16_flop_per_s * accelerator.matmul_efficiency.value
+    best_flop_per_s = accelerator.usual_flop_per_s * accelerator.matmul_efficiency.value
     best_bytes_per_s = accelerator.hbm_bytes_per_s * accelerator.hbm_efficiency.value
     assert rates.flop_per_s == pytest.approx(EFFICIENCIES.matmul_efficiency * best_flop_per_s)
     assert rates.bytes_per_s == pytest.approx(EFFICIENCIES.memory_efficiency * best_bytes_per_s)
     assert rates.num_compute_units == accelerator.num_compute_units
+
+
+@given(accelerators, st.sampled_from(["bf16", "fp16", "fp32", "fp8"]))
+def test_a_precision_without_units_is_refused(accelerator: Accelerator, precision: MatmulPrecision) -> None:
+    """No rate is made up: products run at the peak of their precision, or are refused."""
+    if peak := accelerator.peaks[precision]:
+        rates = sustained_rates(accelerator, EFFICIENCIES, precision)
+        assert float(np.asarray(rates.weights_flop_per_s)) <= peak
+        return
+    with pytest.raises(
+        ValueError, match=rf"^precision: {precision} needs matrix units that {accelerator.id} lacks; use"
+    ):
+        sustained_rates(accelerator, EFFICIENCIES, precision)
 
 
 @given(shapes(), tokens, degrees, degrees, accelerators)
@@ -118,7 +139,7 @@ def test_ranks_together_do_every_product(
     """No pass of a matrix is faster than its FLOP, shared by the ranks of tensor parallelism, at the device's rate."""
     rates = device_of(accelerator)
     for matmul in layer_matmuls(shape):
-        shared = matmul_passes(num_tokens, matmul, tp, ep, rates)
+        shared = matmul_passes(num_tokens, matmul, ranks(tp, ep), rates)
         least = matmul_flop(num_tokens, matmul) / tp / rates.flop_per_s
         assert all(seconds >= least * (1 - 1e-9) for seconds in shared)
 
@@ -128,7 +149,7 @@ def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, acce
     """Fewer experts with more tokens each take no longer than all with few; what is no expert's is not concerned."""
     rates = device_of(accelerator)
     for matmul in layer_matmuls(shape):
-        split, whole = (matmul_passes(num_tokens, matmul, 1, ways, rates) for ways in (ep, 1))
+        split, whole = (matmul_passes(num_tokens, matmul, ranks(1, ways), rates) for ways in (ep, 1))
         if matmul.num_copies == 1:
             assert split == whole
         assert sum(split) <= sum(whole) * (1 + 1e-9)
@@ -137,9 +158,10 @@ def test_expert_ranks_gather_tokens(shape: Shape, num_tokens: int, ep: int, acce
 @given(shapes("mixtral"), tokens, accelerators)
 def test_experts_have_a_rate_of_their_own(shape: Shape, num_tokens: int, accelerator: Accelerator) -> None:
     """At half the rate of other products those of experts take longer, up to twice as long, and no other does."""
-    usual, slow = (sustained_rates(accelerator, EFFICIENCIES._replace(expert_efficiency=e)) for e in (1.0, 0.5))
+    precision, at = accelerator.usual_precision, (EFFICIENCIES._replace(expert_efficiency=e) for e in (1.0, 0.5))
+    usual, slow = (sustained_rates(accelerator, efficiencies, precision) for efficiencies in at)
     for matmul in layer_matmuls(shape):
-        fast, slower = (sum(matmul_passes(num_tokens, matmul, 1, 1, rates)) for rates in (usual, slow))
+        fast, slower = (sum(matmul_passes(num_tokens, matmul, ranks(1, 1), rates)) for rates in (usual, slow))
         if matmul.num_copies == 1:
             assert slower == fast
         else:
@@ -151,19 +173,19 @@ def test_a_large_expert_takes_twice_as_long_at_half_the_rate() -> None:
     (down,) = (m for m in layer_matmuls(load_shape("mistralai/Mixtral-8x7B-v0.1")) if m.name == "down")
     device = load_catalog().accelerator("h100-sxm-80gb")
     usual, slow = (
-        sum(matmul_passes(2**20, down, 1, 1, sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e))))
+        sum(
+            matmul_passes(2**20, down, ranks(1, 1), sustained_rates(device, EFFICIENCIES._replace(expert_efficiency=e)))
+        )
         for e in (1.0, 0.5)
     )
     assert slow == pytest.approx(2 * usual)
 
 
-@given(shapes(), tokens, st.integers(1, 4096), degrees, accelerators, st.booleans())
-def test_attention_keeps_below_the_matrix_rate(
-    shape: Shape, num_tokens: int, seq_len: int, tp: int, accelerator: Accelerator, fused: bool
-) -> None:
+@given(step_inputs_of(48))
+def test_attention_keeps_below_the_matrix_rate(inputs: StepInputs) -> None:
     """Attention takes its FLOP at the device's rate at least, forward and backward, on each of its ranks."""
-    rates = device_of(accelerator)
-    flop = attention_flop(num_tokens, seq_len, shape, causal=fused) / tp
-    forward, backward = attention_passes(num_tokens, seq_len, shape, tp, rates, fused=fused)
+    rates, fused = device_of(inputs.machine.accelerator), inputs.fuses_attention
+    flop = attention_flop(inputs.tokens, inputs.seq_len, inputs.shape, causal=fused) / inputs.plan.tp
+    forward, backward = attention_passes(inputs, rates)
     assert forward >= flop / rates.flop_per_s * (1 - 1e-9)
     assert backward >= attention_backward_flop(flop, keeps_scores=not fused) / rates.flop_per_s * (1 - 1e-9)

@@ -23,7 +23,6 @@ from estimator.formulas.counts import (
     num_parameters,
     recomputed_layer_flop,
     routing_traffic,
-    stage_parameters,
     step_flop,
 )
 from estimator.work.shape import Shape, load_shape
@@ -31,23 +30,6 @@ from tests.support.strategies import DENSE_TYPES, shapes
 
 tokens = st.integers(1, 10**6)
 lengths = st.integers(1, 300)
-
-
-@given(shapes(), st.integers(1, 8))
-def test_all_stages_hold_every_parameter(shape: Shape, stages: int) -> None:
-    """The stages of a pipeline together hold each parameter once, and a tied embedding's matrix at both ends."""
-    layers = shape.num_layers / stages
-    held = sum(stage_parameters(shape, layers, i == 0, i == stages - 1) for i in range(stages))
-    copies = 1 if shape.tied_embeddings and stages > 1 else 0
-    assert held == pytest.approx(num_parameters(shape) + copies * shape.vocab_size * shape.hidden_size, rel=1e-12)
-
-
-@given(shapes(), st.booleans(), st.booleans())
-def test_stage_parameters_of_arrays(shape: Shape, is_first: bool, is_last: bool) -> None:
-    """Stages in an array have the parameters that each has alone."""
-    layers = np.array([1, 2, 5])
-    together = stage_parameters(shape, layers, np.full(3, is_first), np.full(3, is_last))
-    assert together.tolist() == [stage_parameters(shape, int(n), is_first, is_last) for n in layers]
 
 
 @given(lengths, st.integers(0, 400))

@@ -1,13 +1,16 @@
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers, layout
-from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan
+from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape
 from tests.support.schedules import most_held, orders
-from tests.support.strategies import laid, one_layout, plans
+from tests.support.strategies import laid, one_layout, plans, step_inputs_of
 
 DEVICES = 48
 counts = st.integers(1, 64)
@@ -53,8 +56,8 @@ def test_stages_hold_every_layer(drawn: tuple[Shape, Layout]) -> None:
     """The first, the last, and those between, as many layers each, together hold each layer once."""
     shape, plan = drawn
     layers = plan.stage_layers(shape.num_layers)
-    if plan.stages > 1:
-        assert layers.first + layers.last + (plan.stages - 2) * layers.middle == pytest.approx(shape.num_layers)
+    if plan.num_stages > 1:
+        assert layers.first + layers.last + (plan.num_stages - 2) * layers.middle == pytest.approx(shape.num_layers)
     assert plan.over_stages(layers) == pytest.approx(shape.num_layers)
     if plan.first_layers:
         assert (layers.first, layers.last) == (plan.first_layers, plan.last_layers)
@@ -75,9 +78,9 @@ def test_over_stages_is_the_sum(stages: int, each: tuple[float, float, float]) -
 def test_shards_lie_among_the_replicas(drawn: tuple[Shape, Layout]) -> None:
     """Shards are over all replicas, or over those of a node; experts have an ep-th of them, and one at least."""
     _, plan = drawn
-    assert plan.replicas * plan.tp * plan.stages == DEVICES
-    in_node = plan._replace(shard_within_node=True).shard_ranks
-    assert plan._replace(shard_within_node=False).shard_ranks == plan.replicas
+    assert plan.replicas * plan.tp * plan.num_stages == DEVICES
+    in_node = replace(plan, shard_within_node=True).shard_ranks
+    assert replace(plan, shard_within_node=False).shard_ranks == plan.replicas
     assert 1 <= in_node <= plan.replicas
     assert in_node == plan.replicas or in_node == max(8 // plan.tp, 1)
     assert plan.expert_shard_ranks == max(plan.shard_ranks // plan.ep, 1)
@@ -91,14 +94,12 @@ def test_repeated_layers(drawn: tuple[Shape, Layout], layers: int) -> None:
     assert repeated == (min(plan.recomputed_layers, layers) if plan.recomputed_layers else layers)
 
 
-@given(laid(DEVICES), st.booleans())
-def test_what_a_plan_repeats(drawn: tuple[Shape, Layout], fused: bool) -> None:
+@given(step_inputs_of(DEVICES))
+def test_what_a_plan_repeats(inputs: StepInputs) -> None:
     """Attention is repeated with its layer, or alone where its scores were dropped, which fused kernels never write."""
-    _, plan = drawn
-    recomputation = RECOMPUTATIONS[int(plan.recomputation)]
-    assert plan.repeats_attention(fused=fused) == (
-        recomputation == "full" or (recomputation == "selective" and not fused)
-    )
+    recomputation = RECOMPUTATIONS[int(inputs.plan.recomputation)]
+    alone = recomputation == "selective" and not inputs.habits.fuses_attention(inputs.shape)
+    assert inputs.repeats_attention == (recomputation == "full" or alone)
 
 
 @given(plans(st.integers(1, 100), st.integers(1, 100)))
@@ -106,3 +107,13 @@ def test_layout_leaves_no_rank_out(plan: Plan) -> None:
     """A plan that does not divide the devices still has a data-parallel rank, so that nothing is divided by zero."""
     assert (np.asarray(layout(plan, DEVICES, 8).dp) >= 1).all()
     assert (layout(plan, DEVICES, 8).expert_shard_ranks >= 1).all()
+
+
+@given(st.lists(plans(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
+def test_a_layout_has_every_field_of_its_plans(drawn: list[Plan]) -> None:
+    """The formulas see each field of a plan under its own name, and three that the machine adds."""
+    found, many = layout(Plans.of(drawn), DEVICES, 8), Plans.of(drawn)
+    for own in PLAN_FIELDS:
+        np.testing.assert_array_equal(getattr(found, own.name), getattr(many, own.name))
+    added = {f.name for f in fields(Layout)} - {own.name for own in PLAN_FIELDS}
+    assert added == {"dp", "devices_per_node", "stalls"}

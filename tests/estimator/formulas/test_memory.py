@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -6,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.formulas.counts import num_parameters
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, layout
 from estimator.formulas.memory import (
+    Stage,
     fullest_rank,
     host_bytes,
     plan_memory,
@@ -20,14 +23,23 @@ from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits, load_stack
 from estimator.work.plan import RECOMPUTATIONS, Plan, Plans
 from estimator.work.shape import Shape, load_shape
-from tests.support.strategies import EFFICIENCIES, habits, laid, listed, one_layout
+from tests.support.strategies import (
+    EFFICIENCIES,
+    habits,
+    laid,
+    listed,
+    machines_of,
+    one_layout,
+    step_inputs_of,
+    with_plan,
+)
 
 DEVICES = 48
 STATE = ("weights", "master_weights", "optimizer", "gradients")
-lengths = st.integers(1, 4096)
-layouts = laid(DEVICES)
-mixtures = laid(DEVICES, "mixtral")
-Laid = tuple[Shape, Layout]
+steps = step_inputs_of(DEVICES)
+mixtures = step_inputs_of(DEVICES, "mixtral")
+layouts = laid(DEVICES) | laid(DEVICES, "mixtral")
+MACHINE = machines_of(DEVICES)[0]
 
 
 def with_ratio(ratio: float) -> Efficiencies:
@@ -35,28 +47,27 @@ def with_ratio(ratio: float) -> Efficiencies:
     return EFFICIENCIES._replace(memory_ratio=ratio)
 
 
-def layers_of(shape: Shape, plan: Layout) -> list[float]:
-    """Return the layers of each stage, one by one."""
+def stages(shape: Shape, plan: Layout) -> list[Stage]:
+    """Return the stages of a pipeline, one by one."""
     first, middle, last = (float(count) for count in plan.stage_layers(shape.num_layers))
-    return [first, *[middle] * (int(plan.stages) - 2), last] if plan.stages > 1 else [first]
+    p = int(plan.num_stages)
+    layers = [first, *[middle] * (p - 2), last] if p > 1 else [first]
+    return [Stage(count, i == 0, i == p - 1, float(plan.in_flight(i))) for i, count in enumerate(layers)]
 
 
-def stages_of(shape: Shape, seq_len: int, plan: Layout, habit: Habits) -> list[dict[str, float]]:
+def held(inputs: StepInputs, stage: Stage) -> dict[str, float]:
+    """Return the bytes per device of a stage by purpose."""
+    return {name: float(part) for name, part in stage_bytes(inputs, EFFICIENCIES, stage).items()}
+
+
+def stages_of(inputs: StepInputs) -> list[dict[str, float]]:
     """Return the bytes per device of each stage by purpose, one by one."""
-    p = int(plan.stages)
-    stages = [
-        stage_bytes(
-            shape, seq_len, plan, habit, first=i == 0, last=i == p - 1, layers=layers, held=float(plan.in_flight(i))
-        )
-        for i, layers in enumerate(layers_of(shape, plan))
-    ]
-    return [{name: float(part) for name, part in stage.items()} for stage in stages]
+    return [held(inputs, stage) for stage in stages(inputs.shape, inputs.plan)]
 
 
-def alone(shape: Shape, seq_len: int, plan: Layout, habit: Habits, held: float = 1) -> dict[str, float]:
+def alone(inputs: StepInputs, num_held: float = 1) -> dict[str, float]:
     """Return the bytes per device of a stage that is the whole model, by purpose."""
-    parts = stage_bytes(shape, seq_len, plan, habit, first=True, last=True, layers=shape.num_layers, held=held)
-    return {name: float(part) for name, part in parts.items()}
+    return held(inputs, Stage(inputs.shape.num_layers, has_embedding=True, has_head=True, held=num_held))
 
 
 def test_zero_figure_1() -> None:
@@ -68,220 +79,191 @@ def test_zero_figure_1() -> None:
     np.testing.assert_allclose((optimizer + gradients + weights) / 1e9, [120, 31.4, 16.6, 1.9], atol=0.05)
 
 
-@given(layouts, lengths, habits, st.integers(2, 8))
-def test_more_ranks_never_need_more_state(drawn: Laid, seq_len: int, habit: Habits, factor: int) -> None:
+@given(steps, st.integers(2, 8))
+def test_more_ranks_never_need_more_state(inputs: StepInputs, factor: int) -> None:
     """Sharding over more data-parallel ranks, or sharding more, never adds bytes of state to a rank."""
-    shape, plan = drawn
 
-    def state(changed: Layout) -> float:
-        held = alone(shape, seq_len, changed, habit)
-        return sum(held[name] for name in STATE)
+    def state(**changes: object) -> float:
+        found = alone(with_plan(inputs, **changes))
+        return sum(found[name] for name in STATE)
 
-    assert state(plan._replace(dp=factor * plan.dp)) <= state(plan)
-    by_stage = [state(plan._replace(zero_stage=stage)) for stage in range(4)]
+    assert state(dp=factor * inputs.plan.dp) <= state()
+    by_stage = [state(zero_stage=stage) for stage in range(4)]
     assert by_stage == sorted(by_stage, reverse=True)
 
 
-@given(layouts, lengths, habits)
-def test_recomputation_keeps_less(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps)
+def test_recomputation_keeps_less(inputs: StepInputs) -> None:
     """Full recomputation keeps no more activations than selective, and selective no more than none."""
-    shape, plan = drawn
     kept = [
-        alone(
-            shape,
-            seq_len,
-            plan._replace(recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0),
-            habit,
-            held=2,
-        )["activations"]
-        for name in ("none", "selective", "full")
+        alone(with_plan(inputs, recomputation=i, recomputed_layers=0), 2)["activations"]
+        for i in range(len(RECOMPUTATIONS))
     ]
     assert kept == sorted(kept, reverse=True)
     assert kept[2] < kept[0]
 
 
-@given(layouts, lengths, habits)
-def test_recomputing_more_layers_keeps_less(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps)
+def test_recomputing_more_layers_keeps_less(inputs: StepInputs) -> None:
     """Each layer more that is recomputed keeps less, from no layer to all of them."""
-    shape, plan = drawn
     none, full = (
-        plan._replace(recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0) for name in ("none", "full")
+        with_plan(inputs, recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0) for name in ("none", "full")
     )
-    partly = [full._replace(recomputed_layers=n) for n in range(1, shape.num_layers)]
-    kept = [alone(shape, seq_len, way, habit)["activations"] for way in (none, *partly, full)]
+    partly = [with_plan(full, recomputed_layers=n) for n in range(1, inputs.shape.num_layers)]
+    kept = [alone(way)["activations"] for way in (none, *partly, full)]
     assert all(fewer > more for fewer, more in pairwise(kept))
-    as_all = full._replace(recomputed_layers=shape.num_layers)
-    assert alone(shape, seq_len, as_all, habit) == alone(shape, seq_len, full, habit)
+    as_all = with_plan(full, recomputed_layers=inputs.shape.num_layers)
+    assert alone(as_all) == alone(full)
 
 
-@given(layouts, lengths, habits)
-def test_sequence_parallelism_never_needs_more(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps)
+def test_sequence_parallelism_never_needs_more(inputs: StepInputs) -> None:
     """Splitting what tensor-parallel ranks would all hold keeps fewer bytes, and as many with one such rank."""
-    shape, plan = drawn
-    split, whole = (stages_of(shape, seq_len, plan._replace(sequence_parallel=flag), habit) for flag in (True, False))
+    split, whole = (stages_of(with_plan(inputs, sequence_parallel=flag)) for flag in (True, False))
     for less, more in zip(split, whole, strict=True):
         assert all(less[name] <= more[name] * (1 + 1e-12) for name in less)
-        assert (less["activations"] < more["activations"]) == (plan.tp > 1)
+        assert (less["activations"] < more["activations"]) == (inputs.plan.tp > 1)
 
 
-@given(layouts, lengths, habits, st.floats(0.5, 3))
-def test_devices_together_hold_all_stages(drawn: Laid, seq_len: int, habit: Habits, memory_ratio: float) -> None:
+@given(steps, st.floats(0.5, 3))
+def test_devices_together_hold_all_stages(inputs: StepInputs, memory_ratio: float) -> None:
     """The bytes of all devices are those of every stage, times the devices of a stage."""
-    shape, plan = drawn
-    held = sum(sum(stage.values()) for stage in stages_of(shape, seq_len, plan, habit))
-    expected = memory_ratio * held * plan.dp * plan.cp * plan.tp
-    assert total_bytes(shape, seq_len, plan, habit, with_ratio(memory_ratio)) == pytest.approx(expected, rel=1e-9)
+    plan, whole = inputs.plan, sum(sum(stage.values()) for stage in stages_of(inputs))
+    expected = memory_ratio * whole * plan.dp * plan.cp * plan.tp
+    assert total_bytes(inputs, with_ratio(memory_ratio)) == pytest.approx(expected, rel=1e-9)
 
 
-@given(layouts, lengths, habits, st.floats(0.5, 3))
-def test_the_peak_is_the_fullest_stage(drawn: Laid, seq_len: int, habit: Habits, memory_ratio: float) -> None:
+@given(steps, st.floats(0.5, 3))
+def test_the_peak_is_the_fullest_stage(inputs: StepInputs, memory_ratio: float) -> None:
     """No stage holds more than the peak, which the ratio multiplies; the correction is what the ratio adds."""
-    shape, plan = drawn
-    memory = plan_memory(shape, seq_len, plan, habit, with_ratio(memory_ratio))
-    fullest = max(sum(stage.values()) for stage in stages_of(shape, seq_len, plan, habit))
+    memory = plan_memory(inputs, with_ratio(memory_ratio))
+    fullest = max(sum(stage.values()) for stage in stages_of(inputs))
     assert memory.peak_bytes == pytest.approx(memory_ratio * fullest, rel=1e-9)
     assert sum(memory.peak.values()) == pytest.approx(float(memory.peak_bytes), rel=1e-9)
     assert memory.peak["correction"] == pytest.approx((memory_ratio - 1) * fullest, rel=1e-9, abs=1e-9 * fullest)
     assert all(value >= 0 for name, value in memory.peak.items() if name != "correction")
 
 
-@given(layouts, lengths, habits)
-def test_all_ranks_hold_the_model(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps)
+def test_all_ranks_hold_the_model(inputs: StepInputs) -> None:
     """The devices of a stage together hold its optimizer state once where it is sharded, else once per replica."""
-    shape, plan = drawn
-    whole = plan._replace(dp=1, tp=1, cp=1, ep=1, shard_within_node=False, offload_optimizer=False)
-    spread = plan._replace(shard_within_node=False, offload_optimizer=False)
-    held = alone(shape, seq_len, spread, habit)["optimizer"] * plan.replicas * plan.tp
-    once = alone(shape, seq_len, whole, habit)["optimizer"]
+    plan = inputs.plan
+    spread = with_plan(inputs, shard_within_node=False, offload_optimizer=False)
+    together = alone(spread)["optimizer"] * plan.replicas * plan.tp
+    once = alone(with_plan(spread, dp=1, tp=1, cp=1, ep=1))["optimizer"]
     if plan.zero_stage >= 1:
-        assert held == pytest.approx(once)
+        assert together == pytest.approx(once)
     elif plan.ep == 1:
-        assert held == pytest.approx(once * plan.replicas)
+        assert together == pytest.approx(once * plan.replicas)
     else:  # experts have 1/ep of the replicas
-        assert once * plan.replicas / plan.ep <= held <= once * plan.replicas
+        assert once * plan.replicas / plan.ep <= together <= once * plan.replicas
 
 
-@given(layouts | mixtures)
-def test_all_ranks_hold_every_parameter(drawn: Laid) -> None:
+@given(layouts)
+def test_all_ranks_hold_every_parameter(drawn: tuple[Shape, Layout]) -> None:
     """One replica of each stage, its tensor- and expert-parallel ranks together, holds each parameter once.
 
     A tied embedding's matrix lies at both ends of a pipeline.
     """
     shape, plan = drawn
-    p = int(plan.stages)
-    ranks = [
-        rank_parameters(shape, plan, layers=layers, first=i == 0, last=i == p - 1)
-        for i, layers in enumerate(layers_of(shape, plan))
-    ]
-    held = plan.tp * sum(rank.dense + plan.ep * rank.experts for rank in ranks)
-    copies = shape.vocab_size * shape.hidden_size if shape.tied_embeddings and p > 1 else 0
-    assert held == pytest.approx(num_parameters(shape) + copies, rel=1e-12)
-    sharded = sum(rank.bytes_of(1, plan._replace(shard_within_node=False), True) for rank in ranks)
-    assert plan.tp * plan.replicas * sharded == pytest.approx(float(held), rel=1e-12)
+    ranks = [rank_parameters(shape, plan, stage) for stage in stages(shape, plan)]
+    whole = plan.tp * sum(rank.dense + plan.ep * rank.experts for rank in ranks)
+    copies = shape.vocab_size * shape.hidden_size if shape.tied_embeddings and plan.num_stages > 1 else 0
+    assert whole == pytest.approx(num_parameters(shape) + copies, rel=1e-12)
+    sharded = sum(rank.bytes_of(1, replace(plan, shard_within_node=False), True) for rank in ranks)
+    assert plan.tp * plan.replicas * sharded == pytest.approx(float(whole), rel=1e-12)
 
 
-@given(layouts | mixtures)
-def test_the_fullest_rank_is_the_fullest(drawn: Laid) -> None:
+@given(layouts)
+def test_the_fullest_rank_is_the_fullest(drawn: tuple[Shape, Layout]) -> None:
     """No stage's rank holds more parameters, of experts or not, and some stage's holds as many."""
     shape, plan = drawn
-    p, most = int(plan.stages), fullest_rank(shape, plan)
-    ranks = [
-        rank_parameters(shape, plan, layers=layers, first=i == 0, last=i == p - 1)
-        for i, layers in enumerate(layers_of(shape, plan))
-    ]
+    most, ranks = fullest_rank(shape, plan), [rank_parameters(shape, plan, stage) for stage in stages(shape, plan)]
     assert most.dense == max(float(rank.dense) for rank in ranks)
     assert most.experts == max(float(rank.experts) for rank in ranks)
 
 
-@given(mixtures, lengths, habits)
-def test_expert_parallelism_splits_experts_alone(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(mixtures)
+def test_expert_parallelism_splits_experts_alone(inputs: StepInputs) -> None:
     """Each of ep ranks holds 1/ep of the experts and all of the rest; where all is sharded it changes no state."""
-    shape, plan = drawn
-    split, whole = (
-        rank_parameters(shape, way, layers=1, first=False, last=False) for way in (plan, plan._replace(ep=1))
-    )
+    shape, plan = inputs.shape, inputs.plan
+    split, whole = (rank_parameters(shape, way, Stage(layers=1)) for way in (plan, replace(plan, ep=1)))
     assert split.dense == whole.dense
     assert split.experts * plan.ep == pytest.approx(float(whole.experts))
-    spread = plan._replace(zero_stage=3, shard_within_node=False)
-    states = [alone(shape, seq_len, way, habit)["optimizer"] for way in (spread, spread._replace(ep=1))]
+    spread = with_plan(inputs, zero_stage=3, shard_within_node=False)
+    states = [alone(way)["optimizer"] for way in (spread, with_plan(spread, ep=1))]
     assert states[0] == pytest.approx(states[1])
 
 
-@given(layouts | mixtures, lengths, habits)
-def test_hybrid_sharding_lies_between(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps | mixtures)
+def test_hybrid_sharding_lies_between(inputs: StepInputs) -> None:
     """Shards over the replicas of a node hold what shards over all do or more, and no more than no shards."""
-    shape, plan = drawn
+    zero_stage = inputs.plan.zero_stage
     over_all, over_node, none = (
-        alone(shape, seq_len, plan._replace(shard_within_node=within, zero_stage=zero), habit)
-        for within, zero in ((False, plan.zero_stage), (True, plan.zero_stage), (False, 0))
+        alone(with_plan(inputs, shard_within_node=within, zero_stage=zero))
+        for within, zero in ((False, zero_stage), (True, zero_stage), (False, 0))
     )
     for name in STATE:
         assert over_all[name] <= over_node[name] * (1 + 1e-12)
         assert over_node[name] <= none[name] * (1 + 1e-12)
 
 
-@given(layouts, lengths, habits, st.floats(0.5, 3))
-def test_offloading_moves_the_optimizer(drawn: Laid, seq_len: int, habit: Habits, memory_ratio: float) -> None:
+@given(steps, st.floats(0.5, 3))
+def test_offloading_moves_the_optimizer(inputs: StepInputs, memory_ratio: float) -> None:
     """Offloaded, each stage lacks exactly its master weights and optimizer state, and all else stays."""
-    shape, plan = drawn
-    off, on = plan._replace(offload_optimizer=True), plan._replace(offload_optimizer=False)
-    before, after = (stages_of(shape, seq_len, way, habit) for way in (on, off))
+    off, on = (with_plan(inputs, offload_optimizer=flag) for flag in (True, False))
+    before, after = (stages_of(way) for way in (on, off))
     for kept, left in zip(before, after, strict=True):
         assert left == kept | {"master_weights": 0, "optimizer": 0}
-    peak_on, peak_off = (
-        plan_memory(shape, seq_len, way, habit, with_ratio(memory_ratio)).peak_bytes for way in (on, off)
-    )
-    if plan.stages == 1:
+    peak_on, peak_off = (plan_memory(way, with_ratio(memory_ratio)).peak_bytes for way in (on, off))
+    if inputs.plan.num_stages == 1:
         state = before[0]["master_weights"] + before[0]["optimizer"]
         assert peak_on - peak_off == pytest.approx(memory_ratio * state, rel=1e-6, abs=1e-9 * float(peak_on))
     assert peak_off <= peak_on
 
 
-@given(layouts, lengths, habits)
-def test_the_host_holds_what_was_offloaded(drawn: Laid, seq_len: int, habit: Habits) -> None:
+@given(steps)
+def test_the_host_holds_what_was_offloaded(inputs: StepInputs) -> None:
     """A node's host has the master weights and the state of its devices, of the stage that holds most; else nothing."""
-    shape, plan = drawn
-    off, on = plan._replace(offload_optimizer=True), plan._replace(offload_optimizer=False)
-    stages = stages_of(shape, seq_len, on, habit)
-    most = max(stage["master_weights"] + stage["optimizer"] for stage in stages)
-    assert host_bytes(shape, on, habit) == 0
-    found = host_bytes(shape, off, habit)
-    if shape.num_experts and plan.first_layers:  # the most experts and the most of the rest may lie in two stages
+    off, on = (with_plan(inputs, offload_optimizer=flag) for flag in (True, False))
+    most = max(stage["master_weights"] + stage["optimizer"] for stage in stages_of(on))
+    assert host_bytes(on) == 0
+    found, plan = host_bytes(off), inputs.plan
+    if inputs.shape.num_experts and plan.first_layers:  # most experts and most of the rest may lie in two stages
         assert found >= plan.devices_per_node * most * (1 - 1e-12)
     else:
         assert found == pytest.approx(plan.devices_per_node * most)
 
 
-@given(listed(DEVICES), lengths, habits)
+@given(listed(DEVICES), st.integers(1, 4096), habits)
 def test_a_row_is_its_plan_alone(drawn: tuple[Shape, list[Plan]], seq_len: int, habit: Habits) -> None:
     """Row i of a table equals plan i alone, by purpose and in all."""
     shape, plans = drawn
-    many = layout(Plans.of(plans), DEVICES, 8)
-    table, totals = (
-        plan_memory(shape, seq_len, many, habit, with_ratio(1.1)),
-        total_bytes(shape, seq_len, many, habit, with_ratio(1.1)),
-    )
-    for i, plan in enumerate(plans):
-        one = layout(plan, DEVICES, 8)
-        by_itself = plan_memory(shape, seq_len, one, habit, with_ratio(1.1))
+
+    def inputs_of(plans: Plan | Plans) -> StepInputs:
+        return StepInputs(shape, seq_len, layout(plans, DEVICES, 8), MACHINE, habit)
+
+    many = inputs_of(Plans.of(plans))
+    table, totals = plan_memory(many, with_ratio(1.1)), total_bytes(many, with_ratio(1.1))
+    for i, one in enumerate(map(inputs_of, plans)):
+        by_itself = plan_memory(one, with_ratio(1.1))
         assert {name: float(column[i]) for name, column in table.peak.items()} == {
             name: float(column[0]) for name, column in by_itself.peak.items()
         }
-        assert totals[i] == total_bytes(shape, seq_len, one, habit, with_ratio(1.1))[0]
-        assert host_bytes(shape, many, habit)[i] == host_bytes(shape, one, habit)[0]
+        assert totals[i] == total_bytes(one, with_ratio(1.1))[0]
+        assert host_bytes(many)[i] == host_bytes(one)[0]
+
+
+def mistral(plan: Plan, seq_len: int, num_devices: int) -> StepInputs:
+    """Return what a step of Mistral 7B under the platform's stack is predicted from."""
+    habit = load_stack("moai-24.2").habits
+    return StepInputs(load_shape("mistral-7b-v0.1"), seq_len, one_layout(plan, num_devices), MACHINE, habit)
 
 
 def test_gpipe_holds_the_logits_of_every_micro_batch() -> None:
     """Under GPipe the last stage waits with the logits of all micro-batches, under 1F1B with those of one."""
-    shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
     one, all_of_them = (
-        plan_memory(
-            shape,
-            2048,
-            one_layout(Plan(num_micro_batches=8, tp=1, schedule=schedule), 32),
-            habit,
-            with_ratio(1.0),
-        ).peak["logits"]
+        plan_memory(mistral(Plan(num_micro_batches=8, schedule=schedule), 2048, 32), with_ratio(1.0)).peak["logits"]
         for schedule in ("1f1b", "gpipe")
     )
     assert all_of_them == 8 * one > 0
@@ -289,6 +271,5 @@ def test_gpipe_holds_the_logits_of_every_micro_batch() -> None:
 
 def test_rows_and_tokens_beyond_64_bits_do_not_wrap() -> None:
     """A product of rows and tokens beyond 2**63 is a large number of bytes, not a negative one."""
-    shape, habit = load_shape("mistral-7b-v0.1"), load_stack("moai-24.2").habits
-    plan = one_layout(Plan(batch_per_device=2**31 - 1), 1)
-    assert plan_memory(shape, 2**39, plan, habit, with_ratio(1.0)).peak["activations"] > 2.0**70
+    huge = mistral(Plan(batch_per_device=2**31 - 1), 2**39, 1)
+    assert plan_memory(huge, with_ratio(1.0)).peak["activations"] > 2.0**70

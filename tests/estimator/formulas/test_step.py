@@ -5,34 +5,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import logged_tokens_per_s, paces
 from estimator.formulas.layout import Layout, StageLayers, layout
 from estimator.formulas.machine import Machine
-from estimator.formulas.step import Step, pipeline_seconds, plan_step
+from estimator.formulas.step import StepTime, pipeline_seconds, plan_step
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits, Window, load_stack
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape, load_shape
-from hardware.catalog import load_catalog
 from tests.support.schedules import makespan, orders
-from tests.support.strategies import EFFICIENCIES, HABITS, habits, laid, listed, one_layout
+from tests.support.strategies import (
+    EFFICIENCIES,
+    HABITS,
+    habits,
+    listed,
+    machines_of,
+    one_layout,
+    step_inputs_of,
+    with_plan,
+)
 
-CATALOG = load_catalog()
 DEVICES = 32
 STACK_HABITS = load_stack("moai-24.2").habits
-MACHINES = [
-    Machine.of(CATALOG, CATALOG.flavor_of(name, DEVICES)) for name in ("mi250", "mi210", "mi300x", "h100-sxm-80gb")
-]
-machines = st.sampled_from(MACHINES)
-lengths = st.integers(1, 4096)
-layouts = laid(DEVICES)
+MACHINES = machines_of(DEVICES)
+steps = step_inputs_of(DEVICES)
 durations = st.floats(0.01, 100)
 shares = st.floats(0.1, 0.9)
 BUSY = ("matmul", "attention", "elementwise")
-Laid = tuple[Shape, Layout]
 
 
-def device_seconds(step: Step) -> float:
+def mistral(plan: Plan, habit: Habits = STACK_HABITS) -> StepInputs:
+    """Return what a step of Mistral 7B on MI250 is predicted from."""
+    return StepInputs(load_shape("mistral-7b-v0.1"), 2048, one_layout(plan, DEVICES), MACHINES[0], habit)
+
+
+def device_seconds(step: StepTime) -> float:
     """Return the seconds of a step that are not the host's."""
     return float(sum(seconds for name, seconds in step.breakdown.items() if name != "host"))
 
@@ -116,26 +124,24 @@ def test_uneven_stages(
     assert simulated <= closed * (1.1 if schedule == "interleaved" else 1 + 1e-12)
 
 
-@given(layouts, lengths, machines, habits)
-def test_the_breakdown_is_the_step(drawn: Laid, seq_len: int, machine: Machine, habit: Habits) -> None:
+@given(steps)
+def test_the_breakdown_is_the_step(inputs: StepInputs) -> None:
     """The parts of a step add up to it, and none is negative beyond rounding."""
-    shape, plan = drawn
-    step = plan_step(shape, seq_len, plan, machine, habit, EFFICIENCIES)
+    step = plan_step(inputs, EFFICIENCIES)
     assert step.seconds == pytest.approx(sum(float(part) for part in step.breakdown.values()))
     assert all(part >= -1e-12 * step.seconds for part in step.breakdown.values())
 
 
-@given(layouts | laid(DEVICES, "mixtral"), lengths, machines, habits)
-def test_what_one_rank_need_not_do(drawn: Laid, seq_len: int, machine: Machine, habit: Habits) -> None:
+@given(steps | step_inputs_of(DEVICES, "mixtral"))
+def test_what_one_rank_need_not_do(inputs: StepInputs) -> None:
     """One stage has no bubble and no transfers; one rank of any other kind has no collectives.
 
     Offloading takes time where it is done, and there alone.
     """
-    shape, plan = drawn
-    parts = plan_step(shape, seq_len, plan, machine, habit, EFFICIENCIES).breakdown
-    if plan.stages == 1:
+    plan, parts = inputs.plan, plan_step(inputs, EFFICIENCIES).breakdown
+    if plan.num_stages == 1:
         assert parts["pipeline_bubble"] == pytest.approx(0, abs=1e-9 * float(sum(parts.values())))
-    assert (parts["stage_transfer"] == 0) == (plan.stages == 1)
+    assert (parts["stage_transfer"] == 0) == (plan.num_stages == 1)
     assert (parts["tensor_parallel"] == 0) == (plan.tp == 1)
     assert (parts["context_parallel"] == 0) == (plan.cp == 1)
     assert (parts["expert_parallel"] == 0) == (plan.ep == 1)
@@ -145,11 +151,10 @@ def test_what_one_rank_need_not_do(drawn: Laid, seq_len: int, machine: Machine, 
 
 def test_gradients_added_up_by_their_products_take_less() -> None:
     """Micro-batches whose gradients are added up within their products take less than by a pass; one alone the same."""
-    shape, fused = load_shape("mistral-7b-v0.1"), STACK_HABITS.model_copy(update={"fuses_accumulation": True})
+    fused = STACK_HABITS.model_copy(update={"fuses_accumulation": True})
     for micro_batches in (1, 8):
-        plan = one_layout(Plan(num_micro_batches=micro_batches), DEVICES)
         within, apart = (
-            float(plan_step(shape, 2048, plan, MACHINES[0], habit, EFFICIENCIES).breakdown["elementwise"])
+            plan_step(mistral(Plan(num_micro_batches=micro_batches), habit), EFFICIENCIES).breakdown["elementwise"]
             for habit in (fused, STACK_HABITS)
         )
         assert within < apart if micro_batches > 1 else within == apart
@@ -159,15 +164,12 @@ def test_gradients_added_up_by_their_products_take_less() -> None:
 @pytest.mark.parametrize(("exposed", "split", "sharded"), [(0.1, 0.2, 0.5), (0.4, 1.5, 2.0), (0.5, 0.8, 9.0)])
 def test_nothing_hides_without_overlap(zero_stage: int, exposed: float, split: float, sharded: float) -> None:
     """Without overlap all seconds of collectives are exposed, at least: no step is faster for it."""
-    plan, shape = (
-        one_layout(Plan(num_micro_batches=4, tp=2, zero_stage=zero_stage), DEVICES),
-        load_shape("mistral-7b-v0.1"),
-    )
+    plan = Plan(num_micro_batches=4, tp=2, zero_stage=zero_stage)
     apart = STACK_HABITS.model_copy(update={"overlaps_communication": False})
     fitted = EFFICIENCIES._replace(exposed_communication=exposed, tensor_exposure=split, sharded_exposure=sharded)
     bare = EFFICIENCIES._replace(exposed_communication=1.0, tensor_exposure=1.0, sharded_exposure=1.0)
     without, least, usual = (
-        plan_step(shape, 2048, plan, MACHINES[0], habit, efficiencies).seconds
+        plan_step(mistral(plan, habit), efficiencies).seconds
         for habit, efficiencies in ((apart, fitted), (STACK_HABITS, bare), (STACK_HABITS, fitted))
     )
     assert without >= least
@@ -179,138 +181,122 @@ def test_nothing_hides_without_overlap(zero_stage: int, exposed: float, split: f
 def test_an_unknown_host_takes_no_offloads() -> None:
     """Where nothing is known of the host, no step has an offload."""
     machine = MACHINES[0]._replace(node=MACHINES[0].node.model_copy(update={"host": None}))
-    plan, shape = one_layout(Plan(num_micro_batches=8), DEVICES), load_shape("mistral-7b-v0.1")
-    assert "offload" not in plan_step(shape, 2048, plan, machine, STACK_HABITS, EFFICIENCIES).breakdown
+    inputs = mistral(Plan(num_micro_batches=8))._replace(machine=machine)
+    assert "offload" not in plan_step(inputs, EFFICIENCIES).breakdown
 
 
-@given(layouts, lengths, machines, habits)
-def test_recomputation_costs_time(drawn: Laid, seq_len: int, machine: Machine, habit: Habits) -> None:
+def recomputing(inputs: StepInputs, name: str, layers: int = 0) -> StepInputs:
+    """Return inputs whose plan repeats so, of so many layers of a stage."""
+    return with_plan(inputs, recomputation=RECOMPUTATIONS.index(name), recomputed_layers=layers)
+
+
+@given(steps)
+def test_recomputation_costs_time(inputs: StepInputs) -> None:
     """Full recomputation keeps the devices busy no less than selective, and selective no less than none."""
-    shape, plan = drawn
-    seconds = [
-        device_seconds(
-            plan_step(
-                shape,
-                seq_len,
-                plan._replace(recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0),
-                machine,
-                habit,
-                EFFICIENCIES,
-            )
-        )
-        for name in ("none", "selective", "full")
-    ]
+    seconds = [device_seconds(plan_step(recomputing(inputs, name), EFFICIENCIES)) for name in RECOMPUTATIONS]
     assert seconds[0] <= seconds[1] * (1 + 1e-12)
     assert seconds[1] <= seconds[2] * (1 + 1e-12)
 
 
-@given(layouts, lengths, machines, habits, st.integers(1, 24))
-def test_recomputing_some_layers_lies_between(
-    drawn: Laid, seq_len: int, machine: Machine, habit: Habits, some: int
-) -> None:
-    """Recomputing some layers takes no less than none and no more than all, on the devices and to issue."""
-    shape, plan = drawn
-    none, full = (
-        plan._replace(recomputation=RECOMPUTATIONS.index(name), recomputed_layers=0) for name in ("none", "full")
-    )
-    steps = [
-        plan_step(shape, seq_len, way, machine, habit, EFFICIENCIES)
-        for way in (none, full._replace(recomputed_layers=some), full._replace(recomputed_layers=some + 1), full)
-    ]
-    for before, after in pairwise(steps):
+@given(steps, st.integers(1, 24))
+def test_recomputing_some_layers_lies_between(inputs: StepInputs, some: int) -> None:
+    """Recomputing some layers takes no less than none and no more than all, on the devices and to launch."""
+    ways = (("none", 0), ("full", some), ("full", some + 1), ("full", 0))
+    found = [plan_step(recomputing(inputs, *way), EFFICIENCIES) for way in ways]
+    for before, after in pairwise(found):
         assert device_seconds(before) <= device_seconds(after) * (1 + 1e-12)
-        assert before.issue_s <= after.issue_s * (1 + 1e-12)
+        assert before.launch_s <= after.launch_s * (1 + 1e-12)
         assert all(before.breakdown[name] <= after.breakdown[name] * (1 + 1e-12) for name in BUSY)
 
 
-@given(layouts, lengths, machines, habits, st.sampled_from(["dp-rows", "dp-micro", "tp", "pp", "cp"]))
-def test_more_devices_share_the_work(drawn: Laid, seq_len: int, machine: Machine, habit: Habits, how: str) -> None:
+@given(steps, st.sampled_from(["dp-sequences", "dp-micro", "tp", "pp", "cp"]))
+def test_more_devices_share_the_work(inputs: StepInputs, how: str) -> None:
     """With the global batch as it is, twice the devices never keep the mean device busy for longer."""
-    shape, plan = drawn
-    few = plan._replace(micro_batches=2 * plan.micro_batches, rows=2 * plan.rows)
+    plan, machine = inputs.plan, inputs.machine
+    twice = {"num_micro_batches": 2 * plan.num_micro_batches, "batch_per_device": 2 * plan.batch_per_device}
+    few = with_plan(inputs, **twice)
     if how == "pp":  # as many layers of each of more stages would repeat more
-        few = few._replace(recomputed_layers=0)
-    many = {
-        "dp-rows": few._replace(dp=2 * few.dp, rows=plan.rows),
-        "dp-micro": few._replace(dp=2 * few.dp, micro_batches=plan.micro_batches),
-        "tp": few._replace(tp=2 * few.tp),
-        "pp": few._replace(stages=2 * few.stages),
-        "cp": few._replace(cp=2 * few.cp),
+        few = with_plan(few, recomputed_layers=0)
+    changes = {
+        "dp-sequences": {"dp": 2 * plan.dp, "batch_per_device": plan.batch_per_device},
+        "dp-micro": {"dp": 2 * plan.dp, "num_micro_batches": plan.num_micro_batches},
+        "tp": {"tp": 2 * plan.tp},
+        "pp": {"num_stages": 2 * plan.num_stages},
+        "cp": {"cp": 2 * plan.cp},
     }[how]
     larger = machine._replace(num_devices=2 * machine.num_devices, num_nodes=2 * machine.num_nodes)
     before, after = (
-        sum(plan_step(shape, seq_len, on, devices, habit, EFFICIENCIES).breakdown[name] for name in BUSY)
-        for on, devices in ((few, machine), (many, larger))
+        sum(plan_step(case, EFFICIENCIES).breakdown[name] for name in BUSY)
+        for case in (few, with_plan(few, **changes)._replace(machine=larger))
     )
     assert after <= before * (1 + 1e-12)
 
 
-@given(listed(DEVICES), lengths, machines, habits)
-def test_a_row_is_its_plan_alone(
-    drawn: tuple[Shape, list[Plan]], seq_len: int, machine: Machine, habit: Habits
-) -> None:
+tables = st.tuples(listed(DEVICES), st.integers(1, 4096), st.sampled_from(MACHINES), habits)
+Table = tuple[tuple[Shape, list[Plan]], int, Machine, Habits]
+
+
+def of_table(table: Table, plans: Plan | Plans) -> StepInputs:
+    """Return what a step of some plans of a table is predicted from."""
+    (shape, _), seq_len, machine, habit = table
+    return StepInputs(shape, seq_len, layout(plans, DEVICES, 8), machine, habit)
+
+
+@given(tables)
+def test_a_row_is_its_plan_alone(table: Table) -> None:
     """Row i of a table equals plan i alone, by purpose."""
-    shape, plans = drawn
-    table = plan_step(shape, seq_len, layout(Plans.of(plans), DEVICES, 8), machine, habit, EFFICIENCIES)
+    plans = table[0][1]
+    together = plan_step(of_table(table, Plans.of(plans)), EFFICIENCIES)
     for i, plan in enumerate(plans):
-        alone = plan_step(shape, seq_len, layout(plan, DEVICES, 8), machine, habit, EFFICIENCIES)
-        for name, column in table.breakdown.items():
+        alone = plan_step(of_table(table, plan), EFFICIENCIES)
+        for name, column in together.breakdown.items():
             one = alone.breakdown[name]
             assert np.broadcast_to(column, (len(plans),))[i] == pytest.approx(one.item(), rel=1e-12, abs=1e-12), name
-        assert table.issue_s[i] == alone.issue_s[0]
+        assert together.launch_s[i] == alone.launch_s[0]
 
 
-@given(listed(DEVICES), lengths, machines, habits, st.lists(st.floats(0.1, 1), min_size=1, max_size=4))
-def test_a_sample_is_its_efficiencies_alone(
-    drawn: tuple[Shape, list[Plan]], seq_len: int, machine: Machine, habit: Habits, factors: list[float]
-) -> None:
+@given(tables, st.lists(st.floats(0.1, 1), min_size=1, max_size=4))
+def test_a_sample_is_its_efficiencies_alone(table: Table, factors: list[float]) -> None:
     """Samples of the efficiencies, k by 1, against n plans give k by n, each row as its sample gives alone."""
-    shape, plans = drawn
-    many = layout(Plans.of(plans), DEVICES, 8)
-    samples = Efficiencies(*(np.array([[x * factor] for factor in factors]) for x in EFFICIENCIES))
-    together = plan_step(shape, seq_len, many, machine, habit, samples)
-    assert together.seconds.shape == together.issue_s.shape == (len(factors), len(plans))
+    plans = table[0][1]
+    many = of_table(table, Plans.of(plans))
+    together = plan_step(many, Efficiencies(*(np.array([[x * factor] for factor in factors]) for x in EFFICIENCIES)))
+    assert together.seconds.shape == together.launch_s.shape == (len(factors), len(plans))
     for i, factor in enumerate(factors):
-        alone = plan_step(shape, seq_len, many, machine, habit, Efficiencies(*(x * factor for x in EFFICIENCIES)))
+        alone = plan_step(many, Efficiencies(*(x * factor for x in EFFICIENCIES)))
         np.testing.assert_allclose(together.seconds[i], alone.seconds, rtol=1e-12)
-        np.testing.assert_allclose(together.issue_s[i], alone.issue_s, rtol=1e-12)
+        np.testing.assert_allclose(together.launch_s[i], alone.launch_s, rtol=1e-12)
 
 
-@given(layouts, lengths, machines, habits, st.floats(0, 10), st.integers(1, 50))
-def test_the_host_delays_by_no_more_than_it_issues(
-    drawn: Laid, seq_len: int, machine: Machine, habit: Habits, issue_s: float, steps_per_read: int
-) -> None:
+@given(steps, st.floats(0, 10), st.integers(1, 50))
+def test_the_host_delays_by_no_more_than_it_launches(inputs: StepInputs, launch_s: float, steps_per_read: int) -> None:
     """A step is as long as the devices or the host at least, both in turn at most; reading the loss less saves time.
 
     Hosts of their own also fill and drain the pipeline.
     """
-    shape, plan = drawn
-    efficiencies = EFFICIENCIES._replace(issue_s_per_step=issue_s)
-    each, rarely = (
-        plan_step(shape, seq_len, plan, machine, habit, efficiencies, steps_per_read=n) for n in (1, steps_per_read)
-    )
+    plan, efficiencies = inputs.plan, EFFICIENCIES._replace(launch_s_per_step=launch_s)
+    each, rarely = (plan_step(inputs, efficiencies, steps_per_read=n) for n in (1, steps_per_read))
     device = device_seconds(each)
-    assert max(device, each.issue_s) <= rarely.seconds * (1 + 1e-12)
+    assert max(device, each.launch_s) <= rarely.seconds * (1 + 1e-12)
     assert rarely.seconds <= each.seconds * (1 + 1e-12)
-    in_turn = each.issue_s * (plan.micro_batches + plan.stages - 1) / plan.micro_batches
+    in_turn = each.launch_s * (plan.num_micro_batches + plan.num_stages - 1) / plan.num_micro_batches
     assert each.seconds <= (device + in_turn) * (1 + 1e-12)
-    if habit.single_controller:
-        assert each.seconds == pytest.approx(device + float(each.issue_s))
+    if inputs.habits.single_controller:
+        assert each.seconds == pytest.approx(device + float(each.launch_s))
 
 
-@given(layouts, lengths, machines, st.floats(0.5, 2))
-def test_a_family_factor_scales_the_devices(drawn: Laid, seq_len: int, machine: Machine, factor: float) -> None:
-    """A family's factor multiplies the seconds of the devices, and leaves those of the issue of work."""
-    shape, plan = drawn
-    population = plan_step(shape, seq_len, plan, machine, HABITS, EFFICIENCIES)
-    family = plan_step(shape, seq_len, plan, machine, HABITS, EFFICIENCIES._replace(family_factor=factor))
+@given(steps, st.floats(0.5, 2))
+def test_a_family_factor_scales_the_devices(inputs: StepInputs, factor: float) -> None:
+    """A family's factor multiplies the seconds of the devices, and leaves those of the launch of work."""
+    inputs = inputs._replace(habits=HABITS)
+    population, family = (plan_step(inputs, EFFICIENCIES._replace(family_factor=f)) for f in (1.0, factor))
     assert device_seconds(family) == pytest.approx(factor * device_seconds(population))
-    assert family.issue_s == population.issue_s
+    assert family.launch_s == population.launch_s
 
 
 windows = st.builds(
     Window,
-    times=st.just("issue"),
+    times=st.just("launch"),
     slow_fraction=st.floats(0, 1),
     slow_ratio=st.floats(1, 99),
     evidence=st.just("a test"),
@@ -318,34 +304,30 @@ windows = st.builds(
 
 
 @given(st.floats(1e-3, 1e3), windows)
-def test_paces_have_the_mean(issue_s: float, window: Window) -> None:
-    """Fast and slow steps, in their shares, issue in the mean time, and the slow ones are slower by the ratio."""
-    pace = paces(issue_s, window)
+def test_paces_have_the_mean(launch_s: float, window: Window) -> None:
+    """Fast and slow steps, in their shares, launch in the mean time, and the slow ones are slower by the ratio."""
+    pace = paces(launch_s, window)
     share = window.slow_fraction
-    assert (1 - share) * pace.fast_issue_s + share * pace.slow_issue_s == pytest.approx(issue_s)
-    assert pace.slow_issue_s == pytest.approx(window.slow_ratio * float(pace.fast_issue_s))
+    assert (1 - share) * pace.fast_launch_s + share * pace.slow_launch_s == pytest.approx(launch_s)
+    assert pace.slow_launch_s == pytest.approx(window.slow_ratio * float(pace.fast_launch_s))
 
 
 @given(st.floats(1, 1e6), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), windows)
-def test_logged_rate(tokens: float, step_s: float, issue_s: float, window: Window) -> None:
-    """A log that times the step prints tokens over it; one that times the issue of work, tokens over that or more."""
+def test_logged_rate(tokens: float, step_s: float, launch_s: float, window: Window) -> None:
+    """A log that times the step prints tokens over it; one that times the launch of work, tokens over that or more."""
     whole = window.model_copy(update={"times": "step"})
-    assert logged_tokens_per_s(tokens, step_s, issue_s, whole) == tokens / step_s
-    logged = logged_tokens_per_s(tokens, step_s, issue_s, window)
-    assert logged >= tokens / issue_s * (1 - 1e-9)  # a mean of rates is above the rate at the mean time
-    assert logged <= tokens / float(paces(issue_s, window).fast_issue_s) * (1 + 1e-9)
+    assert logged_tokens_per_s(tokens, step_s, launch_s, whole) == tokens / step_s
+    logged = logged_tokens_per_s(tokens, step_s, launch_s, window)
+    assert logged >= tokens / launch_s * (1 - 1e-9)  # a mean of rates is above the rate at the mean time
+    assert logged <= tokens / float(paces(launch_s, window).fast_launch_s) * (1 + 1e-9)
 
 
 def test_selective_recomputation_needs_scores() -> None:
     """Where attention is fused there are no scores to drop: selective recomputation costs nothing."""
-    fused, written = load_shape("Qwen/Qwen1.5-7B"), load_shape("mistral-7b-v0.1")
-    kept, dropped = (one_layout(Plan(num_micro_batches=8, recomputation=r), DEVICES) for r in ("none", "selective"))
-    for shape, is_free in ((fused, True), (written, False)):
-        seconds = [
-            float(plan_step(shape, 2048, plan, MACHINES[0], STACK_HABITS, EFFICIENCIES).seconds)
-            for plan in (kept, dropped)
-        ]
-        assert (seconds[0] == seconds[1]) == is_free
+    for model, is_free in (("Qwen/Qwen1.5-7B", True), ("mistral-7b-v0.1", False)):
+        inputs = mistral(Plan(num_micro_batches=8))._replace(shape=load_shape(model))
+        kept, dropped = (plan_step(recomputing(inputs, name), EFFICIENCIES).seconds for name in ("none", "selective"))
+        assert (kept == dropped) == is_free
 
 
 def test_recomputation_repeats_an_all_reduce() -> None:
@@ -353,16 +335,9 @@ def test_recomputation_repeats_an_all_reduce() -> None:
 
     The embedding and the vocabulary projection have one each.
     """
-    shape = load_shape("mistral-7b-v0.1")
+    inputs = mistral(Plan(num_micro_batches=8, tp=4))
     none, full = (
-        plan_step(
-            shape,
-            2048,
-            one_layout(Plan(num_micro_batches=8, tp=4, recomputation=r), DEVICES),
-            MACHINES[0],
-            STACK_HABITS,
-            EFFICIENCIES,
-        ).breakdown["tensor_parallel"]
-        for r in ("none", "full")
+        plan_step(recomputing(inputs, name), EFFICIENCIES).breakdown["tensor_parallel"] for name in ("none", "full")
     )
-    assert full / none == pytest.approx((5 * shape.num_layers + 2) / (4 * shape.num_layers + 2))
+    layers = inputs.shape.num_layers
+    assert full / none == pytest.approx((5 * layers + 2) / (4 * layers + 2))

@@ -35,10 +35,10 @@ def test_row_i_of_a_table_equals_plan_i_alone(plans: list[Plan]) -> None:
         row, alone = table.row(i, None), evaluate(Plans.of([plan]), SEED, MACHINE, STACK).row(0, None)
         assert row.reason == alone.reason
         assert row.step_s == pytest.approx(alone.step_s, rel=1e-12)
-        assert row.device_bytes == pytest.approx(alone.device_bytes, rel=1e-12)
-        assert row.total_bytes == pytest.approx(alone.total_bytes, rel=1e-12)
+        assert row.memory.per_device_bytes == pytest.approx(alone.memory.per_device_bytes, rel=1e-12)
+        assert row.memory.total_bytes == pytest.approx(alone.memory.total_bytes, rel=1e-12)
         assert row.step_breakdown == pytest.approx(alone.step_breakdown, rel=1e-12)
-        assert row.memory_breakdown == pytest.approx(alone.memory_breakdown, rel=1e-12)
+        assert row.memory.breakdown_bytes == pytest.approx(alone.memory.breakdown_bytes, rel=1e-12)
 
 
 @settings(max_examples=30)
@@ -47,7 +47,7 @@ def test_breakdowns_sum(plan: Plan) -> None:
     """Seconds by purpose sum to the step, bytes by purpose to the fullest device."""
     found = estimated(plan)
     assert sum(found.step_breakdown.values()) == pytest.approx(found.step_s.value)
-    assert sum(found.memory_breakdown.values()) == pytest.approx(found.device_bytes.value)
+    assert sum(found.memory.breakdown_bytes.values()) == pytest.approx(found.memory.per_device_bytes.value)
 
 
 def doubled(machine: Machine) -> Machine:
@@ -77,7 +77,7 @@ def test_twice_every_rate_halves_the_devices_time(plan: Plan) -> None:
     plain = MACHINE._replace(node=MACHINE.node.model_copy(update={"links": links, "network": network}))
     slow, fast = (evaluate(Plans.of([plan]), SEED, m, STACK).row(0, None) for m in (plain, doubled(MACHINE)))
     assert fast.device_s == pytest.approx(slow.device_s / 2)
-    assert fast.device_bytes == pytest.approx(slow.device_bytes)
+    assert fast.memory.per_device_bytes == pytest.approx(slow.memory.per_device_bytes)
 
 
 def test_an_unmeasured_device_has_a_wider_interval() -> None:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from estimator.arrays import Array
 from estimator.calibrate.batches import batched
 from estimator.calibrate.residual_fit import Search, learn, likeliest
-from estimator.predict.residual import FEATURES, Alike, correction, left_log_sd
-from estimator.runs.read import read_cases
-from estimator.stack.fit import NUM_FEATURES, Discrepancy
+from estimator.predict.residual import FEATURES, Alike, correction, residual_log_sd
+from estimator.runs.read import read_runs
+from estimator.stack.fit import NUM_FEATURES, ResidualModel
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
 from tests.support.paths import TABLES
@@ -81,7 +81,7 @@ def test_spreads_are_those_of_the_process() -> None:
     """At a measured run the spread is little more than the noise; far from all, as wide as errors are large."""
     places = scattered(np.random.default_rng(0), -2, 2, 200)
     found = learn(places, drawn(alike(), places, 3), 0.05)
-    near, far = left_log_sd(found, 0.0, np.vstack([places[:1], np.full((1, NUM_FEATURES), 80.0)]))
+    near, far = residual_log_sd(found, 0.0, np.vstack([places[:1], np.full((1, NUM_FEATURES), 80.0)]))
     assert near < far
     assert near < 3 * found.noise_of_one
     noise = Alike(np.array(found.lengths), found.scale, found.noise_of_one, found.growth).noise_at(
@@ -89,8 +89,8 @@ def test_spreads_are_those_of_the_process() -> None:
     )
     assert far == pytest.approx(np.hypot(found.scale, noise.item()), rel=1e-6)
     widened = found.model_copy(update={"widened_by": 2.0})
-    assert left_log_sd(widened, 0.0, places[:1]) == pytest.approx(2 * near)
-    assert left_log_sd(None, 0.07, places) == pytest.approx(np.full(200, 0.07))
+    assert residual_log_sd(widened, 0.0, places[:1]) == pytest.approx(2 * near)
+    assert residual_log_sd(None, 0.07, places) == pytest.approx(np.full(200, 0.07))
 
 
 def test_unseen_runs_lie_within_their_spreads() -> None:
@@ -101,7 +101,7 @@ def test_unseen_runs_lie_within_their_spreads() -> None:
         residuals = drawn(alike(), places, seed)
         found = learn(places[:160], residuals[:160], 0.1)
         left = residuals[160:] - correction(found, places[160:])
-        away.append(np.abs(left) / left_log_sd(found, 0.0, places[160:]))
+        away.append(np.abs(left) / residual_log_sd(found, 0.0, places[160:]))
     assert 0.88 < (np.concatenate(away) < 2).mean() < 0.99
 
 
@@ -128,10 +128,10 @@ def test_an_outlier_is_not_learned() -> None:
 
 def test_places_of_a_batch_are_those_of_each_run() -> None:
     """Row i of a batch's places is the place of run i alone, so that many plans are one call."""
-    cases = read_cases(TABLES / "vtrain_a100_single_node.csv", load_catalog()).cases[:40]
-    for batch in batched(cases, HABITS):
+    runs = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[:40]
+    for batch in batched(runs, HABITS):
         for row, place in zip(batch.rows, batch.places(), strict=True):
-            (alone,) = batched([cases[row]], HABITS)
+            (alone,) = batched([runs[row]], HABITS)
             assert alone.places()[0] == pytest.approx(place)
             assert len(place) == len(FEATURES)
 
@@ -152,7 +152,7 @@ def test_a_file_that_no_fit_wrote_is_refused(wrong: dict[str, object], message: 
     """Numbers of a wrong count, no numbers, and spreads that no fit finds are refused."""
     found = learn(np.zeros((3, NUM_FEATURES)), np.zeros(3), 0.05).model_dump()
     with pytest.raises(ValueError, match=message):
-        Discrepancy.model_validate(found | wrong)
+        ResidualModel.model_validate(found | wrong)
 
 
 @given(seed=st.integers(0, 10**6))

@@ -1,24 +1,27 @@
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
 from estimator.calibrate.assess import Assessment, assess
+from estimator.predict.interval import Range
 from estimator.report.text_runs import assessment_document, print_assessment, print_fit
-from estimator.runs.read import Left, read_cases
+from estimator.runs.read import Skipped, read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
+from hardware.units import MIB
 from tests.support.paths import TABLES
 
 STACK = load_stack("nanotron")
-CASES = [c for c in read_cases(TABLES / "ultrascale_h100.csv", load_catalog()).cases if c.trainer == "nanotron"][::40]
-FOUND = Assessment(assess(CASES, [STACK]).rows, (Left("row 9", "gpu: not stated"),))
+RUNS = [c for c in read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs if c.trainer == "nanotron"][::40]
+FOUND = Assessment(assess(RUNS, [STACK]).rows, (Skipped("row 9", "gpu: not stated"),))
 
 
-def printed(show: str) -> str:
+def printed(show: str, found: Assessment = FOUND) -> str:
     """Return what is printed of the assessment, or of the stack."""
     console = Console(file=io.StringIO(), width=400)
-    print_assessment(console, FOUND) if show == "rows" else print_fit(console, STACK)
+    print_assessment(console, found) if show == "rows" else print_fit(console, STACK)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -26,10 +29,29 @@ def printed(show: str) -> str:
 def test_rows_show_both_numbers_and_the_sample() -> None:
     """Every run has its line, every other row its reason, and no error in sample goes without saying so."""
     text = printed("rows")
-    assert all(case.name in text for case in CASES)
-    assert "left: row 9: gpu: not stated" in text
+    assert all(run.name in text for run in RUNS)
+    assert "skipped: row 9: gpu: not stated" in text
     assert "in sample: these runs were fitted, their error is no accuracy" in text
-    assert f"{len(CASES)} runs predicted, 1 left" in text
+    assert f"{len(RUNS)} runs predicted, 1 skipped" in text
+
+
+def test_what_only_logs_tell_has_its_columns() -> None:
+    """The launch of work and the bytes of all devices are shown and summarized where a log tells them, else not."""
+    tells = replace(FOUND.rows[0].run, launch_windows_s=(1.0, 2.0), total_bytes=MIB * 1000)
+    told = replace(FOUND.rows[0], run=tells, launch_s=Range(3.0, 2.0, 4.0), total_bytes=Range(MIB, MIB, MIB))
+    found = Assessment((told, *FOUND.rows[1:]), ())
+    text = printed("rows", found)
+    assert "launch s (90 %)" in text
+    assert "3.00 (2.00-4.00)" in text
+    assert "1.00 (1.00-1.00) 1,000" in " ".join(text.split())
+    assert "total memory" in text
+    assert "launch s" not in printed("rows")
+    first, second = assessment_document(found)["rows"][:2]
+    assert (first["measured"]["launch_s"], first["predicted"]["launch_s"]["value"]) == (1.5, 3.0)
+    assert first["error"]["launch"] == 1.0
+    assert first["error"]["total_memory"] == -0.999
+    assert second["error"].keys() == {"step", "memory"}
+    assert second["measured"].keys() == {"step_s", "tokens_per_s", "reserved_mib", "fits"}
 
 
 def test_a_fit_says_what_it_could_not_tell() -> None:
@@ -43,8 +65,8 @@ def test_the_document_is_plain_json() -> None:
     """It survives JSON, holds every row and reason, and its errors are predicted over measured less 1."""
     document = json.loads(json.dumps(assessment_document(FOUND), allow_nan=False))
     assert document["schema"] == "calibration/1"
-    assert len(document["rows"]) == len(CASES)
-    assert document["left"] == [{"name": "row 9", "why": "gpu: not stated"}]
+    assert len(document["rows"]) == len(RUNS)
+    assert document["skipped"] == [{"name": "row 9", "why": "gpu: not stated"}]
     for row in document["rows"]:
         if row["measured"]["step_s"]:
             error = row["predicted"]["step_s"]["value"] / row["measured"]["step_s"] - 1

@@ -1,16 +1,17 @@
-from tests.support.paths import GOLDEN
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from estimator.runs.measured import Case
-from estimator.runs.logged import UNKNOWN_LOG_SE, LoggedRun, logged_run_of
-from estimator.work.plan import Plan
-from estimator.stack.recipe import Recipe
+from estimator.runs.logged import UNKNOWN_LOG_SE, logged_run_of, logged_startup
 from estimator.runs.logs.read import read_log
+from estimator.runs.measured import Run
+from estimator.stack.recipe import Recipe
+from estimator.stack.stack import load_stack
+from estimator.work.plan import Plan
 from hardware.catalog import load_catalog
+from tests.support.paths import GOLDEN, MEASURED
 
 LOGS = GOLDEN / "logs"
 CATALOG = load_catalog()
@@ -27,7 +28,7 @@ LLAMA = {
 }
 
 
-def foreign(log: str, tmp_path: Path, **changes: Any) -> LoggedRun:
+def foreign(log: str, tmp_path: Path, **changes: Any) -> Run:
     """Return a foreign log beside the record of its run, on 8 H100."""
     path = tmp_path / log
     path.write_bytes((LOGS / log).read_bytes())
@@ -45,7 +46,7 @@ def foreign(log: str, tmp_path: Path, **changes: Any) -> LoggedRun:
     return logged_run_of(read_log(path), CATALOG)
 
 
-def own(tmp_path: Path, *lines: str) -> LoggedRun:
+def own(tmp_path: Path, *lines: str) -> Run:
     """Return a log of the reference trainer of these lines."""
     path = tmp_path / "steps.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -57,29 +58,28 @@ def step(index: int, **changes: Any) -> str:
     return json.dumps(json.loads(LINES[index]) | changes)
 
 
-def test_the_trainer_log_is_a_case() -> None:
+def test_the_trainer_log_is_a_run() -> None:
     """The golden log: what was trained, on what, the mean of its two paces, and the fullest rank's memory."""
     run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
-    case = run.case
-    assert isinstance(case, Case)
-    assert (case.trainer, case.model, case.seq_len, case.dp) == ("reference", "mistral-tiny", 256, 2)
-    assert case.plan == Plan(num_micro_batches=2, batch_per_device=4)
-    assert case.recipe == Recipe("fp32")
-    assert case.step_s == run.pace.step_s == pytest.approx(0.3 * (1 + 0.35 * 12 / 37), rel=0.01)
-    assert case.reserved_bytes == 402653184 + 40
+    assert (run.trainer, run.model, run.seq_len, run.dp) == ("reference", "mistral-tiny", 256, 2)
+    assert run.plan == Plan(num_micro_batches=2, batch_per_device=4)
+    assert run.recipe == Recipe("fp32")
+    assert run.pace is not None
+    assert run.step_s == run.pace.step_s == pytest.approx(0.3 * (1 + 0.35 * 12 / 37), rel=0.01)
+    assert run.reserved_bytes == 402653184 + 40
     assert run.pace.modes is not None
     assert run.pace.modes.slow_ratio == pytest.approx(1.35, rel=0.02)
     assert run.pace.num_outliers == 1
-    assert (case.fits, case.why_unhealthy) == (True, "")
-    assert run.log_se == run.pace.log_se
+    assert (run.fits, run.why_unhealthy, run.steps_per_read) == (True, "", 1)
+    assert run.step_log_se == run.pace.log_se
 
 
-def test_a_foreign_log_is_a_case_with_a_record_beside_it(tmp_path: Path) -> None:
+def test_a_foreign_log_is_a_run_with_a_record_beside_it(tmp_path: Path) -> None:
     """A torchtitan log of 8 devices with its run record: 16 rows of 4,096 tokens in 0.915 s."""
     run = foreign("torchtitan.log", tmp_path)
-    assert (run.case.trainer, run.case.recipe) == ("torchtitan", Recipe())
-    assert run.case.tokens_per_s == pytest.approx(16 * 4096 / 0.915, rel=0.005)
-    assert run.case.reserved_bytes == 61.44 * 2**30
+    assert (run.trainer, run.recipe) == ("torchtitan", Recipe())
+    assert run.tokens_per_s == pytest.approx(16 * 4096 / 0.915, rel=0.005)
+    assert run.reserved_bytes == 61.44 * 2**30
 
 
 def test_steps_timed_all_together_have_an_assumed_error(tmp_path: Path) -> None:
@@ -95,14 +95,50 @@ def test_steps_timed_all_together_have_an_assumed_error(tmp_path: Path) -> None:
         tokens_per_step=1024,
         precision="fp32",
     )
-    assert run.log_se == UNKNOWN_LOG_SE
-    assert run.case.reserved_bytes is None
+    assert run.step_log_se == UNKNOWN_LOG_SE
+    assert run.reserved_bytes is None
+
+
+def moai(name: str) -> Run:
+    """Return a run of the MoAI tutorials."""
+    return logged_run_of(read_log(MEASURED / "moai" / f"{name}.log"), CATALOG)
+
+
+def test_stated_minutes_are_a_second_measurement() -> None:
+    """The step lies between what the log says and what the page states, and is surer than either."""
+    run = moai("mistral_7b_4xlarge")
+    assert run.pace is not None
+    assert run.pace.log_se is not None
+    assert 50 * 60 / 144 < (run.step_s or 0) < run.pace.step_s
+    assert run.step_log_se < run.pace.log_se
+    alone = moai("llama2_13b_8xlarge")
+    assert alone.pace is not None
+    assert (alone.step_s, alone.step_log_se) == (alone.pace.step_s, alone.pace.log_se)
+
+
+def test_a_run_has_what_its_log_tells_of_the_host_and_the_start() -> None:
+    """Launches after the warm-up, steps between reads of the loss, memory that was read, and one-off seconds."""
+    run = moai("mistral_7b_4xlarge")
+    assert run.launch_windows_s == (10.89, 7.54, 7.94, 7.62, 7.58, 11.13)
+    assert (run.trainer, run.total_bytes, run.steps_per_read) == ("moai", 1138546 * 2**20, 1)
+    assert run.startup == pytest.approx((5.773, 51.579 / 16, 62.399), abs=1e-3)
+    assert moai("llama3_8b_4xlarge").steps_per_read == 2
+    every_second = moai("llama2_13b_8xlarge")
+    assert every_second.startup is not None
+    assert every_second.startup.first_step_s == pytest.approx(103.930 - (every_second.step_s or 0), abs=1e-2)
+
+
+def test_the_first_step_of_the_trainer_is_told_whole() -> None:
+    """The startup of a `steps.jsonl` is its first step, and nothing else of it."""
+    run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
+    assert run.startup == (None, None, json.loads(LINES[1])["step_s"])
+    assert logged_startup(load_stack("reference").startup, [run]).first_step_s == json.loads(LINES[1])["step_s"]
 
 
 def test_eager_attention_teaches_nothing(tmp_path: Path) -> None:
-    """A run with eager attention is a case that says why nothing is learned from it."""
+    """A run with eager attention says why nothing is learned from it."""
     run = own(tmp_path, json.dumps(RUN | {"attention": "eager"}), *LINES[1:])
-    assert run.case.why_unhealthy.startswith("attention: eager")
+    assert run.why_unhealthy.startswith("attention: eager")
 
 
 def test_a_run_begun_again_is_one_run(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-from tests.support.paths import GOLDEN
 import json
 import re
 from dataclasses import asdict
@@ -10,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.report.json import estimate_document
-from estimator.work.plan import Plan
+from estimator.runs.record import RunRecord, parse_run_record, plan_of, read_run_record
 from estimator.search.planner import search
 from estimator.stack.recipe import Recipe
-from estimator.runs.record import RunRecord, parse_run_record, read_run_record
-from estimator.work.shape import load_shape
 from estimator.stack.stack import load_stack
+from estimator.work.plan import Plan
+from estimator.work.shape import load_shape
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
+from tests.support.paths import GOLDEN, MEASURED
 
 LOG = GOLDEN / "logs" / "steps.jsonl"
 CATALOG = load_catalog()
@@ -40,7 +40,7 @@ def test_a_run_record_is_a_run() -> None:
     workload, machine = run.workload(), run.machine(CATALOG)
     assert (workload.seq_len, workload.global_batch, workload.shape.num_layers) == (256, 16, 4)
     assert (machine.num_devices, machine.num_nodes, machine.devices_per_node) == (2, 1, 2)
-    assert run.plan.plan() == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
+    assert plan_of(run.plan) == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
     assert run.recipe() == Recipe("fp32")
     assert record(precision="bf16-mixed").recipe() == Recipe()
 
@@ -51,7 +51,7 @@ def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
     found = search(workload, CATALOG.flavor("4xLarge.2048GB"), load_stack("moai-24.2"), CATALOG, space="full")
     for plan_document, estimate in zip(estimate_document(found)["plans"], found.plans, strict=True):
         run = record(plan=plan_document["plan"], num_devices=32, num_nodes=4, tokens_per_step=524288)
-        assert run.plan.plan() == estimate.plan
+        assert plan_of(run.plan) == estimate.plan
         assert (run.workload().seq_len, run.workload().global_batch) == (2048, 256)
 
 
@@ -59,14 +59,16 @@ def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
     ("changes", "message"),
     [
         ({"schema": "steps/2"}, "run record: schema: 'steps/2' does not fit; input should be 'steps/1'"),
-        ({"plan": {}}, "run record: plan.num_stages: is missing; add it"),
-        ({"plan": plan(num_stages=True)}, "run record: plan.num_stages: True does not fit"),
+        ({"plan": {}}, "run record: plan: num_stages: is missing; add it"),
+        ({"plan": plan(num_stages=True)}, "run record: plan: num_stages: True does not fit"),
         ({"plan": plan(zero_stage=1)}, "run record: plan: distribute_param = True contradicts zero_stage = 1; true is"),
         ({"plan": plan(zero_stage=None, distribute_param=None)}, "run record: plan: zero_stage is missing, and distr"),
-        ({"plan": plan(schedule="magic")}, "run record: plan.schedule: 'magic' does not fit; input should be 'gpipe'"),
+        ({"plan": plan(schedule="magic")}, "run record: plan: schedule: 'magic' does not fit; input should be 'gpipe'"),
         ({"num_devices": 0}, "run record: num_devices: 0 does not fit"),
         ({"tokens_per_step": "4096"}, "run record: tokens_per_step: '4096' does not fit"),
-        ({"model": 1}, "run record: model: 1 does not fit"),
+        ({"stated_minutes": 50.0}, "run record: num_steps is missing, of which stated_minutes is the time; add it"),
+        ({"total_bytes": 0}, "run record: total_bytes: 0 does not fit"),
+        ({"model": 1}, "run record: model: 1 is neither a Hugging Face config nor a name"),
     ],
 )
 def test_refused_records(changes: dict[str, Any], message: str) -> None:
@@ -105,11 +107,40 @@ def test_a_record_beside_a_log(tmp_path: Path) -> None:
     assert read_run_record(log) == record()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_device": 2}, "unknown key 'num_device': did you mean num_devices"),
+        ({"plan": plan(recomputaton="full")}, "unknown key of plan 'recomputaton': did you mean recomputation or "),
+    ],
+)
+def test_a_record_written_by_hand_has_no_other_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A misspelt key of a record beside a log is an error; the trainer's own log may say more than is read."""
+    (tmp_path / "a.log.run.json").write_text(json.dumps(DOCUMENT | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^run record '.*a\.log\.run\.json': {re.escape(message)}"):
+        read_run_record(tmp_path / "a.log")
+    assert record(**changes).num_devices == 2
+
+
+def test_the_first_line_of_a_step_log_is_a_record(tmp_path: Path) -> None:
+    """What begins a `steps.jsonl` of the trainer may be written beside another log as it is."""
+    line = next((MEASURED / "cpu").glob("*/steps.jsonl")).read_text(encoding="utf-8").partition("\n")[0]
+    (tmp_path / "a.log.run.json").write_text(line, encoding="utf-8")
+    assert read_run_record(tmp_path / "a.log") == parse_run_record(line, "run record")
+
+
+def test_a_model_by_its_name() -> None:
+    """The model may be a built-in name instead of a config."""
+    assert record(model="mistral-7b-v0.1").shape() == load_shape("mistral-7b-v0.1")
+    with pytest.raises(ValueError, match="unknown model 'mistral-8b': "):
+        record(model="mistral-8b").shape()
+
+
 def test_a_plan_under_its_own_keys_is_the_same() -> None:
     """A plan written with the keys of `Plan` reads as under those of `estimate --json`."""
     own = Plan(num_stages=2, num_micro_batches=4, tp=2, zero_stage=1, schedule="gpipe", sequence_parallel=False)
     run = record(plan=asdict(own) | {"distribute_param": False, "data_parallel": 2}, num_devices=8)
-    assert run.plan.plan() == own
+    assert plan_of(run.plan) == own
 
 
 def test_the_same_run_begun_again() -> None:

@@ -124,16 +124,19 @@ def test_failures_make_a_run_longer_and_dearer(found: list[Estimate], device_mtb
     assert after.kwh == pytest.approx(longer * before.kwh)
     if before.usd and after.usd:
         assert after.usd.high == pytest.approx(longer * before.usd.high)
-    assert (after.step_s, after.device_bytes) == (before.step_s, before.device_bytes)
+    assert (after.step_s, after.memory) == (before.step_s, before.memory)
     rarely = plan(with_failures(estimate, 10 * device_mtbf_s)).wall_s.value
     assert rarely <= after.wall_s.value * (1 + 1e-9)
     assert with_failures(estimate, DEVICE_MTBF_S).best.endurance is not None
 
 
-def test_offers_have_every_flavor_and_every_priced_accelerator() -> None:
-    """The flavors of the catalog come first; then sizes of the accelerators that only a price knows."""
+def test_offers_have_every_flavor_and_what_nodes_count() -> None:
+    """The flavors of the catalog come first; then the sizes that nodes name, 27 in all; no cloud instance is there."""
     found = offers(CATALOG)
     assert found[: len(CATALOG.flavors)] == CATALOG.flavors
-    offered = {CATALOG.node(flavor.node).accelerator for flavor in found}
-    assert offered >= {a.id for a in CATALOG.accelerators if CATALOG.latest_prices(a.id)}
+    sizes = [flavor.id for flavor in found[len(CATALOG.flavors) :]]
+    names = ("h100-sxm-80gb", "h200-sxm-141gb", "a100-sxm-80gb")
+    assert sizes == [f"{name}-{devices}" for name in names for devices in (8, 16, 32, 64)]
+    assert len(found) == 27
+    assert not any(flavor.provider for flavor in found)
     assert len({flavor.id for flavor in found}) == len(found)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.search.frontier import cheapest, fastest, knee, pareto
+from estimator.search.frontier import knee, pareto
 
 Points = list[tuple[float, float]]
 
@@ -25,7 +25,8 @@ def beaten(point: tuple[float, float], drawn: Points) -> bool:
 
 def below_chord(drawn: Points) -> list[float]:
     """Return how far each point lies below the chord of the frontier, in scaled logarithms."""
-    ends = np.log([drawn[fastest(*columns(drawn))], drawn[cheapest(*columns(drawn))]])
+    on = [point for point in drawn if not beaten(point, drawn)]
+    ends = np.log([min(on), max(on)])
     width = ends.max(axis=0) - ends.min(axis=0)
     scaled = (np.log(drawn) - ends.min(axis=0)) / np.where(width > 0, width, 1)
     return [float(1 - x - y) for x, y in scaled]
@@ -41,12 +42,11 @@ def test_frontier_is_that_of_all_pairs(drawn: Points) -> None:
 
 @given(points, st.floats(1, 10), st.floats(1, 10), st.data())
 def test_a_beaten_point_changes_nothing(drawn: Points, slower: float, dearer: float, data: st.DataObject) -> None:
-    """A point that another beats is off the frontier, and leaves it and its marks as they were."""
+    """A point that another beats is off the frontier, and leaves it and its knee as they were."""
     minutes, usd = data.draw(st.sampled_from(drawn))
     more = [*drawn, (minutes * slower + 1, usd * dearer)]
     assert pareto(*columns(more)).tolist() == [*pareto(*columns(drawn)).tolist(), False]
-    for mark in (knee, cheapest, fastest):
-        assert mark(*columns(more)) == mark(*columns(drawn))
+    assert knee(*columns(more)) == knee(*columns(drawn))
 
 
 @given(points)
@@ -62,20 +62,11 @@ def test_only_order_matters(drawn: Points) -> None:
 
 @given(st.data(), points)
 def test_points_in_any_order(data: st.DataObject, drawn: Points) -> None:
-    """A permutation of the points permutes the mask, and marks the same points."""
+    """A permutation of the points permutes the mask, and leaves the knee where it is."""
     order = data.draw(st.permutations(range(len(drawn))))
     other = [drawn[i] for i in order]
     assert pareto(*columns(other)).tolist() == [bool(pareto(*columns(drawn))[i]) for i in order]
-    for mark in (cheapest, fastest, knee):
-        assert other[mark(*columns(other))] == drawn[mark(*columns(drawn))]
-
-
-@given(points)
-def test_ends_of_the_frontier(drawn: Points) -> None:
-    """The cheapest and the fastest point are on the frontier, and are its ends."""
-    on = [point for point in drawn if not beaten(point, drawn)]
-    assert drawn[cheapest(*columns(drawn))] == max(on)
-    assert drawn[fastest(*columns(drawn))] == min(on)
+    assert other[knee(*columns(other))] == drawn[knee(*columns(drawn))]
 
 
 @given(points)
@@ -101,25 +92,24 @@ def test_knee_of_two_points(first: tuple[float, float], second: tuple[float, flo
     assert knee(*columns([first])) == 0
     assert knee(*columns([first, first])) == 0
     both = [first, second]
-    assert knee(*columns(both)) == cheapest(*columns(both))
+    assert both[knee(*columns(both))] == min(both, key=lambda point: (point[1], point[0]))
 
 
 def test_knee_is_no_poor_compromise() -> None:
     """A point above the chord is on the frontier, and yet not the knee."""
     drawn = [(10.0, 100.0), (90.0, 90.0), (100.0, 10.0)]
     assert pareto(*columns(drawn)).all()
-    assert knee(*columns(drawn)) == cheapest(*columns(drawn)) == 2
+    assert knee(*columns(drawn)) == 2
 
 
 def test_no_points() -> None:
-    """No points have an empty frontier, and nothing to mark."""
+    """No points have an empty frontier, and no knee."""
     assert pareto([], []).tolist() == []
-    for mark in (knee, cheapest, fastest):
-        with pytest.raises(ValueError, match=r"^frontier: there is no point; give at least one$"):
-            mark([], [])
+    with pytest.raises(ValueError, match=r"^frontier: there is no point; give at least one$"):
+        knee([], [])
 
 
-@pytest.mark.parametrize("function", [pareto, knee, cheapest, fastest])
+@pytest.mark.parametrize("function", [pareto, knee])
 @pytest.mark.parametrize(
     ("minutes", "usd", "message"),
     [

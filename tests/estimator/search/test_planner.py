@@ -29,12 +29,12 @@ def test_ranking(flavor: str, batch: int) -> None:
     seconds = [plan.device_s for plan in found.plans if plan.possible]
     assert seconds == sorted(seconds)
     for plan in found.plans:
-        assert plan.possible == (not plan.is_illegal and plan.device_bytes.value <= found.usable_bytes)
+        assert plan.possible == (not plan.is_illegal and plan.memory.per_device_bytes.value <= found.usable_bytes)
     assert found.num_candidates == len(moai_space(CATALOG.flavor(flavor), batch))
 
 
 def test_chosen_and_fastest_plan() -> None:
-    """The stack's own planner ignores the issue of work, so that the fastest step may be another plan's."""
+    """The stack's own planner ignores the launch of work, so that the fastest step may be another plan's."""
     found = estimated("4xlarge")
     assert found.best is not None
     assert found.fastest is not None

@@ -38,8 +38,7 @@ def machine_of(accelerator: str, num_devices: int, *, memory: float = 1.0, host_
 
 def flat(plans: Plans) -> Plans:
     """Return a block's plans without its grid."""
-    names = Plans.__slots__
-    return Plans(**{name: np.broadcast_to(getattr(plans, name), plans.shape).ravel() for name in names})
+    return Plans(**{name: np.broadcast_to(array, plans.shape).ravel() for name, array in plans.arrays.items()})
 
 
 def one_by_one(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> list[PlanEstimate]:
@@ -75,7 +74,9 @@ def test_a_sweep_finds_what_a_loop_finds(case: str) -> None:
     assert len(set(found.best)) == len(found.best)
     best = [by_plan[plan] for plan in found.best]
     if not possible:
-        assert [plan.device_bytes.value for plan in best] == [min(plan.device_bytes.value for plan in alone)]
+        assert [plan.memory.per_device_bytes.value for plan in best] == [
+            min(plan.memory.per_device_bytes.value for plan in alone)
+        ]
         return
     expected = [
         seconds
@@ -106,7 +107,7 @@ def optimum(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> fl
     found = sweep(blocks, workload, machine, STACK, kept=1)
     if not found.num_possible:
         return float("inf")
-    return float(evaluate(Plans.of(found.best), workload, machine, STACK).step.seconds.min())
+    return float(evaluate(Plans.of(found.best), workload, machine, STACK).prediction.step.seconds.min())
 
 
 def best_of_all(workload: Workload, machine: Machine) -> float:

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.formulas.counts import model_flop, num_parameters, trained_parameters
+from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import layout
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import plan_memory
 from estimator.formulas.step import plan_step
 from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, Recipe
-from estimator.stack.stack import load_stack
+from estimator.stack.stack import builtin_stacks, load_stack
 from estimator.work.plan import Plan
 from estimator.work.shape import load_shape
 from hardware.catalog import load_catalog
@@ -23,16 +24,19 @@ H100 = Machine.of(CATALOG, CATALOG.flavor_of("h100-sxm-80gb", 8))
 PLAN = layout(Plan(num_micro_batches=8), 8, 8)
 
 
+def inputs_of(recipe: Recipe) -> StepInputs:
+    """Return what a step by a recipe is predicted from."""
+    return StepInputs(recipe.shape(MISTRAL), 2048, PLAN, H100, recipe.habits(STACK.habits, MISTRAL))
+
+
 def peak(recipe: Recipe) -> dict[str, float]:
     """Return the bytes of the fullest device by purpose."""
-    shape, habits = recipe.shape(MISTRAL), recipe.habits(STACK.habits, MISTRAL)
-    return {name: float(part.item()) for name, part in plan_memory(shape, 2048, PLAN, habits, EXACT).peak.items()}
+    return {name: float(part.item()) for name, part in plan_memory(inputs_of(recipe), EXACT).peak.items()}
 
 
 def seconds(recipe: Recipe, machine: Machine = H100) -> dict[str, float]:
     """Return the seconds of a step by purpose."""
-    shape, habits = recipe.shape(MISTRAL), recipe.habits(STACK.habits, MISTRAL)
-    step = plan_step(shape, 2048, PLAN, machine, habits, EFFICIENCIES)
+    step = plan_step(inputs_of(recipe)._replace(machine=machine), EFFICIENCIES)
     return {name: float(part.item()) for name, part in step.breakdown.items()}
 
 
@@ -50,6 +54,14 @@ def test_no_recipe_is_the_stacks_own() -> None:
     assert recipe.habits(STACK.habits, MISTRAL) == STACK.habits
     assert recipe.shape(MISTRAL) == MISTRAL
     assert str(recipe) == ""
+
+
+@pytest.mark.parametrize("name", builtin_stacks())
+def test_naming_the_stacks_own_precision_changes_nothing(name: str) -> None:
+    """A stack of mixed 16-bit training, asked for that, adds gradients up and keeps moments as it did unasked."""
+    habits = load_stack(name).habits
+    assert Recipe("bf16-mixed").habits(habits, MISTRAL) == habits
+    assert Recipe("bf16-mixed", "adamw").habits(habits, MISTRAL) == habits
 
 
 def test_frozen_weights_have_neither_gradients_nor_state() -> None:
@@ -93,8 +105,7 @@ def test_frozen_weights_skip_their_gradients_pass() -> None:
 def test_state_per_parameter(recipe: Recipe, state: float) -> None:
     """Weights, master weights and optimizer state take the bytes per parameter that the recipe's papers say."""
     one = layout(Plan(num_micro_batches=8, zero_stage=0), 1, 1)
-    habits = recipe.habits(STACK.habits, MISTRAL)
-    held = plan_memory(MISTRAL, 2048, one, habits, EXACT).peak
+    held = plan_memory(inputs_of(recipe)._replace(plan=one), EXACT).peak
     found = sum(float(held[name].item()) for name in ("weights", "master_weights", "optimizer"))
     assert found / num_parameters(MISTRAL) == pytest.approx(state)
 

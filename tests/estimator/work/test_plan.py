@@ -1,11 +1,14 @@
-from dataclasses import fields
+import inspect
+from dataclasses import asdict, fields
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.work.plan import MAX_DEGREE, Plan, Plans, parse_plan
+import estimator.work.plan as plan_module
+from estimator.work.plan import MAX_DEGREE, Plan, Plans, parse_plan, plan_from_document
 from tests.support.strategies import plans
 
 KEYS = "|".join([*(field.name for field in fields(Plan)), "distribute_param"])
@@ -16,6 +19,44 @@ any_degree = st.integers(1, MAX_DEGREE - 1)
 def test_text_is_read_back(plan: Plan) -> None:
     """Any plan is the one that its text describes."""
     assert parse_plan(str(plan)) == plan
+
+
+@given(plans(any_degree, any_degree), any_degree)
+def test_documents_are_read_back(plan: Plan, data_parallel: int) -> None:
+    """Any plan is the one that its document describes, under the document's keys and under its own."""
+    assert plan_from_document(plan.document(data_parallel)) == plan
+    assert plan_from_document(asdict(plan)) == plan
+    assert parse_plan(plan.document(data_parallel)["text"]) == plan
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"num_micro_batches": 1}, r"num_stages\n *Field required"),
+        ({"tensor_parallel": 2.0}, r"tensor_parallel\n *Input should be a valid integer"),
+        ({"tp": 0}, r"tp\n *Input should be greater than or equal to 1"),
+        ({"schedule": "zb"}, r"schedule\n *Input should be 'gpipe', '1f1b', 'interleaved' or 'zero_bubble'"),
+        ({"sequence_parallel": 1}, r"sequence_parallel\n *Input should be a valid boolean"),
+        ({"zero_stage": None}, r"^zero_stage is missing, and distribute_param too; add one of them$"),
+        ({"distribute_param": False}, r"^distribute_param = False contradicts zero_stage = 3; true is stage 3$"),
+    ],
+)
+def test_document_that_is_no_plan(document: dict[str, object], message: str) -> None:
+    """A document without a key, with a value of another kind or a contradiction is refused, and says which."""
+    whole = {} if "num_micro_batches" in document else asdict(Plan())
+    whole.pop(*document, None)
+    with pytest.raises(ValueError, match=message):
+        plan_from_document(whole | document)
+
+
+def test_keys_of_a_document_stand_in_their_order() -> None:
+    """The keys of `estimate/1` and `steps/1`, in the order in which they came to be."""
+    keys = (
+        "num_stages num_micro_batches batch_per_device data_parallel tensor_parallel context_parallel recomputation "
+        "distribute_param zero_stage schedule virtual_stages first_layers last_layers expert_parallel "
+        "sequence_parallel recomputed_layers shard_within_node offload_optimizer text"
+    )
+    assert list(Plan().document(1)) == keys.split()
 
 
 @given(st.text() | st.from_regex(rf"(({KEYS})=\w*,?){{1,4}}", fullmatch=True))
@@ -143,9 +184,58 @@ def test_data_parallel_ranks_are_what_is_left(plan: Plan, num_devices: int) -> N
     assert Plans.of([plan]).data_parallel(num_devices).tolist() == [expected]
 
 
-def test_every_plan_field_is_an_array_field() -> None:
-    """A plan and the arrays of many plans have the same fields, in the same order."""
-    assert [f.name for f in fields(Plan)] == [f.name for f in fields(Plans)]
+def module_with(field: str) -> ModuleType:
+    """Return the module of plans whose source names one field more, in one line."""
+    source, before = inspect.getsource(plan_module), "    schedule: NameT = "
+    assert source.count(before) == 1
+    module = ModuleType("wider_plans")
+    exec(source.replace(before, f"    {field}\n{before}"), module.__dict__)  # noqa: S102 - our own source
+    return module
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text", "key", "number", "word", "wrong"),
+    [
+        (
+            'wp: CountT = _usually(1, key="window_parallel", brief="wp")',
+            4, "wp=4", "window_parallel", 4, "wp4", "wp='no' is not a positive integer",
+        ),
+        (
+            'packs: FlagT = _usually(False, brief="packs")',
+            True, "packs=true", "packs", True, "packs", "packs='no' is not one of true, false",
+        ),
+        (
+            'order: NameT = _usually("near", ("far", "near"), brief="is-")',
+            "far", "order=far", "order", 0, "is-far", "order='no' is not one of far, near",
+        ),
+    ],
+)  # fmt: skip
+def test_a_field_is_named_in_one_place(
+    field: str, value: object, text: str, key: str, number: int, word: str, wrong: str
+) -> None:
+    """A field more in `PlanFields` is in texts, documents, arrays, briefs and messages, and nothing else changes."""
+    name, wider = field.partition(":")[0], module_with(field)
+    plan, usual = wider.parse_plan(f"num_stages=2,{text}"), wider.Plan(num_stages=2)
+    assert plan == wider.Plan(num_stages=2, **{name: value}) != usual
+    assert str(plan) == f"{Plan(num_stages=2)},{text}"
+    assert str(usual) == str(Plan(num_stages=2))
+    document = plan.document(3)
+    assert document == Plan(num_stages=2).document(3) | {key: value, "text": str(plan)}
+    assert wider.plan_from_document(document) == wider.plan_from_document(asdict(plan)) == plan
+    table = wider.Plans.of([plan, usual])
+    assert (len(table), table[0], table[1]) == (2, plan, usual)
+    assert getattr(table, name)[0] == number != getattr(table, name)[1]
+    assert set(plan.brief(3).split()) == {*Plan(num_stages=2).brief(3).split(), word}
+    with pytest.raises(ValueError, match=wrong):
+        wider.parse_plan(f"{name}=no")
+    with pytest.raises(ValueError, match=rf"use one of .*\b{name}\b"):
+        wider.parse_plan("no=1")
+
+
+def test_what_is_left_out_is_usual() -> None:
+    """Arrays of some fields alone are of plans that are as usual in the others."""
+    grid = Plans(tp=np.array([[1], [2]]), cp=np.array([[1, 3]]))
+    assert [grid[i] for i in range(len(grid))] == [Plan(tp=tp, cp=cp) for tp in (1, 2) for cp in (1, 3)]
 
 
 @pytest.mark.parametrize(
@@ -170,3 +260,23 @@ def test_every_plan_field_is_an_array_field() -> None:
 def test_platform_line(plan: Plan, line: str) -> None:
     """A plan reads as in the platform's log."""
     assert plan.platform_line() == line
+
+
+@pytest.mark.parametrize(
+    ("plan", "brief"),
+    [
+        (Plan(num_micro_batches=4), "dp2 4x1 zero3"),
+        (
+            Plan(num_stages=2, tp=4, ep=2, cp=8, schedule="interleaved", virtual_stages=3),
+            "pp2 tp4 cp8 ep2 dp2 1x1 interleaved3 zero3",
+        ),
+        (
+            Plan(num_stages=4, first_layers=7, last_layers=5, zero_stage=1, shard_within_node=True),
+            "pp4(7-5) dp2 1x1 1f1b zero1/node",
+        ),
+        (Plan(recomputation="full", recomputed_layers=3, sequence_parallel=False), "dp2 1x1 full/3 zero3 no-sp"),
+    ],
+)
+def test_brief(plan: Plan, brief: str) -> None:
+    """A plan's brief has its degrees above 1, its micro-batches, and what is not usual of the rest."""
+    assert plan.brief(2) == brief

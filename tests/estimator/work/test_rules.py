@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.work.plan import MAX_DEGREE, RECOMPUTATIONS, SCHEDULES, Plan, Plans
+from estimator.work.plan import MAX_DEGREE, PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.rules import are_legal, reasons
 from estimator.work.shape import Shape, load_shape
 from estimator.work.workload import Workload
@@ -69,7 +69,7 @@ def suited(draw: st.DrawFn) -> tuple[Plan, Workload, int]:
 def judged(draw: st.DrawFn) -> tuple[list[Plan], Workload, int]:
     """Draw a workload, devices, and plans of which some suit them and others do not, in a field or two."""
     plan, workload, num_devices = draw(suited())
-    names = st.lists(st.sampled_from(Plan.__slots__), max_size=2)
+    names = st.lists(st.sampled_from([own.name for own in PLAN_FIELDS]), max_size=2)
     others = st.builds(
         lambda other, changed: replace(plan, **{name: getattr(other, name) for name in changed}),
         plans(small, st.integers(1, 7)),
@@ -99,7 +99,7 @@ def test_a_grid_is_judged_as_its_list(drawn: tuple[list[Plan], Workload, int]) -
     """Plans down and ways to save memory across are judged as each plan of the grid alone is."""
     listed, workload, num_devices = drawn
     flat = Plans.of(listed)
-    down = {name: getattr(flat, name)[:, None] for name in Plans.__slots__}
+    down = {name: array[:, None] for name, array in flat.arrays.items()}
     across = {"recomputation": np.array([[0, 2, 2]]), "recomputed_layers": np.array([[0, 0, 2]])}
     grid = Plans(**(down | across))
     alone = [reasons(Plans.of([grid[i]]), workload, num_devices)[0] for i in range(len(grid))]

@@ -48,9 +48,7 @@ def test_the_rules_are_the_trainers(shape: Shape, chosen: list[Plan]) -> None:
 
 def test_a_grid_has_the_flags_of_its_plans() -> None:
     """Columns that broadcast against each other give each plan of the grid its own flag."""
-    one = Plans.of([Plan()])
-    fields = {name: getattr(one, name)[None] for name in Plans.__slots__}
-    grid = Plans(**fields | {"tp": np.array([[1], [3], [64]]), "cp": np.array([[1, 2]])})
+    grid = Plans(tp=np.array([[1], [3], [64]]), cp=np.array([[1, 2]]))
     assert are_trainable(grid, MISTRAL).tolist() == [[True, False], [False, False], [True, False]]
 
 

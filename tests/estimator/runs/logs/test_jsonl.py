@@ -1,12 +1,11 @@
-from tests.support.paths import GOLDEN
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from estimator.runs.logs.jsonl import JsonlReader
-from estimator.runs.logs.steps import Record, Refused
+from estimator.runs.logs.steps import Refused, StepLine
+from tests.support.paths import GOLDEN
 
 LINES = (GOLDEN / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
 
@@ -24,7 +23,7 @@ def step(**changes: Any) -> str:
     return json.dumps(json.loads(LINES[1]) | changes)
 
 
-def told(*lines: str) -> list[Record]:
+def told(*lines: str) -> list[StepLine]:
     """Return the steps of lines."""
     return read(*lines).records.forward(Refused())
 

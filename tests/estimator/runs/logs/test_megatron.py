@@ -1,7 +1,7 @@
 import pytest
 
 from estimator.runs.logs.megatron import MegatronReader
-from estimator.runs.logs.steps import Record, Refused
+from estimator.runs.logs.steps import Refused, StepLine
 from hardware.units import MIB
 
 LINE = (
@@ -20,7 +20,7 @@ def read(*lines: str) -> MegatronReader:
     return reader
 
 
-def told(reader: MegatronReader) -> list[Record]:
+def told(reader: MegatronReader) -> list[StepLine]:
     """Return the steps that a reader has read."""
     return reader.records.forward(Refused())
 

@@ -1,4 +1,3 @@
-from tests.support.paths import MEASURED, GOLDEN as GOLDEN_FOLDER
 import re
 from pathlib import Path
 from random import Random
@@ -8,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.runs.logs.read import Log, read_log
+from tests.support.paths import GOLDEN as GOLDEN_FOLDER
+from tests.support.paths import MEASURED
 
 LOGS = GOLDEN_FOLDER / "logs"
 MOAI = MEASURED / "moai"

@@ -1,6 +1,6 @@
 import pytest
 
-from estimator.runs.logs.steps import Record, Refused
+from estimator.runs.logs.steps import Refused, StepLine
 from estimator.runs.logs.torchtitan import TorchtitanReader
 from hardware.units import GIB
 
@@ -18,7 +18,7 @@ def read(*lines: str) -> TorchtitanReader:
     return reader
 
 
-def told(reader: TorchtitanReader) -> list[Record]:
+def told(reader: TorchtitanReader) -> list[StepLine]:
     """Return the steps that a reader has read."""
     return reader.records.forward(Refused())
 

@@ -1,7 +1,5 @@
-from tests.support.paths import GOLDEN
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +8,7 @@ from hypothesis import strategies as st
 
 from estimator.runs.logs.steps import Refused
 from estimator.runs.logs.transformers import TransformersReader, is_trainer_state, read_trainer_state
+from tests.support.paths import GOLDEN
 
 LOGS = GOLDEN / "logs"
 END = (

@@ -1,0 +1,1 @@
+"""The front door: what a command does, as one call."""

@@ -1,0 +1,199 @@
+"""What a fine-tune needs, how fast it runs, how long it takes and what it costs: on one flavor, or on the best."""
+
+from dataclasses import replace
+from typing import Literal, Unpack, overload
+
+from estimator.api.flavors import Estimates
+from estimator.api.options import (
+    Flavors,
+    Hardware,
+    Model,
+    OneFlavor,
+    Options,
+    PathLike,
+    Subject,
+    SubjectOptions,
+    as_plan,
+    names_every,
+    subject,
+)
+from estimator.search.choice import OBJECTIVES, Limits, parse_duration
+from estimator.search.planner import SPACES, Estimate, with_failures
+from estimator.search.planner import search as search_plans
+from estimator.stack.stack import Stack
+from estimator.work.defaults import SEED_BATCH, SEED_MODEL, SEED_SEQ_LEN, SEED_SPACE, SEED_STACK
+from estimator.work.plan import Plan
+from hardware.errors import unknown_name
+from hardware.models import Flavor
+
+Several = Literal["all"] | list[str] | list[Flavor] | tuple[str | Flavor, ...]
+
+
+@overload
+def estimate(model: Model, flavor: Several, **options: Unpack[Options]) -> Estimates: ...  # type: ignore[overload-overlap] # "all" is a str
+
+
+@overload
+def estimate(model: Model = ..., *, flavor: Several, **options: Unpack[Options]) -> Estimates: ...  # type: ignore[overload-overlap] # "all" is a str
+
+
+@overload
+def estimate(model: Model = ..., flavor: OneFlavor = ..., **options: Unpack[Options]) -> Estimate: ...
+
+
+def estimate(
+    model: Model = SEED_MODEL,
+    flavor: Flavors = None,
+    *,
+    seq_len: int = SEED_SEQ_LEN,
+    batch: int = SEED_BATCH,
+    rows: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    lengths: PathLike | None = None,
+    plan: str | Plan = "best",
+    space: str = SEED_SPACE,
+    stack: PathLike | Stack = SEED_STACK,
+    accelerator: str | None = None,
+    devices: int | None = None,
+    catalog: Hardware = (),
+    precision: str | None = None,
+    optimizer: str | None = None,
+    lora: int = 0,
+    quantize: str | int | None = None,
+    objective: str = OBJECTIVES[0],
+    deadline: str | None = None,
+    budget: float | None = None,
+    failures: bool = False,
+    device_mtbf: str | None = None,
+    why: str | Plan | None = None,
+) -> Estimate | Estimates:
+    """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs.
+
+    The options are those of the command `estimate`, by their names; what is left out is as in the seed run.
+
+    Args:
+        model: built-in name, directory, config.json, or a Shape.
+        flavor: name of a flavor; None for the current one; "all", or several names, for an answer that compares them.
+        seq_len: tokens per row.
+        batch: rows per optimizer step, over all devices.
+        rows: of the data set.
+        epochs: passes over the rows.
+        steps: optimizer steps, instead of rows and epochs.
+        lengths: file of the rows' lengths: CSV of length,count, or JSON Lines.
+        plan: "best", or the one plan to estimate, such as "num_stages=2,num_micro_batches=16".
+        space: set of plans to search: "moai" or "full".
+        stack: name of a stack, its TOML file, or a Stack.
+        accelerator: id of an accelerator, instead of a flavor.
+        devices: how many of that accelerator.
+        catalog: TOML files of further hardware, or a Catalog.
+        precision: "bf16-mixed", "fp16-mixed", "bf16", "fp32" or "fp8-mixed"; None for the stack's own.
+        optimizer: "adamw", "adamw-8bit", "adafactor", "sgd-momentum" or "sgd"; None for the stack's own.
+        lora: rank of adapters, all else frozen; 0 trains everything.
+        quantize: bits of the frozen weights: 8 or 4.
+        objective: what to make small over several flavors: "time", "cost" or "energy".
+        deadline: time from start to end at most, such as "30m" or "2.5h".
+        budget: USD at most.
+        failures: count checkpoints and failures.
+        device_mtbf: mean time between failures of one device, such as "50000h".
+        why: a plan: the answer's `asked`, and how many plans are faster.
+
+    Returns:
+        The plans of the flavor, best first; over several flavors, an estimate of each, and the one to choose. Where no
+        plan fits, `best` is None, and each of the plans has its reason.
+
+    Raises:
+        ValueError: an option is unknown or out of range, two contradict each other, a file cannot be read, or the plan
+            cannot run: in one line, what was given, which rule it breaks, and the mend.
+    """
+    _refuse_unknown(space, objective)
+    asked = subject(
+        model,
+        flavor,
+        seq_len=seq_len,
+        batch=batch,
+        rows=rows,
+        epochs=epochs,
+        steps=steps,
+        lengths=lengths,
+        stack=stack,
+        accelerator=accelerator,
+        devices=devices,
+        catalog=catalog,
+        precision=precision,
+        optimizer=optimizer,
+        lora=lora,
+        quantize=quantize,
+        failures=failures,
+        device_mtbf=device_mtbf,
+    )
+    only = None if isinstance(plan, str) and plan == "best" else as_plan(plan)
+    limits = _limits(deadline, budget)
+    several = names_every(flavor) or isinstance(flavor, list | tuple)
+    if why is not None and (several or only):
+        beside = "--flavor all" if several else "--plan"
+        raise ValueError(f"why: --why is given beside {beside}; it holds one plan against the best of a flavor")
+    wanted = None if why is None else as_plan(why)
+    found = tuple(_on(one, asked, space, limits, only, wanted) for one in asked.flavors)
+    if only and all(one.plans[0].is_illegal for one in found):
+        where = f" (flavor {found[0].flavor.id}; no other takes it either)" if several else ""
+        raise ValueError(f"plan: {found[0].plans[0].reason}{where}")
+    return Estimates(found, objective, limits) if several else found[0]
+
+
+def search(
+    model: Model = SEED_MODEL,
+    flavor: Flavors = "all",
+    *,
+    space: str = "full",
+    objective: str = OBJECTIVES[0],
+    deadline: str | None = None,
+    budget: float | None = None,
+    **options: Unpack[SubjectOptions],
+) -> Estimates:
+    """Find the best plan of the best flavor: the one with the least time, cost or energy that keeps the limits.
+
+    Where `estimate` says what the plans of the platform come to on one flavor, this looks through every plan that can
+    run, on every flavor: of the answer, `chosen` is the flavor and `best` its plan.
+
+    Args:
+        model: built-in name, directory, config.json, or a Shape.
+        flavor: names of flavors; "all", unless `accelerator` and `devices` say on what.
+        space: set of plans to search: "full" or "moai".
+        objective: what to make small: "time", "cost" or "energy".
+        deadline: time from start to end at most, such as "30m" or "2.5h".
+        budget: USD at most.
+        options: any other of `estimate`, but for `plan` and `why`.
+
+    Raises:
+        ValueError: as `estimate`.
+    """
+    _refuse_unknown(space, objective)
+    is_elsewhere = options.get("accelerator") is not None or options.get("devices") is not None
+    asked = subject(model, None if is_elsewhere and names_every(flavor) else flavor, **options)
+    limits = _limits(deadline, budget)
+    return Estimates(tuple(_on(one, asked, space, limits) for one in asked.flavors), objective, limits)
+
+
+def _refuse_unknown(space: str, objective: str) -> None:
+    for name, given, known in (("space", space, SPACES), ("objective", objective, OBJECTIVES)):
+        if given not in known:
+            raise ValueError(unknown_name(name, given, known))
+
+
+def _limits(deadline: str | None, budget: float | None) -> Limits:
+    return Limits(None if deadline is None else parse_duration("deadline", deadline), budget)
+
+
+def _on(
+    flavor: Flavor, asked: Subject, space: str, limits: Limits, only: Plan | None = None, wanted: Plan | None = None
+) -> Estimate:
+    """Return the estimate of one plan or of a space on a flavor, with failures and limits counted where asked for."""
+
+    def searched(plan: Plan | None, faster_than: float = 0.0) -> Estimate:
+        found = search_plans(asked.workload, flavor, asked.stack, asked.catalog, plan, space, faster_than=faster_than)
+        return found if asked.device_mtbf_s is None else with_failures(found, asked.device_mtbf_s)
+
+    beside = None if wanted is None else searched(wanted).plans[0]
+    found = searched(only, beside.step_s.value if beside else 0.0)
+    return replace(found, asked=beside, missed=limits.missed_by(found.best) if found.best else "")

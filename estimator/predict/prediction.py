@@ -1,0 +1,100 @@
+"""What a stack makes of plans: medians of seconds and bytes, how sure they are, and how likely the plans fit."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.machine import Machine
+from estimator.formulas.memory import Memory, plan_memory, total_bytes
+from estimator.formulas.step import StepTime, plan_step
+from estimator.predict.interval import log_sd, moved
+from estimator.predict.residual import corrected, features, residual_log_sd
+from estimator.stack.stack import Stack
+
+
+class Prediction(NamedTuple):
+    """Of plans, each of shape (plans,): medians, and standard deviations of their logarithms."""
+
+    step: StepTime
+    memory: Memory
+    """Of a device."""
+    total_bytes: Array
+    """Of all devices together."""
+    step_log_sd: Array
+    launch_log_sd: Array
+    memory_log_sd: Array
+    usable_bytes: float
+    """Bytes per device that a plan may fill."""
+    degrees_of_freedom: int
+    """Of the Student's t that the logarithms follow."""
+
+    @property
+    def fits_probability(self) -> Array:
+        """How likely a plan's memory is to fit."""
+        from scipy.special import stdtr  # noqa: PLC0415 - slow to import
+
+        margin = np.log(self.usable_bytes / self.memory.peak_bytes) / self.memory_log_sd
+        return np.asarray(stdtr(self.degrees_of_freedom, margin))
+
+
+def usable_bytes(machine: Machine, stack: Stack) -> float:
+    """Bytes per device that a plan may fill."""
+    return machine.accelerator.hbm_bytes * stack.usable_memory_fraction
+
+
+def predict(inputs: StepInputs, stack: Stack, source: str = "", *, intervals: bool = True) -> Prediction:
+    """Predict plans by the formulas at a stack's parameters and by what its fit learned beside.
+
+    The spread is that of the parameters, each moved by its own, and that of what they leave unexplained; wider on a
+    device that the stack never ran on, and for a source of runs that was never measured.
+
+    Args:
+        inputs: plans of shape (plans,), and what they run on.
+        stack: the software, as fitted.
+        source: whose measurements are predicted; "" for none that is known.
+        intervals: without, every spread is 0.
+    """
+    fit, device = stack.fit, inputs.machine.accelerator.id
+    labels = (inputs.shape.family, device, source)
+    efficiencies, places = stack.efficiencies(*labels), features(inputs)
+    step, memory = corrected(plan_step(inputs, efficiencies), plan_memory(inputs, efficiencies), fit, places)
+
+    def each(values: Array) -> Array:
+        return np.broadcast_to(values, (len(places),))
+
+    none = np.zeros(len(places))
+    step_log_sd, launch_log_sd, memory_log_sd = (
+        _spreads(inputs, stack, labels, step, places) if intervals else (none, none, none)
+    )
+    return Prediction(
+        step=StepTime({name: each(part) for name, part in step.breakdown.items()}, each(step.launch_s)),
+        memory=memory,
+        total_bytes=each(total_bytes(inputs, efficiencies)),
+        step_log_sd=each(step_log_sd),
+        launch_log_sd=each(launch_log_sd),
+        memory_log_sd=each(memory_log_sd),
+        usable_bytes=usable_bytes(inputs.machine, stack),
+        degrees_of_freedom=fit.degrees_of_freedom,
+    )
+
+
+def _spreads(
+    inputs: StepInputs, stack: Stack, labels: tuple[str, str, str], step: StepTime, places: Array
+) -> tuple[Array, Array, Array]:
+    """Return the standard deviations of the logarithms of seconds per step, seconds of launching, and bytes."""
+    fit, (_, device, source) = stack.fit, labels
+    after = moved(stack.efficiencies(*labels), (*stack.priors, "family_factor"), stack.directions(*labels))
+    moved_step, moved_memory = plan_step(inputs, after), plan_memory(inputs, after)
+    unknown = np.hypot(
+        0.0 if device in fit.accelerators else fit.device_log_sd, 0.0 if source in fit.sources else fit.source_log_sd
+    )
+    device_share = 1 - step.breakdown["host"] / step.seconds
+    left = residual_log_sd(fit.step_residual, fit.step_log_sd, places)
+    left_bytes = residual_log_sd(fit.memory_residual, fit.memory_log_sd, places)
+    return (
+        log_sd(moved_step.seconds, np.hypot(left, unknown * device_share)),
+        log_sd(moved_step.launch_s, fit.launch_log_sd),
+        log_sd(moved_memory.peak_bytes, left_bytes),
+    )

@@ -1,0 +1,1 @@
+"""Step logs: a file per format."""
