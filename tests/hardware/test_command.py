@@ -5,6 +5,7 @@ import pytest
 import typer
 
 from hardware.command import PLAIN_WIDTH, open_console, run_command
+from tests.support.terminal import PATIENCE_S
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -58,7 +59,7 @@ sys.exit(run_command(app, "much", []))
         assert process.stderr
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
         assert process.stderr.read() == b""
 
 

@@ -8,6 +8,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,15 +17,16 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+from tests.support.terminal import PATIENCE_S
 from trainer.parallel.model import FAMILIES
 
 _PRELOADED = [
     "pytest",
-    "matplotlib.figure",
     *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
     "transformers.models.auto.modeling_auto",
     "trainer.cli",
     "tests.support.tiny",
+    "tests.support.forked_from",
 ]
 _OUTPUT, _RESULT = "output-{}.txt", "result-{}.pkl"
 
@@ -38,6 +41,14 @@ class Ended:
     """What it wrote to standard output and error."""
     value: Any
     """What its work returned; None where it did not get there."""
+
+
+def fork_server() -> ForkServerContext:
+    """Return what forks processes that have imported the trainer; the first call starts it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
+    return context
 
 
 class Ranks:
@@ -55,8 +66,7 @@ class Ranks:
             environment: variables of the ranks beside those of a launcher.
         """
         self.folder = Path(mkdtemp(prefix="foretrain-ranks-"))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = fork_server()
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent of torchrun
         self.processes: list[BaseProcess] = []
         for rank in range(count):
@@ -74,7 +84,7 @@ class Ranks:
         path = self.folder / _OUTPUT.format(rank)
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
-    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the first rank has written a text."""
         end = time.monotonic() + timeout_s
         while text not in self.output(0):
@@ -82,7 +92,7 @@ class Ranks:
             assert self.processes[0].is_alive() or text in self.output(0), f"ended: {self.output(0)}"
             time.sleep(0.02)
 
-    def end(self, timeout_s: float = 240.0) -> list[Ended]:
+    def end(self, timeout_s: float = PATIENCE_S) -> list[Ended]:
         """Wait for the ranks' end, and return how each ended; those that do not end in time are killed."""
         end = time.monotonic() + timeout_s
         for process in self.processes:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 import trainer.train
 from estimator.work.plan import parse_plan
-from tests.support.ranks import Ended, Ranks, run_ranks
+from tests.support.ranks import Ranks, run_ranks
 from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
 from trainer.measure import read_records
@@ -46,18 +48,28 @@ def configured(folder: Path, output: Path, plan: str, **changes: Any) -> TrainCo
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[float]]:
-    """Return what gives the losses of the uninterrupted run of a plan on so many ranks."""
-    known: dict[str, list[float]] = {}
+def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what gives the folder of a run, which several tests go on from: made once, and copied by who goes on."""
 
-    def losses(plan: str, world: int) -> list[float]:
-        if plan not in known:
-            output = tmp_path_factory.mktemp("whole")
-            run_ranks(world, train_tiny, configured(folder, output, plan))
-            known[plan] = logged(output)
-        return known[plan]
+    @cache
+    def output_of(work: Callable[[TrainConfig], object], plan: str, world: int, checkpoint_every: int = 0) -> Path:
+        output = tmp_path_factory.mktemp("done")
+        run_ranks(world, work, configured(folder, output, plan, checkpoint_every=checkpoint_every))
+        return output
 
-    return losses
+    return output_of
+
+
+@pytest.fixture(scope="module")
+def whole(done: Callable[..., Path]) -> Callable[[str, int], Path]:
+    """Return what gives the folder of the uninterrupted run of a plan on so many ranks."""
+    return lambda plan, world: done(train_tiny, plan, world, checkpoint_every=STEPS // 2)
+
+
+@pytest.fixture
+def stopped(done: Callable[..., Path], tmp_path: Path) -> Callable[[str, int], Path]:
+    """Return what gives a run of a plan that was stopped in its third step, in a folder of the test's own."""
+    return lambda plan, world: shutil.copytree(done(stopped_after_3, plan, world), tmp_path / "stopped")
 
 
 def logged(output: Path) -> list[float]:
@@ -118,55 +130,43 @@ def killed_in_a_checkpoint(config: TrainConfig) -> None:
     train_tiny(config)
 
 
-def ended(world: int, work: Callable[[TrainConfig], None], config: TrainConfig) -> list[Ended]:
-    """Return how the ranks of a work ended, of which some may be killed."""
-    ranks = Ranks(world, work, config)
-    ranks.processes[0].join(timeout=120)
-    for process in ranks.processes[1:]:
-        process.join(timeout=30)
-    return ranks.end(timeout_s=5)
-
-
 @pytest.mark.parametrize(("plan", "world"), [(ALONE, 1), (PIPELINE, 2), (SHARDED, 2)])
 def test_a_stopped_run_continues_bit_for_bit(
-    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]], plan: str, world: int
+    folder: Path, stopped: Callable[[str, int], Path], whole: Callable[[str, int], Path], plan: str, world: int
 ) -> None:
     """SIGTERM to one rank saves the step under way on all; the continued losses are the uninterrupted ones."""
-    run_ranks(world, stopped_after_3, configured(folder, tmp_path, plan))
-    done = len(read_records(tmp_path, "step"))
-    assert done == 4  # the step in which it was asked ends before all ranks agree
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
-    assert not (tmp_path / "model").exists()
-    run_ranks(world, train_tiny, configured(folder, tmp_path, plan, resume="auto"))
-    assert logged(tmp_path) == whole(plan, world)
-    assert list((tmp_path / "model").glob("*.safetensors"))
+    output = stopped(plan, world)
+    assert len(read_records(output, "step")) == 4  # the step in which it was asked ends before all ranks agree
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000004"]
+    assert not (output / "model").exists()
+    run_ranks(world, train_tiny, configured(folder, output, plan, resume="auto"))
+    assert logged(output) == logged(whole(plan, world))
+    assert list((output / "model").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(("plan", "world"), [(ALONE, 1), (SHARDED, 2)])
 def test_a_killed_run_continues_bit_for_bit(
-    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]], plan: str, world: int
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], Path], plan: str, world: int
 ) -> None:
     """SIGKILL loses the steps since the checkpoint; they are taken again, and logged once."""
-    killed = ended(world, killed_after_5, configured(folder, tmp_path, plan, checkpoint_every=2))
+    killed = Ranks(world, killed_after_5, configured(folder, tmp_path, plan, checkpoint_every=2)).end()
     assert -signal.SIGKILL in {rank.status for rank in killed}
     assert len(read_records(tmp_path, "step")) == 5
     run_ranks(world, train_tiny, configured(folder, tmp_path, plan, resume="auto"))
-    assert logged(tmp_path) == whole(plan, world)
+    assert logged(tmp_path) == logged(whole(plan, world))
 
 
-def test_a_checkpoint_broken_off_is_invisible(
-    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]]
-) -> None:
+def test_a_checkpoint_broken_off_is_invisible(folder: Path, tmp_path: Path, whole: Callable[[str, int], Path]) -> None:
     """A run killed while it writes a checkpoint continues from the one before, and then clears what was left."""
     changes = {"checkpoint_every": 2}
-    ended(1, killed_in_a_checkpoint, configured(folder, tmp_path, ALONE, **changes))
+    Ranks(1, killed_in_a_checkpoint, configured(folder, tmp_path, ALONE, **changes)).end()
     folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert folders == {"step-00000002", ".partial-step-00000004"}
     found = find_checkpoint("auto", tmp_path / "checkpoints")
     assert found is not None
     assert step_of(found) == 2
     run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume="auto", **changes))
-    assert logged(tmp_path) == whole(ALONE, 1)
+    assert logged(tmp_path) == logged(whole(ALONE, 1))
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-00000006", "step-00000008"}
 
 
@@ -176,44 +176,44 @@ def test_a_checkpoint_broken_off_is_invisible(
 )
 def test_a_run_continues_under_another_plan(
     folder: Path,
-    tmp_path: Path,
-    whole: Callable[[str, int], list[float]],
+    stopped: Callable[[str, int], Path],
+    whole: Callable[[str, int], Path],
     first: str,
     ranks: int,
     second: str,
     other_ranks: int,
 ) -> None:
     """A checkpoint of one plan is continued by another, also on another number of ranks, within parity's tolerance."""
-    run_ranks(ranks, stopped_after_3, configured(folder, tmp_path, first))
-    run_ranks(other_ranks, train_tiny, configured(folder, tmp_path, second, resume="auto"))
-    assert logged(tmp_path) == pytest.approx(whole(ALONE, 1), abs=TOLERANCE)
+    output = stopped(first, ranks)
+    run_ranks(other_ranks, train_tiny, configured(folder, output, second, resume="auto"))
+    assert logged(output) == pytest.approx(logged(whole(ALONE, 1)), abs=TOLERANCE)
 
 
 def test_a_run_continues_from_a_given_checkpoint(
-    folder: Path, tmp_path: Path, whole: Callable[[str, int], list[float]]
+    folder: Path, tmp_path: Path, whole: Callable[[str, int], Path]
 ) -> None:
     """A checkpoint's folder continues it in another output folder, whose log begins after it."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    run_ranks(1, train_tiny, configured(folder, first, ALONE, num_steps=8, checkpoint_every=4, exports=False))
-    checkpoint = first / "checkpoints" / "step-00000004"
-    run_ranks(1, train_tiny, configured(folder, second, ALONE, resume=str(checkpoint)))
-    assert [step["loss"] for step in read_records(second, "step")] == whole(ALONE, 1)[4:]
+    checkpoint = whole(ALONE, 1) / "checkpoints" / "step-00000004"
+    run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume=str(checkpoint)))
+    assert [step["loss"] for step in read_records(tmp_path, "step")] == logged(whole(ALONE, 1))[4:]
 
 
-def test_a_finished_run_is_not_trained_on(folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_on(folder: Path, tmp_path: Path, whole: Callable[[str, int], Path]) -> None:
     """Continuing a run that is done takes no step, and exports the model as it was."""
-    config = configured(folder, tmp_path, ALONE, checkpoint_every=STEPS)
-    run_ranks(1, train_tiny, config)
-    before = (tmp_path / "steps.jsonl").read_text()
-    (outcome,) = run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume="auto"))
-    assert (outcome.steps, outcome.num_steps, outcome.model) == (STEPS, STEPS, tmp_path / "model")
-    assert (tmp_path / "steps.jsonl").read_text() == before
+    output = shutil.copytree(whole(ALONE, 1), tmp_path / "finished")
+    before = (output / "steps.jsonl").read_text()
+    (exported,) = (output / "model").glob("*.safetensors")
+    model = exported.read_bytes()
+    shutil.rmtree(output / "model")
+    (outcome,) = run_ranks(1, train_tiny, configured(folder, output, ALONE, resume="auto"))
+    assert (outcome.steps, outcome.num_steps, outcome.model) == (STEPS, STEPS, output / "model")
+    assert (output / "steps.jsonl").read_text() == before
+    assert exported.read_bytes() == model
 
 
-def test_other_rows_do_not_continue(folder: Path, tmp_path: Path) -> None:
+def test_other_rows_do_not_continue(folder: Path, stopped: Callable[[str, int], Path]) -> None:
     """A checkpoint is not continued with another order of the rows."""
-    run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, num_steps=2, checkpoint_every=2))
-    config = configured(folder, tmp_path, ALONE, resume="auto", seed=1)
+    config = configured(folder, stopped(ALONE, 1), ALONE, resume="auto", seed=1)
     (rank,) = Ranks(1, train_tiny, config).end()
     assert "loader state: seed was 0, and is 1; give the same, or start anew" in rank.output
 
@@ -256,14 +256,14 @@ def test_no_number_ends_the_run_before_a_checkpoint(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_ranks_take_their_own_rows(folder: Path, tmp_path: Path) -> None:
+def test_ranks_take_their_own_rows(whole: Callable[[str, int], Path]) -> None:
     """The log counts the tokens and the targets of the global batch, whatever the plan."""
-    run_ranks(2, train_tiny, configured(folder, tmp_path, SHARDED, num_steps=2))
-    steps = read_records(tmp_path, "step")
-    assert [step["tokens"] for step in steps] == [8 * 72] * 2
+    output = whole(SHARDED, 2)
+    steps = read_records(output, "step")
+    assert [step["tokens"] for step in steps] == [8 * 72] * STEPS
     assert all(0 < step["useful_tokens"] < step["tokens"] for step in steps)
     assert all(len(step["peak_allocated_bytes_by_rank"]) == 2 for step in steps)
-    header = json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[0])
+    header = json.loads((output / "steps.jsonl").read_text().splitlines()[0])
     assert (header["record"], header["schema"], header["num_devices"]) == ("run", "steps/1", 2)
 
 

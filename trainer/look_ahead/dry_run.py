@@ -97,10 +97,12 @@ def dry_runs(
     ranks: Sequence[int],
     processes: int = 2,
 ) -> list[DryRun]:
-    """Run ranks dry, each in a process of its own, a few at a time."""
+    """Run ranks dry, each in a process of its own, a few at a time, forked from one that has imported all of this."""
     run = partial(dry_run, config, model, world_size=world_size, local_size=local_size)
     count = min(processes, len(ranks))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(count, mp_context=context, max_tasks_per_child=1) as pool:
         return [future.result() for future in [pool.submit(run, rank=rank) for rank in ranks]]
 
 

@@ -12,12 +12,14 @@ from hardware.smi.jobs import publish
 from hardware.smi.processes import resident_bytes
 from hardware.smi.selection import load_selection, selection_path
 from hardware.units import MIB
-from tests.support.terminal import at_pipe, at_terminal
+from tests.support.terminal import PATIENCE_S, at_pipe, at_terminal
 from tests.support.trainers import job, running_rank
 
 pytestmark = pytest.mark.usefixtures("home")
 CATALOG = load_catalog()
 SCRIPT = "import sys; from hardware.smi.cli import smi_main; sys.argv = ['smi', *{}]; smi_main()"
+OFTEN = "import hardware.smi.cli; hardware.smi.cli.WATCH_S = 0.1\n"
+"""Goes before the script of a command that looks again and again."""
 
 
 def call(*arguments: str, typed: str = "") -> tuple[int, str, str]:
@@ -86,7 +88,7 @@ def test_a_run_is_asked_to_stop() -> None:
         status, out, _ = call("-r")
         assert status == 0
         assert out.startswith(f"Device 0: job 'j' is asked to write a checkpoint and stop (PID {rank.pid}).\n")
-        assert rank.wait(timeout=30) == 0
+        assert rank.wait(timeout=PATIENCE_S) == 0
     assert "Processes" not in call()[1]
     assert call("-r") == (2, "", "device 0: no training run uses it; there is nothing to stop\n")
     assert call("-r", "-i", "3")[2] == "device 3: no training run uses it; there is nothing to stop\n"
@@ -175,8 +177,7 @@ def test_at_a_terminal(columns: int, environment: dict[str, str]) -> None:
 
 def test_watching_a_terminal_ends_with_ctrl_c() -> None:
     """At a terminal --watch takes the whole screen, and Ctrl-C ends it well and gives the screen back."""
-    script = "import threading, os, signal; threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-    status, screen = at_terminal(script + SCRIPT.format(["--watch"]))
+    status, screen = at_terminal(SCRIPT.format(["--watch"]), ["\x03"], prompt="4xLarge.2048GB")
     assert status == 0
     assert "4xLarge.2048GB" in screen
     assert screen.index("\x1b[?1049h") < screen.index("\x1b[?1049l")
@@ -185,24 +186,24 @@ def test_watching_a_terminal_ends_with_ctrl_c() -> None:
 
 def test_watching_through_a_pipe() -> None:
     """Through a pipe --watch --json prints one object a line, as they come; Ctrl-C ends it well."""
-    command = [sys.executable, "-c", SCRIPT.format(["--watch", "--json"])]
+    command = [sys.executable, "-c", OFTEN + SCRIPT.format(["--watch", "--json"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout
         looks = [json.loads(process.stdout.readline()) for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
     assert [look["schema"] for look in looks] == ["smi/1", "smi/1"]
 
 
 def test_a_reader_that_has_seen_enough() -> None:
     """When the reader of a pipe goes away, --watch ends well."""
-    command = [sys.executable, "-c", SCRIPT.format(["--watch"])]
+    command = [sys.executable, "-c", OFTEN + SCRIPT.format(["--watch"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout
         assert process.stderr
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
         assert process.stderr.read() == ""
 
 

@@ -16,6 +16,7 @@ from hardware.smi import jobs
 from hardware.smi.jobs import PublishedJob, publish, request_stop, running_jobs, runtime_directory
 from hardware.smi.processes import process_start
 from hardware.smi.selection import ChosenAccelerator, Selection, save_selection, selection_lock
+from tests.support.terminal import PATIENCE_S
 from tests.support.trainers import SOMEBODY, file_of, job, running_rank
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -204,7 +205,7 @@ def test_a_run_is_asked_to_stop(rank: subprocess.Popen[str]) -> None:
         assert not published.stop_requested
         assert {asked.pid for asked in request_stop(0)} == {os.getpid(), rank.pid}
         assert published.stop_requested
-        assert rank.wait(timeout=30) == 0
+        assert rank.wait(timeout=PATIENCE_S) == 0
         assert [(found.pid, found.is_stopping) for found in running_jobs().jobs] == [(os.getpid(), True)]
     assert not publish(job()).stop_requested
     with pytest.raises(ValueError, match="device 1: no training run uses it; there is nothing to stop"):

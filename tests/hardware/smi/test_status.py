@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -104,24 +105,31 @@ def test_utilization_is_that_of_its_devices(machine: Callable[..., None]) -> Non
 
 def test_measured_beside_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run shows its last step and its memory beside the prediction, and the minutes left from the typical step."""
+    began = time.time()
     with publish(job(total_steps=100, predicted_step_s=21.0, predicted_memory_bytes=4e10)) as published:
-        assert read_status(CATALOG).runs[0].left_s == pytest.approx(2100, abs=5)
+        left_s = read_status(CATALOG).runs[0].left_s
+        assert left_s is not None
+        assert 2100 - (time.time() - began) <= left_s <= 2100
         for step, step_s in enumerate((66.0, 20.0, 24.0, 20.0), start=1):
             published.update(step=step, step_s=step_s, memory_bytes=3.5e10)
         [run] = read_status(CATALOG).runs
         assert run._replace(left_s=None) == RunStatus(0, "j", 4, 100, False, 20.0, 21.0, 3.5e10, 4e10, None)
-        assert run.left_s == pytest.approx(96 * 20.0, abs=5)
-        now = status.time.time()
+        assert run.left_s is not None
+        assert 96 * 20.0 - (time.time() - began) <= run.left_s <= 96 * 20.0
+        now = time.time()
         monkeypatch.setattr(status.time, "time", lambda: now + 10_000)
         assert read_status(CATALOG).runs[0].left_s == 0
 
 
 def test_a_run_is_as_far_as_its_slowest_rank() -> None:
     """Of two ranks the one with fewer steps, and the fuller one, speak for the run; a request to stop shows."""
+    began = time.time()
     with running_rank(), publish(job()) as published:
         published.update(step=5, step_s=0.1, memory_bytes=1e9)
         [run] = read_status(CATALOG).runs
-        assert (run.step, run.step_s, run.memory_bytes, run.left_s) == (1, 0.5, 1e9, pytest.approx(4, abs=2))
+        assert (run.step, run.step_s, run.memory_bytes) == (1, 0.5, 1e9)
+        assert run.left_s is not None
+        assert 4 - (time.time() - began) <= run.left_s <= 4
         assert not run.is_stopping
         request_stop(0)
         assert read_status(CATALOG).runs[0].is_stopping

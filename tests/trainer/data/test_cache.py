@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -7,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.ranks import run_ranks
 from trainer.data.cache import cache_folder, cached, file_digest, key_of
 
 values = st.lists(st.text() | st.integers() | st.binary() | st.tuples(st.text(), st.text()))
@@ -21,20 +21,14 @@ def make_slowly(draft: Path) -> None:
         calls.write("call\n")
 
 
-def find(cache: Path) -> None:
-    """Find or make the folder, and end in an error where it is not whole."""
-    folder = cached(cache, "name", make_slowly)
-    assert sorted(file.name for file in folder.iterdir()) == ["first", "second"]
+def find(cache: Path) -> list[str]:
+    """Find or make the folder, and return the names in it."""
+    return sorted(file.name for file in cached(cache, "name", make_slowly).iterdir())
 
 
 def test_many_processes_make_it_once(tmp_path: Path) -> None:
     """Of processes that start together one makes the folder; all find it whole, and nothing else is left."""
-    processes = [multiprocessing.get_context("spawn").Process(target=find, args=(tmp_path,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert run_ranks(4, find, tmp_path) == [["first", "second"]] * 4
     assert (tmp_path / "calls").read_text() == "call\n"
     assert {path.name for path in tmp_path.iterdir()} == {"name", "name.lock", "calls"}
 

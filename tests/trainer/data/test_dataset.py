@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.ranks import run_ranks
 from tests.support.tiny_tokenizer import save_tokenizer
 from trainer.data.dataset import DataConfig, load_data
 from trainer.data.loader import NO_TARGET, Loader
@@ -95,21 +95,15 @@ def test_the_lengths_are_the_estimator_s(dataset: Path, tokenizer: str, tmp_path
     assert (found.num_rows, len(found.lengths), found.num_tokens()) == (20, 20, sum(LENGTHS))
 
 
-def load_and_check(config: DataConfig, cache: Path) -> None:
-    """Load, and end in an error where the data is not that of all."""
-    assert load_data(config, cache).train.lengths.sum() == sum(LENGTHS)
+def loaded_tokens(config: DataConfig, cache: Path) -> int:
+    """Load as one rank, and return how many tokens there are."""
+    return int(load_data(config, cache).train.lengths.sum())
 
 
 def test_ranks_may_load_at_once(dataset: Path, tokenizer: str, tmp_path: Path) -> None:
     """Processes that load together all get the rows, and leave one copy."""
     cache, config = tmp_path / "cache", DataConfig(str(dataset), tokenizer)
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=load_and_check, args=(config, cache)) for _ in range(3)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * 3
+    assert run_ranks(3, loaded_tokens, config, cache) == [sum(LENGTHS)] * 3
     assert len([path for path in cache.iterdir() if path.is_dir() and path.name.startswith("rows-")]) == 1
 
 

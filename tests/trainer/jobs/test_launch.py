@@ -1,26 +1,28 @@
-"""Ranks of this machine under their launcher: stopped, killed, failing; with real processes from their first import."""
+"""Ranks of this machine under their launcher: stopped, killed, failing; real processes from their first import."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.ranks import Ranks
+from hardware.command import run_command
+from tests.support.ranks import Ranks, run_ranks
+from tests.support.terminal import PATIENCE_S
 from tests.support.tiny import write_work
+from trainer.cli import train_app
 from trainer.jobs.launch import launch
 from trainer.measure import read_records
 
 PLAN = "num_micro_batches=1,batch_per_device=4,zero_stage=3"
 MANY = 100_000
 """Steps that no test waits for."""
-IMPORTS_S = 300.0
-"""Most that processes may take to come up, on a machine that does much else."""
 
 
 @pytest.fixture(scope="module")
@@ -50,73 +52,100 @@ def arguments(folder: Path, output: Path, steps: int, *more: str) -> list[str]:
     return [*(str(part) for option in options.items() for part in option), "--no-export", *more]
 
 
-def started(folder: Path, output: Path, steps: int, *more: str) -> Iterator["subprocess.Popen[str]"]:
-    """Start the command, in a session of its own as a terminal does; end all of it afterwards."""
-    command = [sys.executable, "-m", "trainer", *arguments(folder, output, steps, *more)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)  # noqa: S603
-    family = []
+def cache_of(folder: Path) -> dict[str, str]:
+    """Return the environment of a run whose rows are tokenised once for all of these tests."""
+    return {"XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def run(command: list[str]) -> int:
+    """Be the command, or one of the ranks that its launcher starts: return its exit status."""
+    return run_command(train_app, "train", command)
+
+
+def losses(command: list[str], output: Path, folder: Path) -> list[float]:
+    """Return the losses of a run by two ranks, which are forked rather than launched."""
+    assert run_ranks(2, run, command, **cache_of(folder)) == [0, 0]
+    steps = read_records(output, "step")
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    return [step["loss"] for step in steps]
+
+
+def launch_as_a_terminal(command: list[str]) -> int:
+    """Be the launcher, at the head of a group of processes that Ctrl-C goes to."""
+    os.setsid()
+    sys.argv = ["train", *command]
+    return run(command)
+
+
+def wait_for_steps(output: Path, is_alive: Callable[[], bool]) -> None:
+    """Wait until a run has logged its third step."""
+    end, log = time.monotonic() + PATIENCE_S, output / "train.log"
+    while not (log.is_file() and "[Step 3/" in log.read_text()):
+        assert is_alive()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@contextmanager
+def launched(folder: Path, output: Path) -> Iterator[tuple[Ranks, list[psutil.Process]]]:
+    """Launch ranks whose run has no end, from a process that needs no imports; yield both, and leave nothing behind."""
+    launcher = Ranks(1, launch_as_a_terminal, arguments(folder, output, MANY), environment=cache_of(folder))
+    (process,) = launcher.processes
+    ranks = []
     try:
-        end = time.monotonic() + IMPORTS_S
-        log = output / "train.log"
-        while steps == MANY and not (log.is_file() and "[Step 3/" in log.read_text()):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        yield process
+        wait_for_steps(output, process.is_alive)
+        children = [child for child in psutil.Process(process.pid).children() if "trainer" in child.cmdline()]
+        ranks = sorted(children, key=lambda child: int(child.environ()["RANK"]))
+        yield launcher, ranks
     finally:
-        for left in family:
-            if left.is_running():
-                left.kill()
+        for rank in ranks:
+            if rank.is_running():
+                rank.kill()
         process.kill()
-        process.communicate()
-
-
-def ranks_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Return the ranks that a launcher has started."""
-    found = [child for child in psutil.Process(process.pid).children() if "trainer" in child.cmdline()]
-    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
 
 def test_sigterm_to_the_launcher_saves_and_the_run_continues(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to the launcher ends it well, with a checkpoint; continued, the losses are the uninterrupted ones."""
-    output = tmp_path / "run"
-    for process in started(folder, output, MANY):
-        process.terminate()
-        said, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    """SIGTERM to the command ends it well, with a checkpoint; continued, the losses are the uninterrupted ones."""
+    output, whole = tmp_path / "run", tmp_path / "whole"
+    command = [sys.executable, "-m", "trainer", *arguments(folder, output, MANY)]
+    pipe, environment = subprocess.PIPE, {**os.environ, **cache_of(folder)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:  # noqa: S603
+        family = [psutil.Process(process.pid)]
+        try:
+            wait_for_steps(output, lambda: process.poll() is None)
+            family += family[0].children(recursive=True)
+            process.terminate()
+            said, errors = process.communicate(timeout=PATIENCE_S)
+        finally:
+            for left in family:
+                if left.is_running():
+                    left.kill()
+    assert process.returncode == 0, errors
     done = len(read_records(output, "step"))
     assert f"stopped after step {done}; go on with --resume auto --output {output}" in said
-    for process in started(folder, output, done + 2, "--resume", "auto"):
-        assert process.wait(timeout=IMPORTS_S) == 0
-    steps = read_records(output, "step")
-    assert [step["step"] for step in steps] == list(range(1, done + 3))
-    for process in started(folder, tmp_path / "whole", done + 2):
-        assert process.wait(timeout=IMPORTS_S) == 0
-    assert [step["loss"] for step in steps] == [step["loss"] for step in read_records(tmp_path / "whole", "step")]
+    continued = losses(arguments(folder, output, done + 2, "--resume", "auto"), output, folder)
+    assert continued == losses(arguments(folder, whole, done + 2), whole, folder)
+    assert len(continued) == done + 2
 
 
 def test_ctrl_c_saves_and_ends(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, which a terminal sends to the launcher and to its ranks, ends the run well, with a checkpoint."""
-    for process in started(folder, tmp_path / "run", MANY):
-        os.killpg(process.pid, signal.SIGINT)
-        said, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert "stopped after step" in said
+    with launched(folder, tmp_path / "run") as (launcher, _):
+        os.killpg(launcher.processes[0].pid or 0, signal.SIGINT)
+        (ended,) = launcher.end()
+    assert (ended.status, ended.value) == (0, 0), ended.output
+    assert "stopped after step" in ended.output
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_a_killed_rank_ends_all_and_is_named(folder: Path, tmp_path: Path) -> None:
-    """When a rank is killed, the others end within seconds, and the launcher says which it was."""
-    for process in started(folder, tmp_path / "run", MANY):
-        ranks = ranks_of(process)
+    """When a rank is killed, the others end, and the launcher says which it was."""
+    with launched(folder, tmp_path / "run") as (launcher, ranks):
         ranks[1].kill()
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert errors.splitlines()[-1] == "rank 1 was killed by SIGKILL; all ranks were ended"
+        (ended,) = launcher.end()
         assert not any(rank.is_running() for rank in ranks)
+    assert (ended.status, ended.value) == (0, 1), ended.output
+    assert ended.output.splitlines()[-1] == "rank 1 was killed by SIGKILL; all ranks were ended"
 
 
 def fault(command: list[str]) -> int:
@@ -129,7 +158,7 @@ def test_a_failing_rank_ends_all_and_its_cause_is_named(folder: Path, tmp_path: 
     output = tmp_path / "run"
     output.mkdir()
     command = arguments(folder, output, MANY)
-    (rank,) = Ranks(1, fault, command, environment={"XDG_CACHE_HOME": str(folder / "cache")}).end(IMPORTS_S)
+    (rank,) = Ranks(1, fault, command, environment=cache_of(folder)).end()
     assert (rank.status, rank.value) == (0, 1)
     last = rank.output.splitlines()[-1]
     assert last == "rank 1 failed: RuntimeError: a fault of this test; all ranks were ended"

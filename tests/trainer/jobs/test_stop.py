@@ -1,11 +1,13 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
 import trainer.jobs.stop
-from tests.support.ranks import Ranks, run_ranks
+from tests.support.ranks import Ended, Ranks, run_ranks
+from tests.support.terminal import PATIENCE_S
 from trainer.jobs.stop import Stop
 
 
@@ -54,8 +56,10 @@ def stuck(*, asks: bool, is_patient: bool) -> str:
 
 
 def hangs() -> str:
-    """Hang after a stop was asked for."""
-    return stuck(asks=True, is_patient=False)
+    """Hang after a stop was asked for, for ever."""
+    stuck(asks=True, is_patient=False)
+    time.sleep(PATIENCE_S)
+    return "lived"
 
 
 def hangs_unasked() -> str:
@@ -66,22 +70,6 @@ def hangs_unasked() -> str:
 def saves() -> str:
     """Write a checkpoint for a long time."""
     return stuck(asks=True, is_patient=True)
-
-
-def test_a_stuck_rank_leaves_after_a_stop_was_asked_for() -> None:
-    """A rank that hangs where no handler runs ends by itself, with the status of a terminated process."""
-    (rank,) = Ranks(1, hangs).end()
-    assert (rank.status, rank.value) == (128 + signal.SIGTERM, None)
-
-
-def test_a_long_step_is_no_hang() -> None:
-    """Nobody asked to stop, so that a rank may take as long as it likes."""
-    assert run_ranks(1, hangs_unasked) == ["lived"]
-
-
-def test_a_checkpoint_may_take_its_time() -> None:
-    """What is done with patience is not broken off."""
-    assert run_ranks(1, saves) == ["lived"]
 
 
 def long_steps() -> str:
@@ -95,6 +83,28 @@ def long_steps() -> str:
     return "lived"
 
 
-def test_a_step_as_long_as_others_is_waited_for() -> None:
+@pytest.fixture(scope="module")
+def waited() -> dict[Callable[[], str], Ended]:
+    """Return how ranks ended that wait for seconds, all at once."""
+    ranks = {work: Ranks(1, work) for work in (hangs, hangs_unasked, saves, long_steps)}
+    return {work: started.end()[0] for work, started in ranks.items()}
+
+
+def test_a_stuck_rank_leaves_after_a_stop_was_asked_for(waited: dict[Callable[[], str], Ended]) -> None:
+    """A rank that hangs where no handler runs ends by itself, with the status of a terminated process."""
+    assert (waited[hangs].status, waited[hangs].value) == (128 + signal.SIGTERM, None)
+
+
+def test_a_long_step_is_no_hang(waited: dict[Callable[[], str], Ended]) -> None:
+    """Nobody asked to stop, so that a rank may take as long as it likes."""
+    assert waited[hangs_unasked].value == "lived"
+
+
+def test_a_checkpoint_may_take_its_time(waited: dict[Callable[[], str], Ended]) -> None:
+    """What is done with patience is not broken off."""
+    assert waited[saves].value == "lived"
+
+
+def test_a_step_as_long_as_others_is_waited_for(waited: dict[Callable[[], str], Ended]) -> None:
     """Patience grows with the longest step."""
-    assert run_ranks(1, long_steps) == ["lived"]
+    assert waited[long_steps].value == "lived"

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from transformers import MistralConfig
 
 from estimator.work.plan import parse_plan
+from tests.support.ranks import fork_server
 from trainer.build import build_stages
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig
@@ -144,6 +145,7 @@ def test_pure_bf16_keeps_half() -> None:
 
 def test_tensor_parallel_ranks_share_each_layer() -> None:
     """In processes of their own, in the order of the ranks asked for; sequence parallelism splits what lies between."""
+    fork_server()  # those of `dry_runs` are then forked from it too
     plans = [f"num_stages=2,num_micro_batches=2,tp=2,sequence_parallel={flag}" for flag in ("true", "false")]
     split, whole = (dry_runs(config_of(plan), MODEL, world_size=4, local_size=4, ranks=[0, 2]) for plan in plans)
     assert [(run.rank, run.stage, run.num_stages) for run in split] == [(0, 0, 2), (2, 1, 2)]
