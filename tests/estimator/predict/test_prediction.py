@@ -31,7 +31,7 @@ def test_planner_and_calibration_predict_alike() -> None:
         found = evaluate(Plans.of([run.plan]), run.workload, run.machine, STACK).row(0, None)
         assert row.step_s == found.step_s
         assert row.step_breakdown == found.step_breakdown
-        assert row.reserved_bytes == found.device_bytes
+        assert row.reserved_bytes == found.memory.per_device_bytes
 
 
 def test_numbers_are_one_for_each_plan() -> None:

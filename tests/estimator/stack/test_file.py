@@ -17,12 +17,12 @@ STACK = load_stack("moai-24.2")
 @given(number=st.floats(0, 1e6, exclude_min=True), text=st.text())
 def test_what_is_written_is_read_again(number: float, text: str) -> None:
     """Any text comes back through the file of a fit to the letter, any number to six digits."""
-    run = STACK.runs[0].model_copy(update={"log": text, "step_s": number})
-    written = fit_text(STACK.model_copy(update={"runs": (run,)}))
-    (again,) = parse_fit(written.encode(), STACK, "mine").runs
-    assert again.log == text
-    assert again.step_s == pytest.approx(number, rel=1e-5)
-    assert json.loads(written)["runs"][0]["log"] == text
+    startup = STACK.startup.model_copy(update={"evidence": text, "load_s": number})
+    written = fit_text(STACK.model_copy(update={"startup": startup}))
+    again = parse_fit(written.encode(), STACK, "mine").startup
+    assert again.evidence == text
+    assert again.load_s == pytest.approx(number, rel=1e-5)
+    assert json.loads(written)["startup"]["evidence"] == text
 
 
 @pytest.mark.parametrize("name", builtin_stacks())
