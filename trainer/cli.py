@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from estimator.predict.evaluate import PlanEstimate
+from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Stack, load_stack
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from estimator.work.workload import Workload, num_steps
@@ -155,13 +156,13 @@ def _train(asked: _Asked, nproc: int | None) -> int:
             "plan: ranks that each measured their processor may choose differently; give the --plan itself"
         )
     work = find_work(asked.config)
-    plan, forecast = choose_plan(asked.plan, work.workload, flavor, asked.stack, hardware)
+    compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
+    stack = Recipe(compiles=compiles).stack(asked.stack, work.workload.shape)
+    plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
     config = replace(
         asked.config,
         plan=plan,
-        compiles=num_accelerators() > 0 and plan.schedule != "zero_bubble"
-        if asked.compiles is None
-        else asked.compiles,
+        compiles=compiles and (asked.compiles is not None or plan.schedule != "zero_bubble"),
         num_steps=work.workload.num_steps,
         flavor=flavor.id,
         accelerator=hardware.node(flavor.node).accelerator,
@@ -191,7 +192,8 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
     config = asked.config
     rows = num_steps(SEED_ROWS, config.epochs, config.global_batch)
     workload = Workload(trainable_shape(source), config.data.seq_len, config.global_batch, config.num_steps or rows)
-    plan, forecast = choose_plan(asked.plan, workload, flavor, asked.stack, asked.hardware)
+    stack = Recipe(compiles=asked.compiles).stack(asked.stack, workload.shape)
+    plan, forecast = choose_plan(asked.plan, workload, flavor, stack, asked.hardware)
     return _Elsewhere(replace(config, plan=plan), source, flavor, forecast)
 
 

@@ -61,6 +61,7 @@ def estimate(
     optimizer: str | None = None,
     lora: int = 0,
     quantize: str | int | None = None,
+    compiles: bool | None = None,
     objective: str = OBJECTIVES[0],
     deadline: str | None = None,
     budget: float | None = None,
@@ -91,6 +92,7 @@ def estimate(
         optimizer: "adamw", "adamw-8bit", "adafactor", "sgd-momentum" or "sgd"; None for the stack's own.
         lora: rank of adapters, all else frozen; 0 trains everything.
         quantize: bits of the frozen weights: 8 or 4.
+        compiles: layers are compiled, or run operator by operator; None as the stack has it.
         objective: what to make small over several flavors: "time", "cost" or "energy".
         deadline: time from start to end at most, such as "30m" or "2.5h".
         budget: USD at most.
@@ -124,6 +126,7 @@ def estimate(
         optimizer=optimizer,
         lora=lora,
         quantize=quantize,
+        compiles=compiles,
         failures=failures,
         device_mtbf=device_mtbf,
     )

@@ -50,6 +50,7 @@ class SubjectOptions(TypedDict, total=False):
     optimizer: str | None
     lora: int
     quantize: str | int | None
+    compiles: bool | None
     failures: bool
     device_mtbf: str | None
 
@@ -96,6 +97,7 @@ def subject(
     optimizer: str | None = None,
     lora: int = 0,
     quantize: str | int | None = None,
+    compiles: bool | None = None,
     failures: bool = False,
     device_mtbf: str | None = None,
 ) -> Subject:
@@ -105,7 +107,9 @@ def subject(
         ValueError: one is unknown or out of range, two contradict each other, or a file cannot be read.
     """
     hardware = load_hardware(catalog)
-    recipe = Recipe(precision, optimizer, _whole("lora", lora), None if quantize is None else str(quantize))
+    recipe = Recipe(
+        precision, optimizer, _whole("lora", lora), None if quantize is None else str(quantize), compiles=compiles
+    )
     shape = recipe.shape(model if isinstance(model, Shape) else load_shape(str(model)))
     seq_len, batch = _whole("seq-len", seq_len), _whole("batch", batch)
     asked = {"rows": rows, "epochs": epochs, "steps": steps}

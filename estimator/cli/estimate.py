@@ -53,6 +53,9 @@ def estimate(
     optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
     lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
     quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
+    compiles: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: the stack's]")
+    ] = None,
     objective: Annotated[str, typer.Option(help=f"what to make small: {', '.join(OBJECTIVES)}")] = OBJECTIVES[0],
     deadline: Annotated[str | None, typer.Option(help="time from start to end at most, such as 30m or 2.5h")] = None,
     budget: Annotated[float | None, typer.Option(help="USD at most")] = None,
@@ -90,6 +93,7 @@ def estimate(
         optimizer=optimizer,
         lora=lora,
         quantize=quantize,
+        compiles=compiles,
         objective=objective,
         deadline=deadline,
         budget=budget,

@@ -86,7 +86,8 @@ class Run:
     def digest(self) -> str:
         """Ten hexadecimal digits that tell the run from others: of what was trained how, and what was measured."""
         machine = (self.machine.accelerator.id, self.machine.num_devices, self.machine.num_nodes)
-        identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe)
+        compiles = () if self.recipe.compiles is None else (self.recipe.compiles,)
+        identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *compiles)
         text = repr((*identity, self.step_s, self.reserved_bytes, self.allocated_bytes, self.fits))
         return sha256(text.encode()).hexdigest()[:10]
 

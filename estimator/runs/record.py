@@ -29,7 +29,7 @@ MOST_RECORD_BYTES = 2**20
 PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if name), "data_parallel", "text"})
 """Keys of a plan's document; its text is for people."""
 
-UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "compiled"})
+UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing"})
 """What the first line of a `steps.jsonl` says beyond a run record."""
 
 
@@ -62,6 +62,8 @@ class RunRecord(BaseModel):
     seq_len: Count | None = None
     precision: Label
     attention: Label = ""
+    compiled: bool | None = None
+    """Its layers were compiled, or not; None where that is not told."""
     trainer: Label = ""
     versions: dict[str, Any] = {}
     started: Label = ""
@@ -115,10 +117,10 @@ class RunRecord(BaseModel):
         return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
 
     def recipe(self) -> Recipe:
-        """Return the precision; None in it for mixed precision in bfloat16, the stack's own."""
+        """Return the precision, None for bfloat16 mixed (the stack's own), and whether layers were compiled."""
         if self.precision not in PRECISIONS:
             raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
-        return Recipe(None if self.precision == "bf16-mixed" else self.precision)
+        return Recipe(None if self.precision == "bf16-mixed" else self.precision, compiles=self.compiled)
 
     def workload(self) -> Workload:
         """Return one step, whose rows are as long as makes its tokens.

@@ -34,7 +34,7 @@ from estimator.work.shape import Shape, load_shape
 from hardware.catalog import Catalog
 from hardware.models import MOST_DEVICES
 
-_OF_KIND: dict[Any, Column] = {int: whole(), bool: flag, str: label, str | None: label}
+_OF_KIND: dict[Any, Column] = {int: whole(), bool: flag, str: label, str | None: label, bool | None: flag}
 """Columns of the kinds of fields: of their defaults, or of their annotations where those tell nothing."""
 
 _FULLEST, _FIRST_STAGE = "fullest", "first stage"

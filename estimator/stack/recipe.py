@@ -1,6 +1,6 @@
 """How a model is trained, whatever the plan: precision, optimizer, adapters, quantized base weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from estimator.stack.stack import Habits, Stack
@@ -63,6 +63,8 @@ class Recipe:
     quantize: str | None = None
     overlaps: bool = True
     """Collectives run beside the computation, as the stack has them."""
+    compiles: bool | None = field(default=None, repr=False)  # `Run.digest` counts it where it is told
+    """Layers are compiled, or run operator by operator; None as the stack has it."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -110,6 +112,8 @@ class Recipe:
             }[self.optimizer]
         if self.quantize:
             changes["frozen_weight_bytes"] = QUANTIZED_BYTES[self.quantize]
+        if self.compiles is not None:
+            changes["execution"] = "compiled" if self.compiles else "eager"
         if not self.overlaps:
             changes["overlaps_communication"] = False
         return habits.model_copy(update=changes)
@@ -123,4 +127,6 @@ class Recipe:
         lora = f"LoRA of rank {self.lora_rank} on every matrix" if self.lora_rank else ""
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
         apart = "" if self.overlaps else "communication not overlapped"
-        return ", ".join(word for word in (lora, frozen, self.precision or "", self.optimizer or "", apart) if word)
+        execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]
+        words = (lora, frozen, self.precision or "", self.optimizer or "", execution, apart)
+        return ", ".join(word for word in words if word)

@@ -76,6 +76,10 @@ class Habits(StackRecord):
     """Gradients have buffers that last; else each comes to be in the backward pass, and goes with the update."""
     norm_copy_bytes: BytesEach = 4.0
     """Bytes per element of the copy in 32 bits that a norm keeps of its input; 0 where its kernel makes none."""
+    execution: Literal["kernels", "eager", "compiled"] = "kernels"
+    """What runs between a layer's products: kernels written for it, each operator by itself, or what a compiler makes
+    of these.
+    """
     matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]

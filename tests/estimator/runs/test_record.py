@@ -43,6 +43,7 @@ def test_a_run_record_is_a_run() -> None:
     assert plan_of(run.plan) == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
     assert run.recipe() == Recipe("fp32")
     assert record(precision="bf16-mixed").recipe() == Recipe()
+    assert record(compiled=True).recipe() == Recipe("fp32", compiles=True)
 
 
 def test_a_plan_as_estimate_prints_it_is_read_back() -> None:

@@ -122,6 +122,15 @@ def test_a_recipe_keeps_the_stacks_own_ways() -> None:
     assert str(Recipe("fp8-mixed", overlaps=False)) == "fp8-mixed, communication not overlapped"
 
 
+def test_layers_are_compiled_as_asked_else_as_the_stack_has_it() -> None:
+    """A run that says whether its layers were compiled is predicted so, and one that does not as the stack is."""
+    own = load_stack("reference").habits
+    found = [Recipe(compiles=compiles).habits(own, MISTRAL).execution for compiles in (None, True, False)]
+    assert found == ["compiled", "compiled", "eager"]
+    assert STACK.habits.execution == "kernels"
+    assert str(Recipe("bf16", compiles=False)) == "bf16, layers not compiled"
+
+
 def test_precision_picks_the_peak() -> None:
     """Products of layers run at their precision's peak: float32 slower than bfloat16, float8 faster."""
     fp32, bf16, fp8 = (seconds(Recipe(name))["matmul"] for name in ("fp32", "bf16-mixed", "fp8-mixed"))
