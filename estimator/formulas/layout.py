@@ -97,16 +97,19 @@ class Layout(PlanFields[Array, Array, Array]):
     def _in_flight_terms(self) -> tuple[Array, Array, Array]:
         """Slope, offset and cap of the chunks that a stage holds, in its distance from the last stage.
 
-        min(slope * (p - 1 - i) + offset, cap) on stage i of p: GPipe m; 1F1B and zero bubble min(p - i, m); interleaved
+        min(slope * (p - 1 - i) + offset, cap) on stage i of p: GPipe m; 1F1B min(p - i, m); interleaved
         min(2 (p - 1 - i) + (v - 1) p + 1, m v), chunks of 1/v of a stage (Narayanan et al. 2021, arXiv:2104.04473,
-        section 2.2; Qi et al. 2023, arXiv:2401.10241, section 3.1: ZB-H1 holds what 1F1B holds). A stage that is alone
-        runs a micro-batch backward right after it ran forward, whatever the schedule.
+        section 2.2); zero bubble min(p, m), as the i weight gradients that stage i puts off need what their layers were
+        fed (Qi et al. 2023, arXiv:2401.10241, Table 2: ZB-H1 holds p M_B at most). A stage that is alone runs a
+        micro-batch backward right after it ran forward, whatever the schedule.
         """
         gpipe, interleaved = self.follows("gpipe") & (self.num_stages > 1), self.follows("interleaved")
+        zero_bubble = self.follows("zero_bubble")
         micro_batches, virtual = self.num_micro_batches, self.virtual_stages
-        slope = np.where(gpipe, 0, np.where(interleaved, 2, 1))
-        offset = np.where(gpipe, micro_batches, np.where(interleaved, (virtual - 1) * self.num_stages + 1, 1))
-        return slope, offset, micro_batches * virtual
+        slope = np.where(gpipe | zero_bubble, 0, np.where(interleaved, 2, 1))
+        offset = np.where(interleaved, (virtual - 1) * self.num_stages + 1, 1)
+        offset = np.where(gpipe, micro_batches, np.where(zero_bubble, self.num_stages, offset))
+        return slope, np.minimum(offset, micro_batches * virtual), micro_batches * virtual
 
     def in_flight(self, stage: Num) -> Array:
         """Micro-batches whose activations a stage holds at most, chunks of an interleaved one as parts of one.

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers, layout
+from estimator.formulas.schedule import pass_orders, timeline
 from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape
-from tests.support.schedules import most_held, orders
 from tests.support.strategies import laid, one_layout, plans, step_inputs_of
 
 DEVICES = 48
@@ -34,14 +34,15 @@ def test_in_flight_under_1f1b(stages: int, micro_batches: int) -> None:
 
 @given(schedules, st.integers(1, 8), st.integers(1, 16), st.integers(2, 4))
 def test_in_flight_is_what_the_schedule_holds(schedule: str, stages: int, micro_batches: int, virtual: int) -> None:
-    """Each stage holds the most forward passes whose backward pass has not run, as its ops in order have them.
+    """Each stage holds the most micro-batches whose gradients are not all made, as its passes in order have them.
 
     A stage alone has nobody to wait for: it holds one, whatever the schedule.
     """
     virtual = virtual if schedule == "interleaved" else 1
     micro_batches *= stages if schedule == "interleaved" else 1
     plan = pipeline(schedule, stages, micro_batches, virtual)
-    simulated = [most_held(ops) / virtual for ops in orders(schedule, stages, micro_batches, virtual)]
+    found = timeline(pass_orders(schedule, stages, micro_batches, virtual), dict.fromkeys(range(3), np.ones(stages)))
+    simulated = [max(found.held(i)[1]) / virtual for i in range(stages)]
     expected = [1.0] if schedule == "gpipe" and stages == 1 else simulated
     assert [float(plan.in_flight(i)) for i in range(stages)] == expected
 

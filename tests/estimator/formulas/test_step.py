@@ -9,12 +9,12 @@ from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import logged_tokens_per_s, paces
 from estimator.formulas.layout import Layout, StageLayers, layout
 from estimator.formulas.machine import Machine
+from estimator.formulas.schedule import pass_orders, timeline
 from estimator.formulas.step import StepTime, pipeline_seconds, plan_step
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits, Window, load_stack
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape, load_shape
-from tests.support.schedules import makespan, orders
 from tests.support.strategies import (
     EFFICIENCIES,
     HABITS,
@@ -50,6 +50,14 @@ def pipeline(schedule: str, stages: int, micro_batches: int, virtual_stages: int
     return one_layout(Plan(stages, micro_batches, schedule=schedule, virtual_stages=virtual_stages), stages)
 
 
+def simulated_seconds(
+    schedule: str, micro_batches: int, passes: tuple[list[float], list[float], list[float]], virtual: int = 1
+) -> float:
+    """Return the seconds of a pipeline pass by pass; those of forward, backward and weight gradient, by stage."""
+    orders = pass_orders(schedule, len(passes[0]), micro_batches, virtual)
+    return timeline(orders, dict(enumerate(map(np.asarray, passes)))).seconds
+
+
 def closed_seconds(plan: Layout, first: float, middle: float, last: float, weight_gradient: float = 0.0) -> float:
     """Return the seconds of a pipeline in closed form."""
     return float(pipeline_seconds(StageLayers(*map(np.asarray, (first, middle, last))), plan, weight_gradient))
@@ -60,8 +68,8 @@ def test_equal_stages(seconds: float, stages: int, micro_batches: int, share: fl
     """Equal stages take (m + p - 1) t, as a simulated pipeline does with either schedule."""
     closed = closed_seconds(pipeline(schedule, stages, micro_batches), seconds, seconds, seconds)
     assert closed == pytest.approx((micro_batches + stages - 1) * seconds)
-    passes = {"f": [share * seconds] * stages, "b": [(1 - share) * seconds] * stages}
-    assert closed == pytest.approx(makespan(orders(schedule, stages, micro_batches), passes))
+    forward, backward = [share * seconds] * stages, [(1 - share) * seconds] * stages
+    assert closed == pytest.approx(simulated_seconds(schedule, micro_batches, (forward, backward, [])))
 
 
 @given(durations, st.integers(2, 6), st.integers(1, 4), st.integers(2, 4), shares)
@@ -70,8 +78,8 @@ def test_equal_interleaved_stages(seconds: float, stages: int, rounds: int, virt
     micro_batches = rounds * stages
     closed = closed_seconds(pipeline("interleaved", stages, micro_batches, virtual), seconds, seconds, seconds)
     assert closed == pytest.approx((micro_batches + (stages - 1) / virtual) * seconds)
-    passes = {"f": [share * seconds / virtual] * stages, "b": [(1 - share) * seconds / virtual] * stages}
-    assert closed == pytest.approx(makespan(orders("interleaved", stages, micro_batches, virtual), passes))
+    forward, backward = [share * seconds / virtual] * stages, [(1 - share) * seconds / virtual] * stages
+    assert closed == pytest.approx(simulated_seconds("interleaved", micro_batches, (forward, backward, []), virtual))
 
 
 @given(durations, durations, shares, st.integers(2, 8), st.integers(0, 16))
@@ -83,8 +91,8 @@ def test_equal_zero_bubble_stages(forward: float, backward: float, share: float,
     closed = closed_seconds(plan, seconds, seconds, seconds, gradient / seconds)
     expected = micro_batches * seconds + (stages - 1) * (forward + backward - gradient)
     assert closed == pytest.approx(expected)
-    passes = {"f": [forward] * stages, "b": [backward] * stages, "w": [gradient] * stages}
-    assert closed == pytest.approx(makespan(orders("zero_bubble", stages, micro_batches), passes))
+    passes = ([forward] * stages, [backward] * stages, [gradient] * stages)
+    assert closed == pytest.approx(simulated_seconds("zero_bubble", micro_batches, passes))
 
 
 @given(st.tuples(durations, durations, durations), st.integers(1, 8), st.integers(0, 16), st.floats(0, 1))
@@ -116,9 +124,9 @@ def test_uneven_stages(
         schedule, micro_batches
     )
     gradient = min(share, 1 - share) / 3 if schedule == "zero_bubble" else 0.0
-    parts = {"f": share - gradient / 2, "b": 1 - share - gradient / 2, "w": gradient}
-    passes = {kind: [part * t / virtual for t in seconds] for kind, part in parts.items()}
-    simulated = makespan(orders(schedule, stages, micro_batches, virtual), passes)
+    parts = (share - gradient / 2, 1 - share - gradient / 2, gradient)
+    forward, backward, later = ([part * t / virtual for t in seconds] for part in parts)
+    simulated = simulated_seconds(schedule, micro_batches, (forward, backward, later), virtual)
     closed = closed_seconds(pipeline(schedule, stages, micro_batches, virtual), *each, gradient)
     assert micro_batches * max(seconds) <= simulated * (1 + 1e-12)
     assert simulated <= closed * (1.1 if schedule == "interleaved" else 1 + 1e-12)
