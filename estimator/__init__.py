@@ -7,6 +7,7 @@ from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
 from estimator.api.plans import evaluate_plans
 from estimator.api.runs import RunsRead, read_runs
+from estimator.api.trace import trace
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.search.planner import Estimate
@@ -35,6 +36,7 @@ __all__ = [
     "read_runs",
     "search",
     "shape_from_config",
+    "trace",
 ]
 
 # two calls bear the names of rooms; they keep the rooms' attributes, so that estimator.search.planner stays the module

@@ -1,5 +1,6 @@
 """The command `estimate`: parse, call, print."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
 from estimator.api.options import Options, names_every
+from estimator.api.trace import trace as draw
 from estimator.report import text
 from estimator.report.json import estimate_document, flavors_document
 from estimator.search.choice import OBJECTIVES
@@ -17,6 +19,8 @@ from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN, SEED_SPACE, SEED_STACK
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
+from hardware.errors import shown_path
+from hardware.files import told
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 
@@ -67,12 +71,18 @@ def estimate(
     top: Annotated[int | None, typer.Option(min=1, help="how many plans to list")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     explain: Annotated[bool, typer.Option(help="list every assumption with its evidence")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="write the best plan's step, for ui.perfetto.dev, to a file")
+    ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
     every = names_every(flavor) and accelerator is None and devices is None
     beside = "--json" if as_json else "--flavor all" if every else ""
     if explain and beside:
         raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
+    if trace and (every or why is not None):
+        beside = "--flavor all" if every else "--why"
+        raise ValueError(f"trace: --trace is given beside {beside}; it draws the best or only plan of one flavor")
     if why is not None and as_json:
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
     hardware = load_catalog(catalog or [])
@@ -108,6 +118,8 @@ def estimate(
     if why is not None:
         text.print_why(open_console(), found)
         return EXIT_DONE
+    if trace and found.best:
+        _write_trace(found, trace)
     if as_json:
         print_json(estimate_document(found, top))
         return _exit_status(found, hardware)
@@ -119,6 +131,13 @@ def estimate(
         console.print()
         text.print_explanation(console, found)
     return _exit_status(found, hardware)
+
+
+def _write_trace(found: Estimate, path: Path) -> None:
+    try:
+        path.write_text(json.dumps(draw(found)), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"trace: {shown_path(path)} cannot be written ({told(error)}); check its folder") from error
 
 
 def _current_flavor(hardware: Catalog) -> Flavor:

@@ -19,6 +19,7 @@ from estimator.formulas.launch import launch_seconds, num_repeated, stage_launch
 from estimator.formulas.layout import Layout, StageLayers
 from estimator.formulas.memory import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.stack.efficiencies import Efficiencies
+from estimator.stack.stack import Habits
 
 HOST_MEMORY_EFFICIENCY = 0.5
 """Part of its memory's bandwidth that a host's Adam reaches.  # assumed: a streaming kernel over four arrays"""
@@ -35,6 +36,8 @@ class Layer(NamedTuple):
 
     usual: dict[str, Array]
     """Forward and backward."""
+    forward: dict[str, Array]
+    """Of the usual."""
     repeated: dict[str, Array]
     """What recomputation repeats, of a layer that it concerns."""
     weight_gradient: Array
@@ -74,7 +77,15 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,
     }
-    return Layer(usual, again, np.asarray(sum(p.weight_gradient for p in passes)))
+    once = {
+        "matmul": np.asarray(sum(p.forward for p in passes)),
+        "attention": forward,
+        "elementwise": elementwise_again,
+        "tensor_parallel": 2.0 * reduced,
+        "context_parallel": usual["context_parallel"] / 3.0,
+        "expert_parallel": experts,
+    }
+    return Layer(usual, once, again, np.asarray(sum(p.weight_gradient for p in passes)))
 
 
 def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
@@ -130,8 +141,20 @@ def pipeline_seconds(stage: StageLayers, plan: Layout, weight_gradient: Num = 0.
     return np.asarray(plan.num_micro_batches * slowest + fills * (total - slowest))
 
 
-def without_overlap(efficiencies: Efficiencies) -> Efficiencies:
-    """Return efficiencies with all seconds of collectives exposed; what took longer than its seconds still does."""
+def gradient_pass_seconds(inputs: StepInputs, trained: RankParameters, rates: Rates) -> Array:
+    """Seconds per micro-batch of adding its gradients to those of the ones before, on the rank with most of them."""
+    plan, habits = inputs.plan, inputs.habits
+    passes = 2.0 if habits.fuses_accumulation else 3.0  # the sum read and written; apart, the new gradient read too
+    return np.asarray(passes * habits.gradient_bytes * sum(trained) * (plan.num_micro_batches > 1) / rates.bytes_per_s)
+
+
+def effective(efficiencies: Efficiencies, habits: Habits) -> Efficiencies:
+    """Return efficiencies as a stack has them that may run no collective beside the computation.
+
+    Then all of their seconds are exposed; what took longer than its seconds still does.
+    """
+    if habits.overlaps_communication:
+        return efficiencies
     sharded = np.asarray(efficiencies.exposed_communication) * efficiencies.sharded_exposure
     return efficiencies._replace(
         exposed_communication=1.0,
@@ -173,9 +196,7 @@ def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
     layer, ends = layer_seconds(inputs, efficiencies, rates), end_seconds(inputs, efficiencies, rates)
     trained = fullest_rank(shape, plan, trained=True)
-    passes = 2.0 if habits.fuses_accumulation else 3.0  # the sum read and written; apart, the new gradient read too
-    gradient_pass = passes * habits.gradient_bytes * sum(trained) * (plan.num_micro_batches > 1) / rates.bytes_per_s
-
+    gradient_pass = gradient_pass_seconds(inputs, trained, rates)
     usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
     opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced
     first, middle, last = (
@@ -209,8 +230,7 @@ def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: in
         steps_per_read: the loop reads the loss, and so waits for the devices, once in so many steps.
     """
     plan, habits = inputs.plan, inputs.habits
-    if not habits.overlaps_communication:
-        efficiencies = without_overlap(efficiencies)
+    efficiencies = effective(efficiencies, habits)
     factor, device = efficiencies.family_factor, device_time(inputs, efficiencies)
     breakdown = {name: np.asarray(seconds * factor) for name, seconds in device.breakdown.items()}
     launched = stage_launch_seconds(inputs, efficiencies)

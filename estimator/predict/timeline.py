@@ -1,0 +1,111 @@
+"""One step of one plan in time: every pass on every stage, what travels, what comes after, and the memory meanwhile."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array
+from estimator.formulas.inputs import StepInputs, step_inputs
+from estimator.formulas.machine import Machine
+from estimator.formulas.memory import Memory, Stage, stage_bytes
+from estimator.formulas.passes import StagePasses, by_stage, stage_passes
+from estimator.formulas.schedule import BACKWARD, FORWARD, WEIGHT_GRADIENT, Timeline, pass_orders, timeline
+from estimator.predict.prediction import predict
+from estimator.stack.efficiencies import Efficiencies
+from estimator.stack.stack import Stack
+from estimator.work.plan import Plan
+from estimator.work.workload import Workload
+
+AFTER = ("data_parallel", "optimizer", "offload", "unexplained")
+"""Purposes of a step's breakdown that come after its last pass, as far as they are not hidden behind it."""
+
+
+class StepTimeline(NamedTuple):
+    """A step from its begin, in seconds."""
+
+    plan: Plan
+    before_s: float
+    """Seconds in which a single controller launches the step, before the devices run it."""
+    passes: StagePasses
+    """Seconds of one micro-batch on each stage."""
+    pipeline: Timeline
+    """From the first pass on."""
+    after: dict[str, float]
+    """Seconds by purpose from the last pass on; `unexplained` may be negative: it is what runs like it took less."""
+    peak_bytes: Array
+    """Of a device of each stage, shape (stages,)."""
+    chunk_bytes: Array
+    """Of them for each chunk of a micro-batch that waits for its backward pass, shape (stages,)."""
+    passed_bytes: float
+    """What a device hands to its peer of the next stage, or back, for each chunk."""
+
+    @property
+    def seconds(self) -> float:
+        """From the begin of a step to that of the next."""
+        return self.before_s + self.pipeline.seconds + sum(self.after.values())
+
+    def held_bytes(self, stage: int) -> tuple[Array, Array]:
+        """Return when the memory of a stage's devices changes, and its bytes from then on; first before any pass."""
+        moments, chunks = self.pipeline.held(stage)
+        chunks = np.concatenate([[0], chunks])
+        held = self.peak_bytes[stage] - (chunks.max() - chunks) * self.chunk_bytes[stage]
+        return np.concatenate([[0.0], moments]), held
+
+
+def step_timeline(plan: Plan, workload: Workload, machine: Machine, stack: Stack) -> StepTimeline:
+    """Return a step of a plan as events.
+
+    What each pass takes adds up to what is predicted of the step, op by op. How long stages wait for each other, and
+    for what travels between them, comes from the events; the closed form of a step states it without them.
+
+    Args:
+        plan: one that breaks no rule of the layout.
+        workload: the work.
+        machine: devices, links and network.
+        stack: the software.
+    """
+    inputs = step_inputs(plan, workload, machine, stack.habits)
+    efficiencies = stack.efficiencies(workload.shape.family, machine.accelerator.id)
+    found = predict(inputs, stack, intervals=False)
+    passes = stage_passes(inputs, efficiencies)
+    breakdown = {name: float(np.asarray(part).item()) for name, part in found.step.breakdown.items()}
+    alone = stack.habits.single_controller
+    after = {name: breakdown[name] for name in AFTER if breakdown.get(name)}
+    if not alone:
+        after["host"] = float(np.asarray(efficiencies.launch_s_per_step))
+    peak_bytes, chunk_bytes = _stage_memory(inputs, efficiencies, found.memory)
+    return StepTimeline(
+        plan=plan,
+        before_s=breakdown["host"] if alone else 0.0,
+        passes=passes,
+        pipeline=_pipeline(plan, passes),
+        after=after,
+        peak_bytes=peak_bytes,
+        chunk_bytes=chunk_bytes,
+        passed_bytes=float((inputs.passed_bytes / inputs.plan.tp).item()),
+    )
+
+
+def _pipeline(plan: Plan, passes: StagePasses) -> Timeline:
+    orders = pass_orders(plan.schedule, plan.num_stages, plan.num_micro_batches, plan.virtual_stages)
+    stretch = 1.0 + passes.waits_for_host / passes.busy_s
+    forward = np.asarray(sum(passes.forward.values()))
+    later = passes.weight_gradient * (plan.schedule == "zero_bubble")
+    seconds = {FORWARD: forward, BACKWARD: passes.busy_s - forward - later, WEIGHT_GRADIENT: later}
+    each = {kind: stretch * of_kind / plan.virtual_stages for kind, of_kind in seconds.items()}
+    return timeline(orders, each, passes.transfer_s)
+
+
+def _stage_memory(inputs: StepInputs, efficiencies: Efficiencies, memory: Memory) -> tuple[Array, Array]:
+    """Return bytes of a device of each stage at its fullest, and those of each chunk in flight."""
+    plan = inputs.plan
+    layers = by_stage(plan.stage_layers(inputs.shape.num_layers), int(plan.num_stages.item()))
+    last = len(layers) - 1
+    peaks, chunks = [], []
+    for i, count in enumerate(layers):
+        in_flight = float(plan.in_flight(i).item())
+        held = stage_bytes(inputs, efficiencies, Stage(count, i == 0, i == last, in_flight))
+        of_chunks = memory.factor * memory.ratio * held.parts["activations"]
+        peaks.append(float(np.asarray(memory.held(held)).item()))
+        chunks.append(float(np.asarray(of_chunks).item()) / in_flight / float(plan.virtual_stages.item()))
+    return np.array(peaks), np.array(chunks)
