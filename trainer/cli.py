@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
 
 from estimator.predict.evaluate import PlanEstimate
@@ -16,7 +17,7 @@ from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_RO
 from estimator.work.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, run_command
-from hardware.errors import unknown_name
+from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
@@ -24,8 +25,6 @@ from trainer.data.dataset import DataConfig
 from trainer.jobs.emit import KINDS, emit
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
-from trainer.look_ahead.dry_run import check_dry_run, dry_runs, stage_ranks
-from trainer.look_ahead.dry_run_report import print_dry_run
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
@@ -34,6 +33,9 @@ from trainer.source import ModelSource, find_config
 
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
 """What a run without a model does, unless told otherwise: a few minutes on two cores."""
+
+DRY_RUN_TORCH = "2.13"
+"""The version whose private names `trainer.look_ahead` uses; training itself needs none of them."""
 
 SEED = {"seq_len": SEED_SEQ_LEN, "batch": SEED_BATCH, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
 """What a fine-tune does, unless told otherwise: as the seed run."""
@@ -199,6 +201,14 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
 
 def _dry_run(asked: _Asked, rank: int | None) -> int:
     """Print what a rank of each kind of stage holds at its peak, beside what the estimator says."""
+    try:  # private names of torch, which other versions lack: nothing else may depend on them
+        from trainer.look_ahead.dry_run import check_dry_run, dry_runs, stage_ranks  # noqa: PLC0415
+        from trainer.look_ahead.dry_run_report import print_dry_run  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            f"dry-run: torch {torch.__version__} lacks what it follows inside torch ({shown(str(error), 120)}); "
+            f"install torch {DRY_RUN_TORCH}"
+        ) from error
     found = _elsewhere(asked)
     world = found.flavor.num_devices
     check_dry_run(found.config, world, rank)

@@ -6,6 +6,7 @@ import time
 import traceback
 
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException  # is no Exception: it would pass by
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from estimator.predict.evaluate import PlanEstimate
@@ -38,7 +39,7 @@ def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> 
             return FAILED
     try:
         return _run(config, work, forecast)
-    except Exception as error:  # noqa: BLE001 - whatever it is, all ranks end for it, and its cause is told
+    except (Exception, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it, and its cause is told
         traceback.print_exc()
         if "onnection" in str(error) or isinstance(error, dist.DistBackendError):
             time.sleep(CONSEQUENCE_WAIT_S)

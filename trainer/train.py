@@ -68,9 +68,9 @@ class Run:
     def _fill(self) -> None:
         checkpoint = find_checkpoint(self.config.resume, self.config.output / CHECKPOINT_FOLDER)
         if checkpoint is not None:
-            load_checkpoint(checkpoint, self.stages, self.optimizers)
             state = read_state(checkpoint)
-            self.loader.load_state_dict(state["loader"])
+            self.loader.load_state_dict(state["loader"])  # refuses other rows before anything is read
+            load_checkpoint(checkpoint, self.stages, self.optimizers)
             self.step = int(state["step"])
         elif self.source.weights is not None:
             load_weights(self.stages, self.source.weights)
