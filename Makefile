@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TABLES := $(addprefix reports/measured/runs/, ultrascale_h100.csv vtrain_a100_single_node.csv \
             measured_runs.csv measured_runs_partial.csv)
-LOGS   := reports/measured/cpu/*/steps.jsonl
+LOGS   := reports/measured/cpu/*/steps.jsonl reports/measured/h200/logs/*/steps.jsonl
 MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic

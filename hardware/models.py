@@ -161,6 +161,11 @@ class Accelerator(Record):
         return self.matmul_flop_per_s(self.usual_precision)
 
     @property
+    def is_processor(self) -> bool:
+        """Whether it is a host's own processor: it has no units of its own for 16 bits."""
+        return self.fp16_flop_per_s is None and self.bf16_flop_per_s in (None, self.fp32_flop_per_s)
+
+    @property
     def has_measured_rates(self) -> bool:
         """Whether both best rates were measured on this device, not taken from another."""
         return self.matmul_efficiency.evidence == self.hbm_efficiency.evidence == "measured"
@@ -193,6 +198,9 @@ class Link(Record):
     latency_s: HopSeconds
     """Seconds of one hop of a collective however small; an all-reduce over n devices is 2 (n - 1) hops."""
 
+    latency_evidence: Evidence = "assumed"
+    """What stands behind `latency_s`."""
+
     efficiency: Measured
     """Bandwidth that large messages reach over `bytes_per_s`."""
 
@@ -208,6 +216,9 @@ class Network(Record):
 
     latency_s: HopSeconds
     """Seconds of one hop of a collective however small."""
+
+    latency_evidence: Evidence = "assumed"
+    """What stands behind `latency_s`."""
 
     efficiency: Measured
     """Bandwidth that large messages reach over `bytes_per_s`."""

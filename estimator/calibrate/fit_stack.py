@@ -47,9 +47,16 @@ class Errors(NamedTuple):
     """Of what the model leaves unexplained: `residual.residual_log_sd`."""
     unsure: Array
     """Of the model's parameters."""
+    measured: Array
+    """Standard errors of the measurements themselves."""
+
+    @property
+    def known(self) -> Array:
+        """Spreads that are told apart from what the model leaves unexplained."""
+        return np.hypot(self.unsure, self.measured)
 
 
-NO_ERRORS = Errors(np.zeros(0), np.zeros(0), np.zeros(0))
+NO_ERRORS = Errors(*np.zeros((4, 0)))
 
 
 class HeldOut(NamedTuple):
@@ -75,20 +82,20 @@ def held_out(problem: FitProblem, part: Array) -> Asking[HeldOut]:
     predicted = np.isin(np.arange(len(model.runs)), np.concatenate([*outs, np.zeros(0, dtype=np.int64)]))
     known = [i for i, run in enumerate(model.runs) if predicted[i] and run.fits is not None]
 
-    def errors(quantity: Array, places: Array, truth: Array) -> Errors:
-        return Errors(logs[quantity, places] - truth, residual[quantity, places], unsure[quantity, places])
+    def errors(quantity: Array, places: Array, truth: Array, log_se: Array) -> Errors:
+        return Errors(logs[quantity, places] - truth, residual[quantity, places], unsure[quantity, places], log_se)
 
     def measured(kind: int) -> Errors:
         taken = model.targets
         own = taken.of((kind == KIND_OF[taken.quantity]) & (taken.bound == 0) & predicted[taken.rows])
-        return errors(own.quantity, own.rows, own.logs)
+        return errors(own.quantity, own.rows, own.logs, own.log_se)
 
     capacity = np.log(np.array([model.runs[i].machine.accelerator.hbm_bytes for i in known]))
     return HeldOut(
         measured(SECONDS),
         measured(LAUNCHING),
         measured(BYTES),
-        errors(np.full(len(known), PEAK), np.array(known, dtype=np.int64), capacity),
+        errors(np.full(len(known), PEAK), np.array(known, dtype=np.int64), capacity, np.zeros(len(known))),
         np.array([model.runs[i].fits for i in known], dtype=bool),
     )
 
@@ -143,28 +150,30 @@ def conformal_log_sd(errors: Array, degrees_of_freedom: int) -> float:
 def held_out_log_sd(errors: Errors, assumed: float, degrees_of_freedom: int) -> float:
     """Return the spread of predictions of runs that were not seen, from errors of such, however few.
 
-    Of few, it is the mean of what the parameters do not explain of their squares, and of what is assumed.
+    Less the part of their squares that is the measurements' own. Of few, it is the mean of what the parameters do not
+    explain of their squares either, and of what is assumed.
 
     >>> held_out_log_sd(NO_ERRORS, 0.1, 4)
     0.1
     """
     if len(errors.values) >= FEWEST_HELD_OUT:
-        return conformal_log_sd(errors.values, degrees_of_freedom)
-    left = np.maximum(errors.values**2 - errors.unsure**2, 0.0).sum()
+        sizes = np.sqrt(np.maximum(errors.values**2 - errors.measured**2, 0.0))
+        return conformal_log_sd(sizes, degrees_of_freedom)
+    left = np.maximum(errors.values**2 - errors.known**2, 0.0).sum()
     return float(np.sqrt((left + PRIOR_MEASUREMENTS * assumed**2) / (len(errors.values) + PRIOR_MEASUREMENTS)))
 
 
 def widening(errors: Errors, degrees_of_freedom: int) -> float:
     """Return the ratio by which the spreads left are to be widened so that 90 % intervals hold 90 % of such errors.
 
-    Each error needs the ratio c with |e| = t hypot(c residual, unsure), t the quantile: as `conformal_log_sd`.
+    Each error needs the ratio c with |e| = t hypot(c residual, known), t the quantile: as `conformal_log_sd`.
 
     >>> one = np.ones(1999)
-    >>> round(widening(Errors(np.linspace(0, 2, 1999), one, 0 * one), 10**6), 2)  # 1.8 / 1.645
+    >>> round(widening(Errors(np.linspace(0, 2, 1999), one, 0 * one, 0 * one), 10**6), 2)  # 1.8 / 1.645
     1.09
     """
     quantile = np.log(interval_ratio(1.0, degrees_of_freedom))
-    needed = np.maximum((errors.values / quantile) ** 2 - errors.unsure**2, 0.0)
+    needed = np.maximum((errors.values / quantile) ** 2 - errors.known**2, 0.0)
     return max(conformal_log_sd(np.sqrt(needed) / errors.residual * quantile, degrees_of_freedom), LEAST_WIDENING)
 
 

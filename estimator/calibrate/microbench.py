@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from estimator.calibrate import alone
+from estimator.formulas.attention import FUSED_ATTENTION_RATE
 from estimator.formulas.collectives import Group, all_reduce_seconds, gather_seconds
-from estimator.formulas.compute import FUSED_ATTENTION_RATE, Rates, matmul_seconds, sustained_rates
+from estimator.formulas.compute import Rates, matmul_seconds, sustained_rates
+from estimator.formulas.counts import attention_backward_flop
 from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead, Skipped
 from estimator.runs.timings import COLLECTIVES, SETTINGS, Timed, read_timing_table
@@ -180,17 +183,36 @@ def _of_product(timed: Timed, device: Accelerator) -> float:
         raise ValueError(f"m: a product of {flop / 1e9:.3g} GFLOP in {seconds * 1e6:.3g} us is too small to compare")
     best = _best_rates(device, precision)
     _refuse_beyond(flop / seconds, device.peaks[precision], "FLOP/s", device)
+    if timed.setting == "standalone" and device.id in alone.ALONE and not in_8_bits:
+        found = alone.ALONE[device.id]
+        return _longer_than(found.launch_s, float(alone.product_seconds(m, n, k, device, found))) / seconds
     rates = {"flop_per_s": best.weights_flop_per_s, "bytes_per_s": best.bytes_per_s}
-    return float(matmul_seconds(m, n, k, num_compute_units=best.num_compute_units, **rates)) / seconds
+    units = best.num_compute_units
+    return float(matmul_seconds(m, n, k, num_compute_units=units, precision=precision, **rates)) / seconds
 
 
 def _of_attention(timed: Timed, device: Accelerator) -> float:
     positions, measured = _stated(timed, "positions"), _stated(timed, "flop_per_s")
+    _refuse_beyond(measured, device.usual_flop_per_s, "FLOP/s", device)
+    way = timed.kind.removeprefix("attention ")
+    if timed.kernel and device.id in alone.ALONE:
+        sequences, head_dim = _stated(timed, "sequences"), _stated(timed, "head_dim")
+        flop = 4.0 if way == "forward" else attention_backward_flop(4.0, keeps_scores=False)
+        kernel = getattr(alone.KERNELS[timed.kernel], way)
+        found = float(alone.attention_seconds(sequences, positions, head_dim, kernel, flop, device))
+        seconds = float(_stated(timed, "seconds"))
+        return _longer_than(alone.ATTENTION_LAUNCH_S[way], found) / seconds
     if positions < LEAST_POSITIONS:
         raise ValueError(f"positions: {positions}; {LEAST_POSITIONS} and more are compared")
-    _refuse_beyond(measured, device.usual_flop_per_s, "FLOP/s", device)
-    rate = FUSED_ATTENTION_RATE[timed.kind.removeprefix("attention ")]
+    rate = FUSED_ATTENTION_RATE[way]
     return float(measured / (float(_best_rates(device, device.usual_precision).attention_flop_per_s) * rate))
+
+
+def _longer_than(launch_s: float, seconds: float) -> float:
+    """Return the seconds of an operation alone, launched in so many; one that its launch outlasts tells nothing."""
+    if seconds < launch_s:
+        raise ValueError(f"seconds: some {seconds * 1e6:.3g} us are less than the {launch_s * 1e6:.3g} of its launch")
+    return float(alone.larger(seconds, launch_s))
 
 
 def _of_moved(timed: Timed, device: Accelerator) -> float:

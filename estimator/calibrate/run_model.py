@@ -20,7 +20,10 @@ SECONDS, LAUNCHING, BYTES = range(3)
 KIND_OF = np.array([SECONDS, LAUNCHING, BYTES, BYTES, BYTES])
 """Of each quantity the kind of measurement, each of which has a spread of its own."""
 
-MEMORY_PARAMETERS = ("memory_ratio", "workspace_bytes", "gathered_bytes", "flight_bytes", "base_bytes")
+MEMORY_PARAMETERS = (
+    "memory_ratio", "workspace_bytes", "gathered_bytes", "flight_bytes", "base_bytes", "processor_memory_ratio",
+    "processor_bytes",
+)  # fmt: skip
 """On which no seconds depend, as no bytes do on the others."""
 
 

@@ -5,41 +5,43 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.formulas.counts import MATERIALIZED_ATTENTION, MatMul, attention_backward_flop, attention_flop
-from estimator.formulas.inputs import StepInputs
+from estimator.formulas.counts import MatMul
 from estimator.formulas.layout import Layout
 from estimator.stack.efficiencies import Efficiencies
 from hardware.models import Accelerator, MatmulPrecision
 
-FUSED_ATTENTION_RATE = {"forward": 0.48, "backward": 0.70}
-"""Matrix rate of a fused attention kernel over that of large matrix products in the same training run.
+TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+"""Output tiles (rows, columns) of matrix kernels: those of cuBLAS in a profile of a training step, and smaller ones."""
 
-measured: CK flash attention 262 forward and 386 backward TFLOP/s beside products of 490-610 (mean 550) on MI300X,
-sequence 8192, head size 128 (AMD-AGI/TraceLens, Hyperloom llama70b_analysis).
+ALIGNED = 8
+"""Elements of 16 bits that a vector load of 16 bytes brings."""
+
+
+class ShapeLoss(NamedTuple):
+    """What the shape of a product costs."""
+
+    tile_loads: float = 12.0
+    """Products that a tile could do while it loads an operand: its rate is 1 / (1 + loads / rows + loads / columns)."""
+    depth: float = 260.0
+    """Products of the inner dimension that fill a kernel's pipeline before it runs at its rate."""
+    wave_exponent: float = 0.8
+    """How much of a last, partly filled wave is lost: 1 all of it, 0 nothing."""
+    odd: float = 0.12
+    """Further seconds of a product with a size that is no multiple of `ALIGNED`."""
+
+
+SHAPE_LOSS = ShapeLoss()
+"""measured: 765 products of 30 GFLOP and more on an H200, forward and of both gradients, of 1B to 70B models
+(`calibrate.alone.fit_products` on reports/measured/h200/gemm.csv, rounded). Half of them, fitted, predicts the other
+half by 4.5 % at the median and 13.8 % at the 95th percentile, as near as they repeat: of 132 timed twice there, the two
+differ by 4.7 % and 22 %. 106 products on MI300X, MI350X, H100 and A100, given the rate of each device and source, are
+11.0 % off in the mean, and were 12.2 % with constants fitted to them alone.
 """
 
-TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75), (64, 64, 0.55))
-"""Output tiles (rows, columns) of matrix kernels and their rate relative to the largest.
 
-assumed: the tile sizes that hipBLASLt and cuBLAS ship; the relative rate falls with the operands read per product,
-1/rows + 1/columns. Kept: of 3,768 other sets of tiles, depths and exponents, those fitted to half of 129 published
-products, by shape, device or source, predict the other half no better: mean error 12.4 instead of 12.1 %, better in
-36 to 46 % of the halves. What is missed is a kernel's choice (k far beyond m n, or the reverse), not these.
-"""
-
-PIPELINE_DEPTH = 192
-"""Products of the inner dimension that fill a kernel's pipeline before it runs at its rate.
-
-measured: with `WAVE_EXPONENT`, the round value nearest to 72 published bf16 and fp16 matrix products on MI300X, H100
-and A100 (AMD-AGI/TraceLens traces, Azure AI-benchmarking-guide): median error 9 % given each device's best rate.
-Of 129, given the rate of each device and source, it is 3.8 %, and 37 % at the 90th percentile.
-"""
-
-WAVE_EXPONENT = 0.5
-"""How much of a last, partly filled wave is lost: 1 all of it, 0 nothing.  # measured: as above"""
-
-
-def shape_efficiency(rows: Num, columns: Num, inner: Num, num_compute_units: Num) -> Array:
+def shape_efficiency(
+    rows: Num, columns: Num, inner: Num, num_compute_units: Num, loss: ShapeLoss = SHAPE_LOSS
+) -> Array:
     """Fraction of a device's best matrix rate that a product of this shape can reach.
 
     max over tiles of: tile rate * useful part of the tiles * filled part of the waves, times k / (k + depth). A tile
@@ -49,38 +51,69 @@ def shape_efficiency(rows: Num, columns: Num, inner: Num, num_compute_units: Num
     >>> round(float(shape_efficiency(8192, 13312, 10**9, 104)), 6)  # whole tiles, whole waves
     1.0
     >>> round(float(shape_efficiency(256, 128, 10**9, 104)), 3)  # 8 small tiles on 104 compute units
-    0.042
+    0.064
     """
+    m, n, k = (np.asarray(size, dtype=np.float64) for size in (rows, columns, inner))
     best = np.zeros(())
-    for tile_rows, tile_columns, rate in TILES:
-        tiles = np.ceil(np.asarray(rows) / tile_rows) * np.ceil(np.asarray(columns) / tile_columns)
-        useful = np.asarray(rows) * columns / (tiles * tile_rows * tile_columns)
+    for tile_rows, tile_columns in TILES:
+        tiles = np.ceil(m / tile_rows) * np.ceil(n / tile_columns)
+        useful = m * n / (tiles * tile_rows * tile_columns)
         filled = tiles / (np.ceil(tiles / num_compute_units) * num_compute_units)
-        filled = np.where(tiles < num_compute_units, filled, filled**WAVE_EXPONENT)
-        best = np.maximum(best, rate * useful * filled)
-    return np.asarray(best * (inner / (np.asarray(inner, dtype=np.float64) + PIPELINE_DEPTH)))
+        filled = np.where(tiles < num_compute_units, filled, filled**loss.wave_exponent)
+        best = np.maximum(best, _tile_rate(tile_rows, tile_columns, loss.tile_loads) * useful * filled)
+    is_odd = (m % ALIGNED > 0) | (n % ALIGNED > 0) | (k % ALIGNED > 0)
+    return np.asarray(best * (k / (k + loss.depth)) / (1.0 + loss.odd * is_odd))
+
+
+def _tile_rate(rows: int, columns: int, loads: float) -> float:
+    """Return the rate of a tile over that of 256 x 128, the largest."""
+    return (1 + loads / 256 + loads / 128) / (1 + loads / rows + loads / columns)
 
 
 def roofline_seconds(flop: Num, flop_per_s: Num, moved_bytes: Num, bytes_per_s: Num) -> Array:
-    """Seconds of an op that computes and moves memory at once: the longer of the two.
+    """Seconds of an op that computes and moves memory at once: little more than the longer of the two.
 
-    t = max(flop / F, bytes / B) (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
+    t = hypot(flop / F, bytes / B). The roofline (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785) has
+    their maximum, as if loads hid behind arithmetic to the last; where both take as long, products take 1.4 times that
+    (`SHAPE_LOSS`, the same measurements).
 
-    >>> float(roofline_seconds(2e12, 1e12, 1e9, 1e9))
-    2.0
+    >>> float(roofline_seconds(4e12, 1e12, 3e9, 1e9))
+    5.0
     """
-    return np.maximum(np.asarray(flop) / flop_per_s, np.asarray(moved_bytes) / bytes_per_s)
+    return np.hypot(np.asarray(flop) / flop_per_s, np.asarray(moved_bytes) / bytes_per_s)
+
+
+class ElementBytes(NamedTuple):
+    """Bytes per element of a product's operands and of its result."""
+
+    operand: float
+    result: float
+
+
+ELEMENT_BYTES: dict[MatmulPrecision, ElementBytes] = {
+    "bf16": ElementBytes(2, 2),
+    "fp16": ElementBytes(2, 2),
+    "fp32": ElementBytes(4, 4),
+    "fp8": ElementBytes(1, 2),
+}
 
 
 def matmul_seconds(
-    rows: Num, columns: Num, inner: Num, *, flop_per_s: Num, bytes_per_s: Num, num_compute_units: Num
+    rows: Num,
+    columns: Num,
+    inner: Num,
+    *,
+    flop_per_s: Num,
+    bytes_per_s: Num,
+    num_compute_units: Num,
+    precision: MatmulPrecision = "bf16",
 ) -> Array:
-    """Seconds of one 16-bit matrix product (rows x inner) (inner x columns) at a device's sustained rates.
+    """Seconds of one matrix product (rows x inner) (inner x columns) at a device's sustained rates.
 
-    flop = 2 m n k; bytes = 2 (m k + k n + m n).
+    flop = 2 m n k; bytes = o (m k + k n) + r m n, o and r those of an element of the operands and of the result.
     """
-    flop = 2.0 * rows * columns * inner
-    moved = 2.0 * (rows * inner + inner * columns + rows * columns)
+    flop, each = 2.0 * rows * columns * inner, ELEMENT_BYTES[precision]
+    moved = each.operand * (rows * inner + inner * columns) + each.result * (rows * columns)
     rate = flop_per_s * shape_efficiency(rows, columns, inner, num_compute_units)
     return roofline_seconds(flop, rate, moved, bytes_per_s)
 
@@ -97,7 +130,13 @@ class Rates(NamedTuple):
     experts_flop_per_s: Num
     """Of products with the weights of a layer's experts."""
     attention_flop_per_s: Num
-    """Of fused attention, before `FUSED_ATTENTION_RATE`."""
+    """Of fused attention, before what `attention` says of kernels whose speed was published as a part of products'."""
+    attention_peak_flop_per_s: Num
+    """Of kernels whose speed is told as a part of the device's peak."""
+    precision: MatmulPrecision = "bf16"
+    """Of products with the weights of a layer."""
+    usual_precision: MatmulPrecision = "bf16"
+    """Of other products."""
 
 
 def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precision: MatmulPrecision = "bf16") -> Rates:
@@ -119,6 +158,9 @@ def sustained_rates(accelerator: Accelerator, efficiencies: Efficiencies, precis
         of_weights,
         of_weights * efficiencies.expert_efficiency,
         usual * efficiencies.attention_efficiency,
+        accelerator.usual_flop_per_s * np.asarray(efficiencies.attention_efficiency),
+        precision,
+        accelerator.usual_precision if precision == "fp8" else precision,
     )
 
 
@@ -146,31 +188,15 @@ def matmul_passes(tokens: Num, matmul: MatMul, plan: Layout, rates: Rates) -> Pa
     flop_per_s = rates.experts_flop_per_s if matmul.num_copies > 1 else rates.weights_flop_per_s
 
     def seconds(m: Num, n: Num, k: Num) -> Array:
-        rate = {"flop_per_s": flop_per_s, "bytes_per_s": rates.bytes_per_s}
-        one = matmul_seconds(m, n, k, num_compute_units=rates.num_compute_units, **rate)
+        one = matmul_seconds(
+            m,
+            n,
+            k,
+            flop_per_s=flop_per_s,
+            bytes_per_s=rates.bytes_per_s,
+            num_compute_units=rates.num_compute_units,
+            precision=rates.precision,
+        )
         return np.asarray(matmul.num_copies / shared_by * one)
 
     return Passes(seconds(rows, columns, inner), seconds(rows, inner, columns), seconds(inner, columns, rows))
-
-
-def attention_passes(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
-    """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
-
-    Fused, at the rate of fused kernels. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched
-    products of their shapes, and the passes over the scores between them.
-    """
-    shape, seq_len, tp, fused = inputs.shape, inputs.seq_len, inputs.plan.tp, inputs.fuses_attention
-    forward_flop = attention_flop(inputs.tokens, seq_len, shape, causal=fused) / tp
-    if fused:
-        backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
-        rate = {name: share * np.asarray(rates.attention_flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}
-        return forward_flop / rate["forward"], backward_flop / rate["backward"]
-    queries = inputs.tokens * shape.num_heads / tp
-    onto_scores = shape_efficiency(queries, seq_len, shape.head_dim, rates.num_compute_units)
-    from_scores = shape_efficiency(queries, shape.head_dim, seq_len, rates.num_compute_units)
-    product_s = forward_flop / 2 / rates.flop_per_s  # each of the two forward products, at the rate of large ones
-    attention_efficiency = rates.attention_flop_per_s / np.asarray(rates.flop_per_s)
-    score_s = queries * seq_len / rates.bytes_per_s / attention_efficiency  # one byte of every score through memory
-    forward = product_s * (1 / onto_scores + 1 / from_scores) + score_s * MATERIALIZED_ATTENTION.forward
-    backward = product_s * (1 / onto_scores + 3 / from_scores) + score_s * MATERIALIZED_ATTENTION.backward
-    return forward, backward

@@ -320,6 +320,3 @@ Counted from the ops of the eager attention of Hugging Face decoders, bytes read
 scale 2 + 2, mask 2 + 4, softmax 4 + 4, cast 4 + 2, product 2 + 0; backward: product 0 + 2, cast 2 + 4, softmax 8 + 4,
 mask 4 + 2, scale 2 + 2, three products 6 + 0.
 """
-
-LOSS_TRAFFIC_BYTES = 12.0
-"""Bytes per logit through memory, forward and backward: read 2, write 4; read 4, write 2."""

@@ -18,6 +18,13 @@ SELECTIVE_LAUNCH = 1 / 9
 """Launch work of repeating attention, over a layer's forward and backward pass.  # assumed: a third of forward"""
 
 
+COMPILED_LAUNCH = 0.3
+"""Host seconds of a compiled layer over those of an eager one.
+
+assumed: 42 launches for 110, and the compiled function's own checks; a compiled step was never measured where the host
+was the slower
+"""
+
 TENSOR_PARALLEL_REDUCTIONS = 4
 """All-reduces, or pairs of all-gather and reduce-scatter, of a layer's forward and backward pass.
 
@@ -34,7 +41,7 @@ def layer_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> tupl
     """
     plan, split = inputs.plan, inputs.plan.tp > 1
     layer = (
-        efficiencies.launch_s_per_layer
+        efficiencies.launch_s_per_layer * (COMPILED_LAUNCH if inputs.habits.execution == "compiled" else 1.0)
         + efficiencies.launch_s_per_split_layer * split
         + efficiencies.launch_s_per_stalled_rank * split * plan.stalls * plan.tp
         + efficiencies.launch_s_per_routed_layer * (inputs.shape.num_experts > 0)

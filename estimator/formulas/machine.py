@@ -8,6 +8,13 @@ import numpy.typing as npt
 from hardware.catalog import Catalog
 from hardware.models import Accelerator, Flavor, Node
 
+SHARED_PROCESSOR_LOG_SD = 0.12
+"""Spread of a step's time on a processor from one run to the next, whatever runs: that of who else uses it.
+
+assumed: virtual processors are shared, and the speed of one drifts by tens of percent between runs
+(reports/measured/cpu); an accelerator's owner has it alone
+"""
+
 
 class Fabric(NamedTuple):
     """What was measured of a machine's collectives before it trained: numbers, or arrays over plans."""
@@ -38,3 +45,8 @@ class Machine(NamedTuple):
     def devices_per_node(self) -> int:
         """Devices of the fullest node."""
         return -(-self.num_devices // self.num_nodes)
+
+    @property
+    def drift_log_sd(self) -> float:
+        """Spread of a step's time, in logarithms, from one run to the next that is the same."""
+        return SHARED_PROCESSOR_LOG_SD if self.accelerator.is_processor else 0.0

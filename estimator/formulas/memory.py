@@ -278,7 +278,7 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
     The first stage holds the embedding and the most micro-batches in flight, the last one the logits; of those between,
     equal in layers, the second holds the most.
     """
-    plan = inputs.plan
+    plan, efficiencies = inputs.plan, efficiencies.on(inputs.machine.accelerator)
     first, second, last = stages_of(inputs.shape, plan)
     of_second = stage_bytes(inputs, efficiencies, second._replace(held=plan.in_flight(1)))
     between = plan.num_stages > 2
@@ -295,6 +295,7 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
 
 def total_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
     """Bytes of all devices together."""
+    efficiencies = efficiencies.on(inputs.machine.accelerator)
     ratio, base = efficiencies.memory_ratio, efficiencies.base_bytes
     return _of_all(inputs, efficiencies, lambda stage: stage.of_state + ratio * stage.of_work + base)
 

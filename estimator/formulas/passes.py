@@ -43,7 +43,7 @@ def stage_passes(inputs: StepInputs, efficiencies: Efficiencies) -> StagePasses:
     too, and of the vocabulary projection's three passes one is forward.
     """
     shape, plan, habits = inputs.shape, inputs.plan, inputs.habits
-    usual = effective(efficiencies, habits)
+    usual = effective(efficiencies, inputs)
     rates = sustained_rates(inputs.machine.accelerator, usual, habits.matmul_precision)
     layer, ends = layer_seconds(inputs, usual, rates), end_seconds(inputs, usual, rates)
     layers = by_stage(plan.stage_layers(shape.num_layers), int(plan.num_stages.item()))

@@ -103,7 +103,7 @@ def _spreads(
         0.0 if device in fit.accelerators else fit.device_log_sd, 0.0 if source in fit.sources else fit.source_log_sd
     )
     device_share = 1 - step.breakdown["host"] / step.seconds
-    left = residual_log_sd(fit.step_residual, fit.step_log_sd, places)
+    left = np.hypot(residual_log_sd(fit.step_residual, fit.step_log_sd, places), inputs.machine.drift_log_sd)
     left_bytes = residual_log_sd(fit.memory_residual, fit.memory_log_sd, places)
     return (
         log_sd(moved_step.seconds, np.hypot(left, unknown * device_share)),

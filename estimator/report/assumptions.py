@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from estimator.formulas import compute, counts, launch, memory
+from estimator.formulas import attention, compute, counts, launch, memory, traffic
 from estimator.predict.residual import residual_log_sd
 from estimator.search.planner import Estimate
 from hardware.models import Link, Network
@@ -46,7 +46,8 @@ def _machine_assumptions(estimate: Estimate) -> list[Assumption]:
         reached = wire.efficiency
         rows.append((name, f"{wire.bytes_per_s / 1e9:,.0f}", "GB/s per direction", wire.evidence, source))
         rows.append((f"{name}, reached", f"{reached.value:.2f}", "of peak", reached.evidence, reached.note))
-        rows.append((f"{name}, a hop", f"{wire.latency_s * 1e6:g}", "us", "assumed", "order of a collective's hop"))
+        hop = node_url if wire.latency_evidence == "measured" else "order of a collective's hop"
+        rows.append((f"{name}, a hop", f"{wire.latency_s * 1e6:g}", "us", wire.latency_evidence, hop))
     return rows
 
 
@@ -93,27 +94,40 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
 
 
 def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
-    shape, act = estimate.workload.shape, estimate.stack.habits.activation_bytes
-    in_8_bits = estimate.stack.habits.matmul_precision == "fp8"
-    traffic = [sum(both) / 1024 for both in zip(*counts.layer_traffic(shape, act, in_8_bits=in_8_bits), strict=True)]
-    fused = "norms, rotary, residuals, activation, routing, casts: each op one pass over its operands"
-    tiles = ", ".join(f"{rows}x{columns}: {rate:g}" for rows, columns, rate in compute.TILES)
-    products = "72 published matrix products on MI300X, H100, A100 (TraceLens, Azure); median error 9 %"
-    rates, scores = compute.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
+    shape, habits = estimate.workload.shape, estimate.stack.habits
+    moved = [sum(both) / 1024 for both in zip(*traffic.executed_traffic(shape, habits), strict=True)]
+    passes = {
+        "kernels": "norms, rotary, residuals, activation, routing, casts: each op one pass over its operands",
+        "compiled": "as fused kernels: each op one pass over its operands",
+        "eager": "operators of transformers, counted one by one",
+    }[habits.execution]
+    tiles = ", ".join(f"{rows}x{columns}" for rows, columns in compute.TILES)
+    loss, products = compute.SHAPE_LOSS, "765 matrix products on an H200 (reports/measured/h200)"
+    rates, scores = attention.FUSED_ATTENTION_RATE, counts.MATERIALIZED_ATTENTION
     kernels = "CK flash attention beside matrix products in one run on MI300X (TraceLens, Hyperloom)"
+    if habits.attention_kernel == "torch":
+        kernels = "where it is not cuDNN's, whose speed was measured on an H200: " + kernels
     code = "ops of the eager attention of Hugging Face decoders, counted"
     return [
-        ("kernel tiles and their rates", tiles, "of the largest", "assumed", "tiles that hipBLASLt and cuBLAS ship"),
-        ("inner products to fill a kernel", f"{compute.PIPELINE_DEPTH}", "", "measured", products),
-        ("loss of a partly filled wave", f"{compute.WAVE_EXPONENT}", "exponent", "measured", products),
+        ("kernel tiles", tiles, "rows x columns", "assumed", "tiles that hipBLASLt and cuBLAS ship"),
+        ("products during a tile's load", f"{loss.tile_loads:g}", "", "measured", products),
+        ("inner products to fill a kernel", f"{loss.depth:g}", "", "measured", products),
+        ("loss of a partly filled wave", f"{loss.wave_exponent:g}", "exponent", "measured", products),
+        ("sizes that are no multiple of 8", f"{loss.odd:.0%}", "longer", "measured", products),
         ("fused attention, forward", f"{rates['forward']}", "of matrix rate", "measured", kernels),
         ("fused attention, backward", f"{rates['backward']}", "of matrix rate", "measured", kernels),
         ("scores' traffic, forward", f"{scores.forward:g}", "bytes per score", "documented", code),
         ("scores' traffic, backward", f"{scores.backward:g}", "bytes per score", "documented", code),
         ("scores' workspace", f"{memory.SCORE_WORKSPACE_BYTES}", "bytes per score", "documented", code),
-        ("loss traffic", f"{counts.LOSS_TRAFFIC_BYTES:g}", "bytes per logit", "assumed", "one pass each way, fused"),
-        ("element-wise traffic, forward", f"{traffic[0]:,.0f}", "KiB per token, layer", "assumed", fused),
-        ("element-wise traffic, backward", f"{traffic[1]:,.0f}", "KiB per token, layer", "assumed", fused),
+        (
+            "loss traffic",
+            f"{traffic.loss_traffic_bytes(habits):g}",
+            "bytes per logit",
+            "assumed",
+            "its passes, counted",
+        ),
+        ("element-wise traffic, forward", f"{moved[0]:,.0f}", "KiB per token, layer", "assumed", passes),
+        ("element-wise traffic, backward", f"{moved[1]:,.0f}", "KiB per token, layer", "assumed", passes),
         ("launch of a repeated layer", f"{launch.FULL_LAUNCH:.3f}", "of a layer's", "assumed", "as its FLOP"),
         (
             "launch of repeated attention",

@@ -90,7 +90,7 @@ def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     return replace(
         run,
         step_s=step_s,
-        step_log_se=log_se,
+        step_log_se=float(np.hypot(log_se, machine.drift_log_sd)),
         launch_windows_s=tuple(line.launch_s for line in found.lines if line.launch_s is not None),
         startup=_startup(log, record, found.pace),
         log=found.log,

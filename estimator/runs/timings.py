@@ -17,6 +17,9 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter")
 KINDS = ("product", "8-bit product", "attention forward", "attention backward", "element-wise", "stream", *COLLECTIVES)
 """What was timed: products of 16 and of 8 bits, fused attention, element-wise ops and norms, copies, collectives."""
 
+ATTENTION_KERNELS = ("cudnn", "flash")
+"""Fused attention of cuDNN, and torch's own."""
+
 _SIZE, _SECONDS, _RATE = whole(1), number(1e-9, 1e6), number(1, 1e21)
 
 
@@ -38,6 +41,11 @@ class Timed:
     """Rows, columns and inner size of a product."""
     positions: int | None = None
     """Of an attention, the fewer of queries and keys."""
+    sequences: int | None = None
+    """Of an attention: one for each row and head."""
+    head_dim: int | None = None
+    kernel: str | None = None
+    """Of an attention, where it is one that is known alone."""
     message_bytes: int | None = None
     """Of a collective: of the whole tensor that is reduced or gathered."""
     num_devices: int | None = None
@@ -58,6 +66,9 @@ COLUMNS: dict[str, Column] = {
     "n": _SIZE,
     "k": _SIZE,
     "positions": _SIZE,
+    "sequences": _SIZE,
+    "head_dim": _SIZE,
+    "kernel": choice(*ATTENTION_KERNELS),
     "message_bytes": whole(1, 2**50),
     "num_devices": whole(1, MOST_DEVICES + 1),
     "num_nodes": whole(1, MOST_DEVICES + 1),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from estimator.arrays import Num
+from hardware.models import Accelerator
 
 PARAMETERS = (
     "matmul_efficiency",
@@ -28,6 +29,9 @@ FURTHER_PARAMETERS = (
     "gathered_bytes",
     "flight_bytes",
     "base_bytes",
+    "processor_s_per_step",
+    "processor_memory_ratio",
+    "processor_bytes",
 )
 """What a stack has where its premises have a prior of it; else it has the value that changes nothing."""
 
@@ -60,7 +64,7 @@ class Efficiencies(NamedTuple):
     launch_s_per_routed_layer: Num = 0.0
     """Further host seconds per layer of a micro-batch whose tokens are routed to experts."""
     attention_efficiency: Num = 1.0
-    """Rate of fused attention over `compute.FUSED_ATTENTION_RATE`, or of passes over scores over those of eager ops."""
+    """Rate of fused attention over that of its kernel, or of passes over scores over those of eager ops."""
     fp8_efficiency: Num = 1.0
     """Part of the peak that 8-bit products reach over the part that 16-bit ones do, casts apart."""
     expert_efficiency: Num = 1.0
@@ -79,5 +83,24 @@ class Efficiencies(NamedTuple):
     """Bytes per token and unit of the hidden size that every tensor-parallel rank of a stage keeps of a micro-batch."""
     base_bytes: Num = 0.0
     """Bytes per device whatever it trains: context, libraries, communicators."""
+    processor_s_per_step: Num = 0.0
+    """Further host seconds per step where the device is the host's own processor."""
+    processor_memory_ratio: Num = 1.0
+    """Bytes held over bytes counted where the memory is the host's, over those of an accelerator's allocator."""
+    processor_bytes: Num = 0.0
+    """Further bytes per device where the memory is the host's: the program's own."""
     family_factor: Num = 1.0
     """Device seconds of this model family over those of the population."""
+
+    def on(self, accelerator: Accelerator) -> "Efficiencies":
+        """Return them as they hold on a device, what holds on processors alone in its place."""
+        if not accelerator.is_processor:
+            return self
+        return self._replace(
+            launch_s_per_step=self.launch_s_per_step + self.processor_s_per_step,
+            memory_ratio=self.memory_ratio * self.processor_memory_ratio,
+            base_bytes=self.base_bytes + self.processor_bytes,
+            processor_s_per_step=0.0,
+            processor_memory_ratio=1.0,
+            processor_bytes=0.0,
+        )

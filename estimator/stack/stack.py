@@ -80,6 +80,8 @@ class Habits(StackRecord):
     """What runs between a layer's products: kernels written for it, each operator by itself, or what a compiler makes
     of these.
     """
+    attention_kernel: Literal["published", "torch"] = "published"
+    """Whose speed fused attention has: as published beside products, or of the kernel that torch chooses."""
     matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
     evidence: dict[str, Evidence]

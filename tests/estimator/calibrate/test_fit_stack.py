@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from estimator.calibrate.assess import assess
 from estimator.calibrate.fit_stack import (
     ASSUMED_SPREADS,
+    LEAST_WIDENING,
     NO_ERRORS,
     Errors,
     conformal_log_sd,
@@ -54,7 +55,7 @@ def test_widened_intervals_hold_nine_in_ten(seed: int, ratio: float, unsure: flo
     random = np.random.default_rng(seed)
     left = np.exp(random.uniform(-4, -1, size=4000))
     values = np.hypot(ratio * left, unsure) * random.normal(size=4000)
-    errors = Errors(values, left, np.full(4000, unsure))
+    errors = Errors(values, left, np.full(4000, unsure), np.zeros(4000))
     half = Errors(*(part[:2000] for part in errors))
     found = widening(half, 10**6)
     assert found == pytest.approx(ratio, rel=0.15)
@@ -66,7 +67,7 @@ def test_few_errors_are_pooled_with_what_is_assumed() -> None:
     """Without errors the assumed spread stands; four errors count as much as it."""
     none, one = np.zeros(4), np.full(4, 0.3)
     assert held_out_log_sd(NO_ERRORS, 0.1, 4) == pytest.approx(0.1)
-    assert held_out_log_sd(Errors(one, none, none), 0.1, 4) == pytest.approx(np.sqrt((0.09 + 0.01) / 2))
+    assert held_out_log_sd(Errors(one, none, none, none), 0.1, 4) == pytest.approx(np.sqrt((0.09 + 0.01) / 2))
 
 
 def test_what_parameters_are_unsure_of_is_not_told_twice() -> None:
@@ -75,8 +76,18 @@ def test_what_parameters_are_unsure_of_is_not_told_twice() -> None:
     Their interval has both: of four errors as large as the parameters' own spread, none is left over.
     """
     none, one = np.zeros(4), np.full(4, 0.3)
-    assert held_out_log_sd(Errors(one, none, one), 0.1, 4) == pytest.approx(0.1 / np.sqrt(2))
-    assert held_out_log_sd(Errors(one, none, 0.5 * one), 0.1, 4) == pytest.approx(np.sqrt((0.75 * 0.09 + 0.01) / 2))
+    assert held_out_log_sd(Errors(one, none, one, none), 0.1, 4) == pytest.approx(0.1 / np.sqrt(2))
+    half = held_out_log_sd(Errors(one, none, 0.5 * one, none), 0.1, 4)
+    assert half == pytest.approx(np.sqrt((0.75 * 0.09 + 0.01) / 2))
+
+
+def test_what_measurements_are_unsure_of_is_not_the_models() -> None:
+    """Errors no larger than the measurements' own leave nothing to the model, be they few or many."""
+    none, one = np.zeros(4), np.full(4, 0.3)
+    assert held_out_log_sd(Errors(one, none, none, one), 0.1, 4) == pytest.approx(0.1 / np.sqrt(2))
+    many = Errors(np.full(40, 0.3), np.full(40, 0.1), np.zeros(40), np.full(40, 0.3))
+    assert held_out_log_sd(many, 0.1, 4) == 0
+    assert widening(many, 4) == LEAST_WIDENING
 
 
 def test_a_stack_knows_its_runs() -> None:

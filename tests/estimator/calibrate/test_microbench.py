@@ -15,8 +15,9 @@ from estimator.calibrate.microbench import (
     read_timings,
     summarize_timings,
 )
+from estimator.formulas.attention import FUSED_ATTENTION_RATE
 from estimator.formulas.collectives import Group, all_reduce_seconds
-from estimator.formulas.compute import FUSED_ATTENTION_RATE, matmul_seconds
+from estimator.formulas.compute import matmul_seconds
 from estimator.formulas.machine import Machine
 from estimator.runs.csv_rows import RowsRead
 from estimator.runs.timings import read_timing_table

@@ -38,6 +38,16 @@ def test_stalls_cost_each_rank_of_a_split_layer(tp: int) -> None:
     assert np.isclose(stalled - usual, 2e-3 * tp if tp > 1 else 0.0)
 
 
+def test_compiled_layers_are_launched_faster() -> None:
+    """A compiled layer takes the host less than one whose operators are launched one by one, by kernel or by hand."""
+    found = {}
+    for name in ("kernels", "eager", "compiled"):
+        inputs = inputs_of(Plan(num_micro_batches=8))
+        habits = inputs.habits.model_copy(update={"execution": name})
+        found[name] = float(layer_launch_seconds(inputs._replace(habits=habits), STALLING)[0])
+    assert found["compiled"] < found["eager"] == found["kernels"]
+
+
 def test_only_mixtures_wait_for_their_router() -> None:
     """A mixture's layer takes the host longer by what routing takes, a dense model's does not."""
     dense, waits = inputs_of(Plan(num_micro_batches=8)), EFFICIENCIES._replace(launch_s_per_routed_layer=3e-3)

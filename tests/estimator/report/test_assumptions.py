@@ -14,7 +14,7 @@ def test_a_measured_machine_is_no_datasheet() -> None:
     kinds = {line.partition("  ")[0]: line.split()[-1] for line in out.splitlines() if line.startswith("device ")}
     assert kinds["device memory"] == kinds["device memory bandwidth"] == "measured"
     assert kinds["device power"] == "assumed"
-    assert "28 runs; prior " in out
+    assert "37 runs; prior " in out
 
 
 def test_spreads_of_a_stack_that_learned_are_ranges() -> None:
@@ -23,3 +23,13 @@ def test_spreads_of_a_stack_that_learned_are_ranges() -> None:
     (line,) = (line for line in out.splitlines() if line.startswith("stack: spread of seconds per step"))
     least, most = (float(word[:-1]) for word in line.split() if word.endswith("%"))
     assert 0 < least < most
+
+
+def test_a_measured_latency_is_called_so() -> None:
+    """A hop among eight H100s was measured, one between two of them was not."""
+    _, out, _ = call("--explain", "--accelerator", "h100-sxm-80gb", "--devices", "8", "--stack", "nanotron")
+    hops = [line for line in out.splitlines() if line.startswith("link of") and ", a hop" in line]
+    assert {line.split("(")[0].strip(): line.split()[-1] for line in hops} == {
+        "link of 2 devices": "assumed",
+        "link of 8 devices": "measured",
+    }

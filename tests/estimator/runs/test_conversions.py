@@ -70,6 +70,12 @@ def test_no_row_is_lost() -> None:
     assert all(row["why"].isprintable() and ": " in row["why"] for row in skipped)
 
 
+def test_operations_on_an_h200(tmp_path: Path) -> None:
+    """The committed table of what was timed on an H200 is what its script writes."""
+    script(MEASURED / "h200" / "convert_timings.py").write(tmp_path / "timings.csv")
+    assert (tmp_path / "timings.csv").read_bytes() == (MEASURED / "h200" / "timings.csv").read_bytes()
+
+
 def test_run_records_of_the_moai_logs() -> None:
     """The records beside the logs are what the script makes of their table."""
     for log, record in script(MEASURED / "moai" / "convert_runs.py").records().items():

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from estimator.runs.logged import UNKNOWN_LOG_SE, logged_run_of
@@ -70,7 +71,8 @@ def test_the_trainer_log_is_a_run() -> None:
     assert run.pace.modes.slow_ratio == pytest.approx(1.35, rel=0.02)
     assert run.pace.num_outliers == 1
     assert (run.fits, run.why_unhealthy, run.steps_per_read) == (True, "", 1)
-    assert run.step_log_se == run.pace.log_se
+    assert run.pace.log_se is not None
+    assert run.step_log_se == np.hypot(run.pace.log_se, 0.12)  # on a processor, whose speed drifts from run to run
 
 
 def test_a_foreign_log_is_a_run_with_a_record_beside_it(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_steps_timed_all_together_have_an_assumed_error(tmp_path: Path) -> None:
         tokens_per_step=1024,
         precision="fp32",
     )
-    assert run.step_log_se == UNKNOWN_LOG_SE
+    assert run.step_log_se == np.hypot(UNKNOWN_LOG_SE, run.machine.drift_log_sd)
     assert run.reserved_bytes is None
 
 
