@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -9,6 +8,7 @@ import pytest
 
 from hardware.smi import processes
 from hardware.smi.processes import busy_fractions, owner_of, process_start, resident_bytes
+from tests.support.terminal import PATIENCE_S
 from tests.support.trainers import running_rank
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -66,8 +66,14 @@ def test_memory_is_what_the_kernel_counts() -> None:
 
 def test_a_busy_process_and_a_sleeping_one() -> None:
     """A process that computes keeps at most one core busy and more than one that sleeps."""
-    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as busy, running_rank() as idle:  # noqa: S607
-        time.sleep(0.1)
+    commands = (["sh", "-c", "while :; do :; done"], ["sleep", str(PATIENCE_S)])
+    busy, idle = (subprocess.Popen(command) for command in commands)  # noqa: S603
+    try:
         found = busy_fractions([busy.pid, idle.pid], 0.5)
-        busy.kill()
+        while not found[busy.pid]:  # where others keep all cores busy
+            found = busy_fractions([busy.pid, idle.pid], 0.5)
+    finally:
+        for process in (busy, idle):
+            process.kill()
+            process.wait()
     assert found[idle.pid] < found[busy.pid] <= 1.2 / (os.cpu_count() or 1)

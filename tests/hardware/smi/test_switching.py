@@ -1,12 +1,13 @@
 import multiprocessing
 import random
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hardware.catalog import load_catalog
-from hardware.smi import switching
+from hardware.smi import jobs, switching
 from hardware.smi.jobs import publish, running_jobs
 from hardware.smi.selection import (
     ChosenAccelerator,
@@ -17,6 +18,7 @@ from hardware.smi.selection import (
     selection_path,
 )
 from hardware.smi.switching import add_accelerator, make_current, remove_accelerator, switch_flavor
+from tests.support.terminal import PATIENCE_S
 from tests.support.trainers import job, running_rank
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -84,6 +86,7 @@ def test_a_run_keeps_its_accelerator() -> None:
 
 def test_a_run_that_starts_meanwhile_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer that starts between the look for runs and the change publishes after it, so neither is overlooked."""
+    monkeypatch.setattr(jobs, "_LOCK_TIMEOUT_S", PATIENCE_S)
     refuse = switching.refuse_in_use
     with ThreadPoolExecutor() as pool:
         started = []
@@ -149,6 +152,7 @@ def contend(operations: int) -> int:
 
 def _switch_many(device: int, operations: int) -> str:
     """Give one accelerator one flavor after another, and find each there although another process changes its own."""
+    switching.selection_lock = partial(selection_lock, PATIENCE_S)  # type: ignore[assignment]
     chance = random.Random(device)  # noqa: S311
     flavor = SMALL
     for _ in range(operations):
