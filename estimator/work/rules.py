@@ -209,6 +209,8 @@ def reasons(plans: Plans, workload: Workload, num_devices: int, trainer: Trainer
     untold = np.ones(plans.shape, dtype=np.bool_)
     for rule in rules(plans, workload, num_devices, trainer):
         rows = np.flatnonzero(untold & rule.broken)
+        if not rows.size:  # as of most rules: no plan is taken out of its arrays
+            continue
         for i, plan, ranks in zip(rows.tolist(), plans.each(rows), dp.flat[rows].tolist(), strict=True):
             found[i] = rule.told(plan, ranks)
         untold &= ~rule.broken

@@ -126,6 +126,7 @@ def test_the_types_are_packaged() -> None:
         assert "py.typed" in packages["package-data"][name]
 
 
+@pytest.mark.slow
 def test_a_users_script_is_checked_against_the_installed_package(tmp_path: Path) -> None:
     """Mypy --strict says nothing of a script that is right, and finds each line of one that is wrong."""
     home = tmp_path / "venv"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from estimator.work.plan import Plan, parse_plan
 
 GLOBAL_BATCH = 8
-STEPS, QUICK_STEPS = 20, 5
+STEPS, QUICK_STEPS = 20, 3
 """Of the whole list, and of the part that the tests run."""
 LR, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.1, 1.0
 

@@ -18,6 +18,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return Work(tmp_path_factory.mktemp("parity"), QUICK_STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=lambda case: case.name)
 def test_a_plan_trains_as_the_plain_loop(case: Case, work: Work, tmp_path: Path) -> None:
     """Losses, gradient norms, held-out loss and exported weights are those of one plain Hugging Face loop."""
@@ -27,6 +28,7 @@ def test_a_plan_trains_as_the_plain_loop(case: Case, work: Work, tmp_path: Path)
     assert found.weight <= most.weight
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns(work: Work) -> None:
     """The run that plans are held against has a falling loss, clipped gradients, and other weights at its end."""
     trained = work.plain("mistral", "fp32", packing=False)

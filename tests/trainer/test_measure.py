@@ -118,6 +118,7 @@ def gathered() -> Gathered:
     return gather(torch.tensor(0.25 + rank), stop=rank == 1, peak=Peak(2**53 - rank, 2**40 + rank))
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_what_they_gather() -> None:
     """Losses are summed, one rank's wish to stop is everybody's, and bytes arrive exactly."""
     expected = Gathered(1.5, stop=True, allocated_bytes=(2**53, 2**53 - 1), reserved_bytes=(2**40, 2**40 + 1))
@@ -130,6 +131,7 @@ def not_a_number() -> float:
     return gather(torch.tensor(math.nan if dist.get_rank() else 1.0), stop=False, peak=Peak(0, 0)).loss
 
 
+@pytest.mark.slow
 def test_one_ranks_nan_is_everybodys() -> None:
     """A part of the loss that is no number makes the whole one none, on all ranks."""
     assert all(math.isnan(loss) for loss in run_ranks(2, not_a_number))

@@ -119,6 +119,7 @@ def test_the_walk_sees_a_new_one() -> None:
     assert set(private_names(source)) == {"torch._inner.thing", "torch.nn._other", "torch._C", "_hidden"}
 
 
+@pytest.mark.slow
 def test_training_imports_no_dry_run() -> None:
     """The command is imported without the modules whose names another version of torch lacks."""
     (modules,) = run_ranks(1, modules_of_the_command)

@@ -22,6 +22,8 @@ from trainer.parallel.checkpoint import find_checkpoint, step_of
 from trainer.parallel.mesh import World
 from trainer.parallel.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 TOLERANCE = 1e-5
 """Of the losses of another plan, as in the parity of plans."""

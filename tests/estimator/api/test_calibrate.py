@@ -35,6 +35,7 @@ def test_a_check_is_the_commands(table: Path, options: dict[str, Any]) -> None:
     assert set(frame.split) == {""}
 
 
+@pytest.mark.slow
 def test_a_fit_gives_the_stack(table: Path, tmp_path: Path) -> None:
     """Fitted, there is the stack and its runs in sample; written, the file holds it."""
     mine = tmp_path / "mine.toml"
@@ -51,6 +52,7 @@ def test_a_fit_gives_the_stack(table: Path, tmp_path: Path) -> None:
     assert [(one.name, one.rows) for one in written.tables] == [("few.csv", FEW)]
 
 
+@pytest.mark.slow
 def test_held_out_runs_are_out_of_sample(table: Path) -> None:
     """Held out, each run is predicted once for each way to part them, by a fit that did not see it."""
     found = calibrate(table, "megatron-deepspeed", hold_out=True)

@@ -31,6 +31,7 @@ plans = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(plans, min_size=1, max_size=6),
     st.sampled_from(["moai-24.2", "nanotron", "reference"]),

@@ -18,13 +18,12 @@ from estimator.calibrate.assess import (
     to_frame,
 )
 from estimator.predict.interval import Range
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from hardware.catalog import load_catalog
-from tests.support.paths import TABLES
+from tests.support.measured import table_runs
 
 STACK = load_stack("nanotron")
-ALL = read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs
+ALL = table_runs("ultrascale_h100")
 CASES = [run for run in ALL if run.trainer == "nanotron"][::20]
 
 

@@ -2,13 +2,11 @@ import numpy as np
 import pytest
 
 from estimator.calibrate.batches import batched
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
-from hardware.catalog import load_catalog
-from tests.support.paths import TABLES
+from tests.support.measured import table_runs
 
 STACK = load_stack("nanotron")
-CASES = [run for run in read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs if run.step_s][::12]
+CASES = [run for run in table_runs("ultrascale_h100") if run.step_s][::12]
 
 
 def test_every_run_is_in_one_batch() -> None:

@@ -11,10 +11,9 @@ import pytest
 
 from estimator.calibrate.assess import assess
 from estimator.calibrate.hold_out import hold_out_document
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
-from hardware.catalog import load_catalog
-from tests.support.paths import MEASURED, TABLES
+from tests.support.measured import table_runs
+from tests.support.paths import MEASURED
 
 SCRIPT = MEASURED / "tables" / "compare_peers.py"
 FUNCTIONS = runpy.run_path(str(SCRIPT))
@@ -52,7 +51,7 @@ def test_one_scale_makes_the_error_least() -> None:
 
 def test_hold_outs_are_held_beside_peers(tmp_path: Path) -> None:
     """From the rows that a hold-out wrote, a line for each row set that has runs there: its error, then the peers'."""
-    runs = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::40]
+    runs = table_runs("vtrain_a100_single_node")[::40]
     rows = list(assess(runs, [load_stack("megatron-deepspeed")]).rows)
     path = tmp_path / "holdout.json"
     path.write_text(json.dumps(hold_out_document({"megatron-deepspeed": {"random half": rows}})), encoding="utf-8")

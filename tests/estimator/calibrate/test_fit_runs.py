@@ -11,18 +11,16 @@ from estimator.calibrate.asking import answered
 from estimator.calibrate.fit_runs import FitProblem, RunsFit
 from estimator.calibrate.run_model import LAUNCH, READ, STEP, TOTAL, RunModel
 from estimator.runs.measured import Run
-from estimator.runs.read import read_runs
 from estimator.stack.stack import Premises, load_premises
-from hardware.catalog import load_catalog
-from tests.support.paths import MEASURED, TABLES
+from tests.support.measured import moai_logs, table_runs
 
 PREMISES = load_premises("megatron-deepspeed")
-CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::14]
+CASES = table_runs("vtrain_a100_single_node")[::14]
 ALL = np.arange(len(CASES))
 TRUTH = {"matmul_efficiency": 0.7, "launch_s_per_layer": 3e-3, "attention_efficiency": 1.3}
 
 MOAI = load_premises("moai-24.2")
-LOGS = read_runs(sorted((MEASURED / "moai").glob("*.log")), load_catalog()).runs
+LOGS = moai_logs().runs
 LOGS_TRUTH = {
     "matmul_efficiency": 0.7,
     "memory_efficiency": 0.5,

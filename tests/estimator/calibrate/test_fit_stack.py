@@ -16,17 +16,15 @@ from estimator.calibrate.fit_stack import (
     held_out_log_sd,
     widening,
 )
-from estimator.runs.read import read_runs
 from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import load_premises, load_stack, parse_fit
-from hardware.catalog import load_catalog
-from tests.support.paths import MEASURED, TABLES
+from tests.support.measured import moai_logs, table_runs
 
 PREMISES = load_premises("megatron-deepspeed")
-CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::28]
+CASES = table_runs("vtrain_a100_single_node")[::28]
 MOAI = load_premises("moai-24.2")
-LOGS = read_runs(sorted((MEASURED / "moai").glob("*.log")), load_catalog())
+LOGS = moai_logs()
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 7))

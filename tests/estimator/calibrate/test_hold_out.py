@@ -16,14 +16,12 @@ from estimator.calibrate.hold_out import (
     splits_of,
     without_rows,
 )
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_premises, load_stack
-from hardware.catalog import load_catalog
-from tests.support.paths import MEASURED, TABLES
+from tests.support.measured import moai_logs, table_runs
 
 NAME = "megatron-deepspeed"
 PREMISES = load_premises(NAME)
-CASES = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[::30]
+CASES = table_runs("vtrain_a100_single_node")[::30]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -46,6 +44,7 @@ def test_a_part_is_predicted_without_it() -> None:
     assert first != second
 
 
+@pytest.mark.slow
 def test_all_at_once_are_each_alone() -> None:
     """Stacks held out by every split on all processors are predicted as one by one; stacks of no run are left out."""
     other = load_premises("torchtune")
@@ -94,7 +93,7 @@ def test_the_document_holds_rows_and_summaries() -> None:
 def test_of_few_runs_each_is_held_out() -> None:
     """The five runs of the MoAI platform are held out one by one, by fits to the other four: most lie inside."""
     premises = load_premises("moai-24.2")
-    runs = read_runs(sorted((MEASURED / "moai").glob("*.log")), load_catalog()).runs
+    runs = moai_logs().runs
     assert splits_of(premises, runs) == (EACH,)
     rows = hold_out(premises, runs, EACH)
     assert [row.run.name for row in rows] == [run.name for run in runs]

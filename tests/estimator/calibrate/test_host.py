@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 
 from estimator.calibrate.host import host_paces, startup_of
 from estimator.runs.measured import Startup
-from estimator.runs.read import read_runs
-from hardware.catalog import load_catalog
-from tests.support.paths import MEASURED
+from tests.support.measured import moai_logs
 
-LOGS = read_runs(sorted((MEASURED / "moai").glob("*.log")), load_catalog()).runs
+LOGS = moai_logs().runs
 (SEED,) = (run for run in LOGS if "mistral" in run.name)
 
 

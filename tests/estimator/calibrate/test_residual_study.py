@@ -10,14 +10,13 @@ from estimator.calibrate.hold_out import hold_out_document
 from estimator.calibrate.residual_study import LEVELS, Study, coverages, gains, prior_fit, study, trends, worst
 from estimator.predict.interval import Range
 from estimator.report.page_runs import write_report
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
-from hardware.catalog import load_catalog
+from tests.support.measured import table_runs
 from tests.support.paths import TABLES
 
 TABLE = TABLES / "vtrain_a100_single_node.csv"
 STACK = load_stack("megatron-deepspeed")
-CASES = read_runs([TABLE], load_catalog()).runs[::40]
+CASES = table_runs(TABLE.stem)[::40]
 DRAW = np.random.default_rng(0)
 
 

@@ -103,6 +103,7 @@ def test_hold_outs_that_are_none(table: Path, tmp_path: Path, text: str | None, 
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_hold_outs_are_written_and_read(table: Path, tmp_path: Path) -> None:
     """`--hold-out --rows` writes each run, `--json` prints how wrong they are, and `--report --rows` draws the same."""
     rows = tmp_path / "new" / "rows.json"
@@ -119,6 +120,7 @@ def test_hold_outs_are_written_and_read(table: Path, tmp_path: Path) -> None:
     assert f"held out: random half | step | {FEW} | {halves['step']['median']:.1%} |" in text
 
 
+@pytest.mark.slow
 def test_a_folder_of_rows_that_is_none(table: Path, tmp_path: Path) -> None:
     """Rows that cannot be written end in one line."""
     (tmp_path / "file").touch()

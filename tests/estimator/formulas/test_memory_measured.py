@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.calibrate.batches import batched
 from estimator.formulas.inputs import StepInputs, step_inputs
+from estimator.formulas.layout import layout
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import STATE, plan_memory
 from estimator.predict.prediction import predict
@@ -17,14 +18,15 @@ from estimator.runs.read import read_runs
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from estimator.stack.recipe import Recipe
 from estimator.stack.stack import builtin_stacks, load_premises, load_stack
-from estimator.work.plan import Plan
-from estimator.work.shape import load_shape
+from estimator.work.plan import Plan, Plans
+from estimator.work.shape import Shape, load_shape
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
 from tests.support.paths import GOLDEN, MEASURED
-from tests.support.strategies import step_inputs_of
+from tests.support.strategies import listed, machines_of
 
 CATALOG = load_catalog()
+STACKS = [load_stack(name) for name in builtin_stacks()]
 H200 = tomllib.loads((GOLDEN / "h200.toml").read_text(encoding="utf-8"))
 COUNTED = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
 """Nothing is fitted: what is counted, as it is."""
@@ -47,18 +49,23 @@ def test_what_is_counted_is_what_torch_allocated(name: str) -> None:
     assert counted == pytest.approx(H200["allocated_bytes"][name], rel=H200["tolerance"])
 
 
-@pytest.mark.parametrize("stack", builtin_stacks())
-@given(data=st.data())
-def test_nothing_is_predicted_below_what_is_certain(stack: str, data: st.DataObject) -> None:
-    """Weights, gradients, optimizer and gathered shards are a floor of every prediction, whatever was fitted."""
-    inputs, loaded = data.draw(step_inputs_of(16)), load_stack(stack)
-    inputs = inputs._replace(habits=loaded.habits)
-    found = predict(inputs, loaded)
-    state = plan_memory(inputs, COUNTED)
-    assert (found.memory.peak_bytes >= found.certain_bytes * (1 - 1e-12)).all()
-    assert (found.certain_bytes >= sum(state.first.parts[name] for name in STATE) * (1 - 1e-12)).all()
-    sure = found.fits_probability[found.certain_bytes > found.usable_bytes]
-    assert not sure.any()
+@pytest.mark.slow
+@settings(max_examples=max(settings.default.max_examples // 5, 5))
+@given(listed(16), st.integers(1, 4096), st.sampled_from(machines_of(16)))
+def test_nothing_is_predicted_below_what_is_certain(
+    drawn: tuple[Shape, list[Plan]], seq_len: int, machine: Machine
+) -> None:
+    """Weights, gradients, optimizer and gathered shards are a floor of every prediction, whatever was fitted.
+
+    Each example is several plans, under every stack.
+    """
+    shape, plans = drawn
+    for loaded in STACKS:
+        inputs = StepInputs(shape, seq_len, layout(Plans.of(plans), 16, 8), machine, loaded.habits)
+        found, state = predict(inputs, loaded), plan_memory(inputs, COUNTED)
+        assert (found.memory.peak_bytes >= found.certain_bytes * (1 - 1e-12)).all()
+        assert (found.certain_bytes >= sum(state.first.parts[name] for name in STATE) * (1 - 1e-12)).all()
+        assert not found.fits_probability[found.certain_bytes > found.usable_bytes].any()
 
 
 def test_full_training_of_7b_on_one_80_gb_device_does_not_fit() -> None:

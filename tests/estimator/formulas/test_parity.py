@@ -29,7 +29,7 @@ LLAMA = {
     "model_type": "llama",
     "hidden_size": 48,
     "intermediate_size": 80,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 96,
@@ -40,7 +40,7 @@ GPT2 = {
     "model_type": "gpt2",
     "n_embd": 48,
     "n_head": 4,
-    "n_layer": 3,
+    "n_layer": 2,
     "n_positions": 32,
     "vocab_size": 96,
     "bos_token_id": None,
@@ -155,6 +155,7 @@ def test_saved_config_is_read_back(name: str, tmp_path: Path) -> None:
     assert load_shape(str(tmp_path)) == shape_from_config(SMALL[name], tmp_path.name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # since 5.20 or so
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -166,6 +167,7 @@ def test_flop_of_a_small_model(name: str, attention: str, checkpointing: bool) -
     assert predicted_flop(shape_of(config), checkpointing=checkpointing) == counted
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @FEW

@@ -8,14 +8,13 @@ from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Machine
 from estimator.predict.evaluate import evaluate
 from estimator.predict.prediction import Prediction, predict
-from estimator.runs.read import read_runs
 from estimator.stack.stack import load_stack
 from estimator.work.plan import Plans
 from hardware.catalog import load_catalog
-from tests.support.paths import TABLES
+from tests.support.measured import table_runs
 
 STACK = load_stack("nanotron")
-RUNS = [run for run in read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs if run.trainer == "nanotron"]
+RUNS = [run for run in table_runs("ultrascale_h100") if run.trainer == "nanotron"]
 RUN = next(run for run in RUNS if run.step_s)
 
 

@@ -6,12 +6,10 @@ from hypothesis import strategies as st
 from estimator.calibrate.batches import batched
 from estimator.calibrate.residual_fit import learn, recorded
 from estimator.predict.residual import FEATURES
-from estimator.runs.read import read_runs
 from estimator.stack.fit import NUM_FEATURES, ResidualModel
 from estimator.stack.stack import load_stack
-from hardware.catalog import load_catalog
 from tests.support.likeness import alike, scattered
-from tests.support.paths import TABLES
+from tests.support.measured import table_runs
 
 HABITS = load_stack("megatron-deepspeed").habits
 
@@ -32,7 +30,7 @@ def test_likeness_is_a_covariance(seed: int) -> None:
 
 def test_places_of_a_batch_are_those_of_each_run() -> None:
     """Row i of a batch's places is the place of run i alone, so that many plans are one call."""
-    runs = read_runs([TABLES / "vtrain_a100_single_node.csv"], load_catalog()).runs[:40]
+    runs = table_runs("vtrain_a100_single_node")[:40]
     for batch in batched(runs, HABITS):
         for row, place in zip(batch.rows, batch.places(), strict=True):
             (alone,) = batched([runs[row]], HABITS)

@@ -10,7 +10,8 @@ from estimator.runs.read import read_runs
 from estimator.stack.stack import load_premises, load_stack
 from hardware.catalog import load_catalog
 from tests.support.commands import calibrate as call
-from tests.support.paths import MEASURED, TABLES
+from tests.support.measured import table_runs
+from tests.support.paths import MEASURED
 
 RUNS = sorted((MEASURED / "moai").glob("*.log"))
 
@@ -18,7 +19,7 @@ RUNS = sorted((MEASURED / "moai").glob("*.log"))
 def test_of_few_runs_each_is_shown(tmp_path: Path) -> None:
     """Of a stack of few runs each has its line, in sample where nothing was held out; one not healthy says so."""
     stack = load_stack("torchtune")
-    own = [run for run in read_runs([TABLES / "measured_runs.csv"], load_catalog()).runs if run.trainer == stack.name]
+    own = [run for run in table_runs("measured_runs") if run.trainer == stack.name]
     runs = [replace(own[0], why_unhealthy="hot"), *own[1:]]
     write_report(study(stack, runs, {}), tmp_path)
     text = (tmp_path / "torchtune.md").read_text(encoding="utf-8")

@@ -7,14 +7,13 @@ from rich.console import Console
 from estimator.calibrate.assess import Assessment, assess
 from estimator.predict.interval import Range
 from estimator.report.text_runs import assessment_document, print_assessment, print_fit
-from estimator.runs.read import Skipped, read_runs
+from estimator.runs.read import Skipped
 from estimator.stack.stack import load_stack
-from hardware.catalog import load_catalog
 from hardware.units import MIB
-from tests.support.paths import TABLES
+from tests.support.measured import table_runs
 
 STACK = load_stack("nanotron")
-RUNS = [c for c in read_runs([TABLES / "ultrascale_h100.csv"], load_catalog()).runs if c.trainer == "nanotron"][::40]
+RUNS = [c for c in table_runs("ultrascale_h100") if c.trainer == "nanotron"][::40]
 FOUND = Assessment(assess(RUNS, [STACK]).rows, (Skipped("row 9", "gpu: not stated"),))
 
 

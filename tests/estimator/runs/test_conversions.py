@@ -46,6 +46,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["tables/skipped.csv"]

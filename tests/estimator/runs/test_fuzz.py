@@ -11,6 +11,7 @@ from tests.support.fuzz import Fuzzer
 SLICE = 1500
 
 
+@pytest.mark.slow
 def test_a_slice_of_inputs_ends_well(tmp_path: Path) -> None:
     """Mutated logs and tables are read, or refused in one line; a changed line, unit or row changes nothing else."""
     fuzzer = Fuzzer(tmp_path, seed=1)
@@ -20,6 +21,7 @@ def test_a_slice_of_inputs_ends_well(tmp_path: Path) -> None:
     assert min(fuzzer.ends["read"], fuzzer.ends["refused"]) > SLICE / 10
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_any_unit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were seconds read as milliseconds, the inputs would tell."""
     loose = megatron._ITERATION.pattern.replace(r"\(ms\)", r"\(\w+\)")  # noqa: SLF001 - broken on purpose

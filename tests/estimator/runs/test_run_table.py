@@ -204,6 +204,7 @@ def test_time_and_rate_agree(file: Path) -> None:
             assert run.tokens_per_s * run.step_s == pytest.approx(run.workload.tokens_per_step)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_permuting_rows_permutes_runs(file: Path, data: st.DataObject) -> None:
     """The order of the rows changes no run."""
@@ -299,6 +300,7 @@ CELL = (
 )
 
 
+@pytest.mark.slow
 @given(data=st.data(), cell=CELL)
 def test_any_cell_ends_well(file: Path, data: st.DataObject, cell: str) -> None:
     """Any text in any cell ends in runs, in reasons of one line, or in a ValueError of one line."""

@@ -42,12 +42,9 @@ def flat(plans: Plans) -> Plans:
 
 
 def one_by_one(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> list[PlanEstimate]:
-    """Return the estimate of each plan alone."""
-    return [
-        evaluate(Plans.of([block[i]]), workload, machine, STACK).row(0, None)
-        for block in blocks
-        for i in range(len(block))
-    ]
+    """Return the estimate of each plan, from tables without grids, whose rows are their plans alone."""
+    tables = [evaluate(flat(block), workload, machine, STACK) for block in blocks]
+    return [table.row(i, None) for table in tables for i in range(len(table.plans))]
 
 
 CASES = {
@@ -94,8 +91,7 @@ def test_how_many_are_faster() -> None:
         machine_of("h100-sxm-80gb", 2, memory=0.14),
     )
     blocks = list(full_space(workload, machine, STACK.habits))
-    tables = [evaluate(flat(block), workload, machine, STACK) for block in blocks]
-    rows = [table.row(i, None) for table in tables for i in range(len(table.plans))]
+    rows = one_by_one(blocks, workload, machine)
     seconds = sorted(plan.step_s.value for plan in rows if plan.possible)
     for limit in (0.0, seconds[len(seconds) // 2] * (1 + 1e-9), 2 * seconds[-1]):
         found = sweep(blocks, workload, machine, STACK, kept=1, faster_than=limit)

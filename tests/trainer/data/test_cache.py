@@ -26,6 +26,7 @@ def find(cache: Path) -> list[str]:
     return sorted(file.name for file in cached(cache, "name", make_slowly).iterdir())
 
 
+@pytest.mark.slow
 def test_many_processes_make_it_once(tmp_path: Path) -> None:
     """Of processes that start together one makes the folder; all find it whole, and nothing else is left."""
     assert run_ranks(4, find, tmp_path) == [["first", "second"]] * 4

@@ -100,6 +100,7 @@ def loaded_tokens(config: DataConfig, cache: Path) -> int:
     return int(load_data(config, cache).train.lengths.sum())
 
 
+@pytest.mark.slow
 def test_ranks_may_load_at_once(dataset: Path, tokenizer: str, tmp_path: Path) -> None:
     """Processes that load together all get the rows, and leave one copy."""
     cache, config = tmp_path / "cache", DataConfig(str(dataset), tokenizer)
@@ -107,6 +108,7 @@ def test_ranks_may_load_at_once(dataset: Path, tokenizer: str, tmp_path: Path) -
     assert len([path for path in cache.iterdir() if path.is_dir() and path.name.startswith("rows-")]) == 1
 
 
+@pytest.mark.slow
 def test_the_default_is_the_embedded_dataset(embedded_cache: Path) -> None:
     """With nothing given there are thousands of rows of code, all of which fit; a shorter sequence takes fewer."""
     data, fewer = (load_data(DataConfig(seq_len=seq_len), embedded_cache) for seq_len in (2048, 256))
@@ -118,6 +120,7 @@ def test_the_default_is_the_embedded_dataset(embedded_cache: Path) -> None:
     assert text.endswith("\n</s>")
 
 
+@pytest.mark.slow
 def test_a_second_start_needs_no_torch(embedded_cache: Path) -> None:
     """From the cache the rows come without torch and transformers, which take seconds to import."""
     load_data(DataConfig(), embedded_cache)

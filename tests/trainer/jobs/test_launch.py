@@ -20,6 +20,8 @@ from trainer.cli import train_app
 from trainer.jobs.launch import launch
 from trainer.measure import read_records
 
+pytestmark = pytest.mark.slow
+
 PLAN = "num_micro_batches=1,batch_per_device=4,zero_stage=3"
 MANY = 100_000
 """Steps that no test waits for."""

@@ -10,6 +10,8 @@ from tests.support.ranks import Ended, Ranks, run_ranks
 from tests.support.terminal import PATIENCE_S
 from trainer.jobs.stop import Stop
 
+pytestmark = pytest.mark.slow
+
 
 def asked_by(number: int) -> tuple[bool, bool]:
     """Return whether a stop was asked for before and after a signal."""

@@ -16,6 +16,8 @@ from trainer.look_ahead.dry_run import DEVICE, DryRun, _Step, check_dry_run, dry
 from trainer.look_ahead.meter import PURPOSES, Meter
 from trainer.parallel.mesh import make_place
 
+pytestmark = pytest.mark.slow
+
 MODEL = MistralConfig(
     vocab_size=512,
     hidden_size=64,

@@ -100,6 +100,7 @@ def clipped(most: float) -> tuple[float, float, list[torch.Tensor], list[torch.T
     return float(expected), float(found), [p.grad for p in whole if p.grad is not None], kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0.0, 0.5, 100.0])
 def test_clipping_is_torchs(most: float) -> None:
     """Norm and scale are those of `clip_grad_norm_` on the whole model; an element on several ranks counts once."""
@@ -121,11 +122,13 @@ def settled() -> tuple[float, int, int, int]:
     return norm, num_copies(ones), num_copies(sharded), num_copies(torch.ones(4))
 
 
+@pytest.mark.slow
 def test_parts_of_a_sum_are_summed_first() -> None:
     """A gradient of which each rank holds a part is summed before its norm: ones of two ranks are twos."""
     assert run_ranks(2, settled) == [(4.0, 2, 1, 1)] * 2
 
 
+@pytest.mark.slow
 def test_no_gradients_have_no_norm() -> None:
     """A rank that has nothing to clip still takes part, with 0."""
     assert run_ranks(1, empty) == [0.0]

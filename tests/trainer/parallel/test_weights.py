@@ -52,6 +52,7 @@ def copied(checkpoint: Path, plan: str, folder: Path, dtype: torch.dtype, file_b
     export_weights(stages, folder, dtype, beside=(stages[0].config,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "plan"), [(world, plan) for world in (1, 2, 4) for plan in PLANS[world]])
 def test_random_weights_do_not_depend_on_the_plan(tmp_path: Path, world: int, plan: str) -> None:
     """Every plan draws the same model to the last bit, the one of each weight's name, shape and seed."""
@@ -78,6 +79,7 @@ def test_random_weights_are_as_transformers_draws_them() -> None:
         assert not torch.equal(other, weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "world", "plan"),
     [("qwen2, tied", 1, PLANS[1][0]), ("llama", 2, PLANS[2][0]), ("qwen2", 2, "tp=2"), ("mistral", 4, PLANS[4][0])],
@@ -98,6 +100,7 @@ def test_a_checkpoint_comes_out_as_it_went_in(tmp_path: Path, model: str, world:
     assert not [path for path in exported.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_an_export_has_the_type_asked_for(tmp_path: Path) -> None:
     """Weights are rounded to the type of the file, and a second export replaces the first."""
     write_checkpoint("llama", tmp_path / "checkpoint")
@@ -115,6 +118,7 @@ def indexed(sizes: list[dict[str, int]], file_bytes: int) -> dict[str, int]:
     return trainer.parallel.weights._file_index(own)  # noqa: SLF001 - the same on all ranks, which no file shows
 
 
+@pytest.mark.slow
 def test_files_are_filled_in_the_order_of_layers() -> None:
     """No file is larger than it may be unless one weight is; layer 10 follows 9, the rest the layers; ranks agree."""
     first = {f"model.layers.{i}.w": 4 for i in (0, 2, 9)} | {"model.embed_tokens.weight": 30}
@@ -132,6 +136,7 @@ def loaded(checkpoint: Path, model: Path) -> None:
     assert named_weights(stages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
