@@ -10,13 +10,47 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
 
+# each worker takes neighbours, which share what their module made; bytecode is kept: hundreds of commands are started
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: $(VENV)/dev.stamp lint types
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
+
+test-fast: $(VENV)/dev.stamp  ## all but the slow ones
+	$(PYTEST) -m 'not slow'
+
+coverage: $(VENV)/dev.stamp  ## the lines of each package that the tests run, those of the processes that they start too
+	$(BIN)/coverage erase
+	PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest -n auto --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+	@for package in hardware estimator trainer; do \
+	  echo "$$package: $$($(BIN)/coverage report --include="$$package/*" --format=total) %"; done
+
+# the same tests on other versions: each in an environment of its own under build/
+test-oldest: export CONSTRAINTS = constraints-oldest.txt
+test-oldest test-newest:  ## on the oldest versions that pyproject.toml allows; on the newest there are (torch as ever)
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/pip install --quiet torch==2.13.0
+	build/$@/bin/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[train,dev]'
+	build/$@/bin/python -m pytest -n auto --dist worksteal
+
+test-wheel: AT = build/test-wheel
+test-wheel:  ## the wheel as installed, outside the tree and without torch: all tests but the trainer's
+	rm -rf $(AT) build/lib build/bdist.*
+	$(PYTHON) -m venv $(AT)/venv
+	$(AT)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(AT) .
+	$(AT)/venv/bin/pip install --quiet --constraint constraints.txt $(AT)/*.whl hypothesis nvidia-ml-py pytest pytest-xdist
+	mkdir $(AT)/tree
+	cp -r README.md docs pyproject.toml reports tests $(AT)/tree
+	rm -r $(AT)/tree/tests/parity $(AT)/tree/tests/trainer
+	cd $(AT)/tree && ../venv/bin/python -m pytest -n auto --dist worksteal tests
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
