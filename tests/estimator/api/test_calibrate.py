@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from estimator import calibrate, load_stack
+from estimator.stack.stack import stack_path
 from tests.support.commands import calibrate as call
-from tests.support.paths import GOLDEN, ROOT, TABLES
+from tests.support.paths import GOLDEN, TABLES
 
 STEPS = GOLDEN / "logs" / "steps.jsonl"
 FEW = 30
@@ -39,7 +40,7 @@ def test_a_check_is_the_commands(table: Path, options: dict[str, Any]) -> None:
 def test_a_fit_gives_the_stack(table: Path, tmp_path: Path) -> None:
     """Fitted, there is the stack and its runs in sample; written, the file holds it."""
     mine = tmp_path / "mine.toml"
-    mine.write_bytes((ROOT / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml").read_bytes())
+    mine.write_bytes(stack_path("megatron-deepspeed").read_bytes())
     before = mine.read_bytes()
     found = calibrate(table, mine)
     assert found.stack is not None

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from estimator.stack.stack import load_stack
+from estimator.stack.stack import load_stack, stack_path
 from tests.support.commands import calibrate as call
-from tests.support.paths import GOLDEN, MEASURED, ROOT, TABLES, TIMINGS
+from tests.support.paths import GOLDEN, MEASURED, TABLES, TIMINGS
 
 OPS = os.path.relpath(TIMINGS / "op_microbench.csv")
 LINKS = os.path.relpath(TIMINGS / "collective_microbench.csv")
@@ -44,7 +44,7 @@ def test_json_is_one_object(table: Path) -> None:
 def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
     """Fitted with --write to a file of one's own, the stack there has these runs, and checks them as in sample."""
     mine = tmp_path / "mine.toml"
-    built_in = ROOT / "estimator" / "data" / "stacks" / "megatron-deepspeed.toml"
+    built_in = stack_path("megatron-deepspeed")
     mine.write_bytes(built_in.read_bytes())
     status, out, _ = call(str(table), "--stack", str(mine), "--write")
     assert status == 0

@@ -66,7 +66,6 @@ def test_a_fit_that_cannot_be_written(name: str, tmp_path: Path) -> None:
 
 def test_the_fit_of_an_installed_package_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A built-in stack is fitted in a checkout alone; elsewhere, or where it cannot be written, what to do is told."""
-    refuse_unwritable("megatron")
     refuse_unwritable(str(tmp_path / "mine.toml"))
     data = tmp_path / "estimator" / "data"
     shutil.copytree(stack_path("megatron").parents[1], data)
