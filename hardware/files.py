@@ -1,8 +1,9 @@
-"""Files that are read whole, within bounds, and never seen half written; private directories."""
+"""Files that are read within bounds, and never seen half written; private directories."""
 
 import os
 import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 
 from hardware.errors import shown_path
@@ -18,14 +19,33 @@ _KINDS = (
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """Return the bytes of a regular file: no pipe is waited for, no device read without end.
+    """Return the bytes of a regular file.
 
     Args:
         path: the file, or a link to it.
         most_bytes: a larger file is refused.
 
     Raises:
-        ValueError: it is no regular file, is larger, or cannot be a path; one line that begins with the path.
+        ValueError: as `open_regular_file`, or it is larger.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_regular_file(path) as file:
+        content = bytearray()
+        while len(content) <= most_bytes and (part := file.read1()):
+            content += part
+    if len(content) > most_bytes:
+        raise ValueError(f"{shown_path(path)}: is larger than {most_bytes:,} bytes; give a smaller file")
+    return bytes(content)
+
+
+def open_regular_file(path: Path) -> BufferedReader:
+    """Return a regular file, open for reading: no pipe is waited for, no device read without end.
+
+    Args:
+        path: the file, or a link to it.
+
+    Raises:
+        ValueError: it is no regular file, or cannot be a path; one line that begins with the path.
         OSError: it is not there, or cannot be read.
     """
     try:
@@ -34,14 +54,13 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
         raise ValueError(f"{shown_path(path)}: is no path of a file; give one") from error
     _refuse_irregular(path, found)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # what has become a pipe meanwhile is not waited for either
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
         _refuse_irregular(path, os.fstat(file.fileno()))
-        content = bytearray()
-        while len(content) <= most_bytes and (part := file.read1()):
-            content += part
-    if len(content) > most_bytes:
-        raise ValueError(f"{shown_path(path)}: is larger than {most_bytes:,} bytes; give a smaller file")
-    return bytes(content)
+    except ValueError:
+        file.close()
+        raise
+    return file
 
 
 def _refuse_irregular(path: Path, found: os.stat_result) -> None:

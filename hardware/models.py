@@ -165,11 +165,6 @@ class Accelerator(Record):
         """Whether it is a host's own processor: it has no units of its own for 16 bits."""
         return self.fp16_flop_per_s is None and self.bf16_flop_per_s in (None, self.fp32_flop_per_s)
 
-    @property
-    def has_measured_rates(self) -> bool:
-        """Whether both best rates were measured on this device, not taken from another."""
-        return self.matmul_efficiency.evidence == self.hbm_efficiency.evidence == "measured"
-
     def matmul_flop_per_s(self, precision: MatmulPrecision) -> float:
         """Return the peak dense matrix rate in a precision [FLOP/s].
 

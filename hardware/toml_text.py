@@ -21,16 +21,13 @@ def catalog_text(records: Iterable[Accelerator | Node | Flavor | Instance | Pric
 
     Fields that keep their default are left out, numbers have six digits. Ends in an empty line.
     """
-    blocks = (
-        "\n".join(toml_table(f"[[{_TABLES[type(record)]}]]", record.model_dump(exclude_defaults=True)))
-        for record in records
-    )
-    return "".join(f"{block.lstrip()}\n\n" for block in blocks)
+    return "".join(map(_block, records))
 
 
-def toml_table(header: str, values: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table: an empty one, its header, and a line or more per value."""
-    return ["", header, *(f"{key} = {toml_value(value)}" for key, value in values.items())]
+def _block(record: Accelerator | Node | Flavor | Instance | Price) -> str:
+    values = record.model_dump(exclude_defaults=True)
+    lines = [f"[[{_TABLES[type(record)]}]]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n\n"
 
 
 def toml_value(value: Any) -> str:

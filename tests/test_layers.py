@@ -16,7 +16,7 @@ SLOW = ("pandas", "matplotlib")
 ROOMS = {
     "hardware": ("", "smi"),
     "estimator": (
-        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "api", "report", "serve",
+        "arrays", "work", "stack", "formulas", "predict", "search", "runs", "calibrate", "report", "api", "serve",
         "cli",
     ),
     "trainer": (

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import AutoConfig, MistralConfig, PreTrainedConfig
 
-from estimator.work.shape import builtin_configs
+from estimator.work.shape import MOST_CONFIG_BYTES, builtin_configs
 from hardware.errors import shown
+from hardware.files import read_regular_file
 
 TINY: dict[str, Any] = {
     "hidden_size": 192,
@@ -82,9 +83,11 @@ def find_config(model: str) -> ModelSource:
 
 def _read_config(path: Path) -> PreTrainedConfig:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = json.loads(read_regular_file(path, MOST_CONFIG_BYTES))
+    except (OSError, UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"model: {shown(str(path), 200)} cannot be read as JSON; check the path") from error
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
     if not isinstance(document, Mapping) or not isinstance(document.get("model_type"), str):
         raise ValueError(f"model: {shown(str(path), 200)} has no model_type; give a Hugging Face config")
     return config_of(document, str(path))

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from estimator.api.options import PathLike
 from estimator.api.runs import as_paths
+from hardware.catalog import load_catalog
 
 if TYPE_CHECKING:
-    from estimator.api.calibration import Calibration
+    from estimator.api.calibration import Calibration, Microbench
 
 
 def calibrate(
@@ -16,6 +17,8 @@ def calibrate(
     *,
     check: bool = False,
     hold_out: bool = False,
+    report: PathLike | None = None,
+    rows: PathLike | None = None,
     write: bool = False,
     catalog: PathLike | Iterable[PathLike] = (),
 ) -> "Calibration":
@@ -29,6 +32,8 @@ def calibrate(
             stack of each run's own trainer.
         check: only predict, fit nothing.
         hold_out: predict runs by fits to the others.
+        report: folder for a report of each stack that has runs here: Markdown and HTML.
+        rows: JSON of each run as held out: written by `hold_out`, read by `report`, which then fits nothing.
         write: write what was found into the stack's file.
         catalog: TOML files of further hardware.
 
@@ -38,14 +43,43 @@ def calibrate(
     Raises:
         ValueError: a file cannot be read, or options contradict each other: what was given, the rule, and the mend.
     """
-    from estimator.api.calibration import checked, fitted, held_out  # noqa: PLC0415 - fits take time to import
+    from estimator.api import calibration as found  # noqa: PLC0415 - fits take time to import
 
-    together = [f"--{name}" for name, on in (("check", check), ("hold-out", hold_out), ("write", write)) if on]
+    asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
+    together = [f"--{name}" for name, on in asked.items() if on]
     if len(together) > 1:
         raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
-    files, hardware = as_paths(paths), as_paths(catalog)
-    if check or hold_out:
-        return (checked if check else held_out)(files, None if stack is None else str(stack), hardware)
-    if stack is None:
+    if rows is not None and not (hold_out or report is not None):
+        raise ValueError("rows: are written by --hold-out and read by --report; give one of them")
+    files, kept = as_paths(paths), None if rows is None else as_paths(rows)[0]
+    if not files:
+        raise ValueError("files: nothing is given; give tables of runs, or step logs")
+    if stack is None and together in ([], ["--write"]):
         raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
-    return fitted(files, str(stack), hardware, write=write)
+    hardware, name = load_catalog(as_paths(catalog)), None if stack is None else str(stack)
+    if hold_out:
+        return found.held_out(files, name, hardware, kept)
+    if report is not None:
+        return found.reported(files, name, hardware, as_paths(report)[0], kept)
+    if check:
+        return found.checked(files, name, hardware)
+    return found.fitted(files, name or "", hardware, write=write)
+
+
+def calibrate_timings(
+    paths: PathLike | Iterable[PathLike], *, catalog: PathLike | Iterable[PathLike] = ()
+) -> "Microbench":
+    """Hold predictions against tables of microbenchmarks, and find the priors of efficiencies that they imply.
+
+    What `calibrate` does with such tables on the command line.
+
+    Args:
+        paths: tables in `timings/1`, one or several.
+        catalog: TOML files of further hardware.
+
+    Raises:
+        ValueError: a file cannot be read: which, and why.
+    """
+    from estimator.api.calibration import benchmarked  # noqa: PLC0415 - fits take time to import
+
+    return benchmarked(as_paths(paths), load_catalog(as_paths(catalog)))

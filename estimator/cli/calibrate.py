@@ -1,24 +1,19 @@
 """The command `calibrate`: parse, call, print."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from estimator.calibrate.assess import Assessment, assess
-from estimator.calibrate.fit_stack import fit_stack_to_runs
-from estimator.calibrate.hold_out import SCHEMA, hold_out_document, hold_outs, without_rows
-from estimator.calibrate.microbench import joined, microbench_document, read_timings
-from estimator.calibrate.residual_study import study
+from estimator.api.calibrate import calibrate as hold
+from estimator.api.calibrate import calibrate_timings
+from estimator.api.calibration import Calibration, Microbench
+from estimator.calibrate.assess import Assessment
+from estimator.calibrate.hold_out import without_rows
 from estimator.report import text_logs, text_microbench, text_runs
-from estimator.report.page_runs import write_report
-from estimator.runs.read import RunsRead, is_timings, read_runs
-from estimator.stack.file import refuse_unwritable, write_fit
-from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_premises, load_stack
-from hardware.catalog import Catalog, load_catalog
+from estimator.runs.read import is_timings
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown
 
@@ -61,34 +56,22 @@ def calibrate(
     run record beside it, LOG.run.json. Tables of microbenchmarks tell the priors of efficiencies, and what shapes and
     links cost beyond their prediction.
     """
-    given, hardware = files or [], load_catalog(catalog or [])
-    if not given:
-        raise ValueError("files: nothing is given; give tables of runs, or step logs")
-    asked = {"check": check, "hold-out": hold_out, "report": report is not None, "write": write}
-    _refuse_pairs(asked, as_json=as_json, rows=rows)
-    if _are_benchmarks(given, {**asked, "stack": stack is not None}):
-        return _hold_benchmarks(given, hardware, as_json=as_json)
-    if not any((check, hold_out, report)) and stack is None:
-        raise ValueError("stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict")
-    found = read_runs(given, hardware)
-    if hold_out:
-        return _hold_out(found, [stack] if stack else _table_stacks(), rows, as_json=as_json)
-    if report:
-        return _report(found, [stack] if stack else _table_stacks(), report, rows)
-    if check:
-        return _check(found, [load_stack(name) for name in ([stack] if stack else _table_stacks())], as_json=as_json)
-    return _fit(found, stack or "", write=write, as_json=as_json)
-
-
-def _refuse_pairs(asked: dict[str, bool], *, as_json: bool, rows: Path | None) -> None:
-    """Refuse options that cannot be given together."""
-    together = [f"--{name}" for name, on in asked.items() if on]
-    if len(together) > 1:
-        raise ValueError(f"{together[0][2:]}: {' and '.join(together)} are given together; give one")
-    if asked["report"] and as_json:
+    given, hardware = files or [], catalog or []
+    if report is not None and as_json:
         raise ValueError("report: --report is given beside --json; it writes files; leave one out")
-    if rows and not (asked["hold-out"] or asked["report"]):
-        raise ValueError("rows: are written by --hold-out and read by --report; give one of them")
+    asked = {
+        "check": check,
+        "hold-out": hold_out,
+        "report": report is not None,
+        "write": write,
+        "stack": stack is not None,
+    }
+    if _are_benchmarks(given, asked):
+        _show_benchmarks(calibrate_timings(given, catalog=hardware), as_json=as_json)
+        return EXIT_DONE
+    found = hold(given, stack, check=check, hold_out=hold_out, report=report, rows=rows, write=write, catalog=hardware)
+    _show(found, as_json=as_json)
+    return EXIT_DONE
 
 
 def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
@@ -101,96 +84,35 @@ def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
     return bool(tables)
 
 
-def _table_stacks() -> list[str]:
-    """Return the built-in stacks that tables have runs of."""
-    return [name for name in builtin_stacks() if load_premises(name).trainer]
-
-
-def _hold_benchmarks(tables: Sequence[Path], hardware: Catalog, *, as_json: bool) -> int:
-    """Hold predictions against microbenchmarks, and the priors that they imply beside those of the stacks."""
-    read = joined([read_timings(path, hardware) for path in tables])
-    stacks = {name: load_premises(name).priors for name in builtin_stacks()}
-    document = microbench_document(read, stacks)
+def _show_benchmarks(found: Microbench, *, as_json: bool) -> None:
     if as_json:
-        print_json(document)
+        print_json(dict(found.document))
     else:
-        text_microbench.print_microbench(open_console(), document)
-    return EXIT_DONE
+        text_microbench.print_microbench(open_console(), dict(found.document))
 
 
-def _check(found: RunsRead, stacks: Sequence[Stack], *, as_json: bool) -> int:
-    assessed = assess(found.runs, stacks)
-    _show(Assessment(assessed.rows, (*found.skipped, *assessed.skipped)), found, as_json=as_json)
-    return EXIT_DONE
-
-
-def _report(found: RunsRead, names: Sequence[str], folder: Path, rows: Path | None) -> int:
-    trainers = {run.trainer for run in found.runs}
-    own = [name for name in names if any(map(load_premises(name).is_of, trainers))]
-    if not own:
-        raise ValueError(f"report: no run of a trainer of {', '.join(names)}; give the runs that a stack was fitted to")
-    held_out = _held_out_before(rows) if rows else {}
-    for stack in map(load_stack, own):
-        for path in write_report(study(stack, found.runs, held_out.get(stack.name)), folder):
-            print(path)
-    return EXIT_DONE
-
-
-def _held_out_before(path: Path) -> dict[str, Any]:
-    """Return the hold-outs of stacks that a file has."""
-    where = f"rows: {shown(str(path), 200)}"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"{where}: its schema is {shown(document['schema'])}, not {SCHEMA!r}; make it anew")
-        stacks: dict[str, Any] = document["stacks"]
-        if not all("rows" in split for splits in stacks.values() for split in splits.values()):
-            raise ValueError(f"{where}: has no rows; make it anew with --hold-out --rows")
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: is not what --hold-out --rows writes; make it anew, or leave it out") from error
-    return stacks
-
-
-def _hold_out(found: RunsRead, names: Sequence[str], rows: Path | None, *, as_json: bool) -> int:
-    premises = {name: load_premises(name) for name in names}
-    document = hold_out_document(hold_outs(premises, found.runs))
-    if rows:
-        _write_rows(document, rows)
-    if as_json:
-        print_json(without_rows(document))
+def _show(found: Calibration, *, as_json: bool) -> None:
+    if found.pages:
+        for page in found.pages:
+            print(page)
+    elif found.document:
+        if as_json:
+            print_json(without_rows(found.document))
+        else:
+            text_runs.print_holdout(open_console(), dict(found.document))
     else:
-        text_runs.print_holdout(open_console(), document)
-    return EXIT_DONE
+        _show_runs(found, as_json=as_json)
 
 
-def _write_rows(document: dict[str, Any], path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"rows: {shown(str(path), 200)} cannot be written; check its folder") from error
-
-
-def _show(assessment: Assessment, found: RunsRead, *, as_json: bool) -> None:
+def _show_runs(found: Calibration, *, as_json: bool) -> None:
+    assessment = Assessment(found.rows, found.skipped)
     if as_json:
         logs = {"logs": [text_logs.log_document(run) for run in found.logged]} if found.logged else {}
         print_json(text_runs.assessment_document(assessment) | logs)
         return
+    if found.stack:
+        text_runs.print_fit(open_console(), found.stack)
     console = text_runs.wide_console()
     if found.logged:
         text_logs.print_logs(console, found.logged)
     text_runs.print_assessment(console, assessment)
-
-
-def _fit(found: RunsRead, name: str, *, write: bool, as_json: bool) -> int:
-    premises = load_premises(name)
-    if write:
-        refuse_unwritable(name)
-    stack = fit_stack_to_runs(premises, found.runs, found.origin)
-    own = [run for run in found.runs if stack.is_of(run.trainer)]
-    if not as_json:
-        text_runs.print_fit(open_console(), stack)
-    _show(assess(own, [stack]), found, as_json=as_json)
-    if write:
-        write_fit(stack, fit_path(name))
-    return EXIT_DONE

@@ -4,10 +4,12 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from hardware.errors import shown, unknown_name
+from hardware.files import open_regular_file
 
 LONGEST_LINE = 2**20
 """Characters; no row of a table has more, and so a file without lines is not read whole."""
@@ -159,10 +161,12 @@ def read_rows(
     """
     table = f"{kind} table {shown(str(path), 200)}"
     try:
-        file = path.open(encoding="utf-8-sig", newline="")
-    except (OSError, ValueError) as error:
+        opened = open_regular_file(path)
+    except OSError as error:
         raise ValueError(f"{table}: cannot be read; check the path") from error
-    with file:
+    except ValueError as error:
+        raise ValueError(f"{kind} table {error}") from error
+    with TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.reader(_lines(file, table, kind), strict=True)
             header = _header(next(reader, []), columns, other_names or {}, table)

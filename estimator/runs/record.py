@@ -14,6 +14,7 @@ from estimator.work.shape import Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, unknown_name
+from hardware.files import read_regular_file
 from hardware.models import MOST_DEVICES
 
 Degree = Annotated[int, Field(strict=True, ge=1, lt=MAX_DEGREE)]
@@ -179,9 +180,12 @@ def read_run_record(log: Path) -> RunRecord:
     path = record_path(log)
     where = f"run record {shown(str(path), 200)}"
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_RECORD_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = read_regular_file(path, MOST_RECORD_BYTES).decode("utf-8-sig")
+    except UnicodeError as error:
+        raise ValueError(f"{where}: is not text in UTF-8; save it so") from error
+    except ValueError as error:
+        raise ValueError(f"run record {error}") from error
+    except OSError as error:
         raise ValueError(
             f"{where}: cannot be read; the log does not say what was trained: write there a line such as begins a "
             'steps.jsonl, {"record": "run", ...}'

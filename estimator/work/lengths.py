@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from estimator.work.workload import MAX_COUNT
 from hardware.errors import shown
+from hardware.files import open_regular_file
 
 MAX_LINE = 2**26
 """Characters of a line of a dataset file; no row of token numbers has more, and a longer one would fill the memory."""
@@ -136,17 +138,6 @@ def _take_rows(with_room: Counter[int], rooms: list[int], room: int, count: int)
         del with_room[room]
 
 
-def packing_gain(lengths: Lengths, seq_len: int) -> float:
-    """Rows over packed rows: how many times fewer rows, and so steps, an epoch takes when packed.
-
-    What a packed row costs more, or less, in attention is not part of it.
-
-    >>> packing_gain(lengths_of([(1500, 2), (500, 2)]), seq_len=2048)
-    2.0
-    """
-    return lengths.num_rows / packed_rows(lengths, seq_len)
-
-
 def _refuse_no_length(seq_len: int) -> None:
     if not 0 < seq_len < MAX_COUNT:
         raise ValueError(f"seq-len: {shown(seq_len)} is not from 1 to 2**40 - 1; give a positive count")
@@ -171,10 +162,12 @@ def read_lengths(path: Path) -> Lengths:
     """
     where = f"lengths {shown(str(path), 200)}"
     try:
-        file = path.open(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        opened = open_regular_file(path)
+    except OSError as error:
         raise ValueError(f"{where}: cannot be read; check the path") from error
-    with file:
+    except ValueError as error:
+        raise ValueError(f"lengths {error}") from error
+    with TextIOWrapper(opened, encoding="utf-8-sig") as file:
         try:
             return lengths_of(_pairs(_lines(file)))
         except UnicodeError as error:

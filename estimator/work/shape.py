@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from hardware.errors import shown, unknown_name
+from hardware.files import read_regular_file
 
 MAX_SIZE = 2**31
 """No size of a config reaches this; above it a config is a mistake (or an attack), not a model."""
 
 MAX_NAME = 200
+
+MOST_CONFIG_BYTES = 2**24
+"""Of a config.json; the largest of models have some 100 KiB."""
 """No model has a longer name; a longer one does not fit a table."""
 
 
@@ -267,8 +271,12 @@ def load_shape(model: str) -> Shape:
     try:
         if path.is_dir():
             is_path, path = True, path / "config.json"
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_regular_file(path, MOST_CONFIG_BYTES).decode()
+    except UnicodeError as error:
+        raise ValueError(f"model {shown(model)}: {path.name} is not text in UTF-8; download it again") from error
+    except ValueError as error:
+        raise ValueError(f"model {error}") from error
+    except OSError as error:
         if is_path:
             raise ValueError(f"model {shown(model)}: its config.json cannot be read; check the path") from error
         raise ValueError(unknown_name("model", model, configs)) from error

@@ -184,15 +184,6 @@ def test_the_peak_of_a_precision() -> None:
         usual.matmul_flop_per_s("fp8")
 
 
-def test_rates_are_measured_where_both_are() -> None:
-    """A device has measured rates when its products and its memory were both measured on it."""
-    measured = HALF | {"evidence": "measured"}
-    both = ACCELERATOR | {"matmul_efficiency": measured, "hbm_efficiency": measured}
-    assert Accelerator.model_validate(both).has_measured_rates
-    assert not Accelerator.model_validate(both | {"hbm_efficiency": HALF}).has_measured_rates
-    assert not Accelerator.model_validate(both | {"matmul_efficiency": HALF}).has_measured_rates
-
-
 @given(num_devices=st.integers(1, 8))
 def test_a_part_of_a_node_has_the_links_between_its_devices(num_devices: int) -> None:
     """Any number of its devices is a node of the catalog's rules, each pair of them joined by the link that did so."""

@@ -1,5 +1,4 @@
 import tomllib
-from datetime import date
 from typing import Any
 
 from hypothesis import given
@@ -7,7 +6,7 @@ from hypothesis import strategies as st
 
 from hardware.catalog import load_catalog
 from hardware.models import Accelerator, Flavor, Instance, Node, Price
-from hardware.toml_text import catalog_text, toml_table, toml_value
+from hardware.toml_text import catalog_text, toml_value
 
 CATALOG = load_catalog()
 
@@ -39,11 +38,6 @@ def listed(value: Any) -> Any:
 def test_what_is_written_is_read(value: Any) -> None:
     """A TOML reader finds the value that was written, whatever its text holds, up to the sixth digit of numbers."""
     assert tomllib.loads(f"value = {toml_value(value)}") == {"value": listed(value)}
-
-
-def test_a_table_is_a_block() -> None:
-    """A table begins with an empty line and its header, and has a line per plain value."""
-    assert toml_table("[a]", {"b": 0.1234567, "c": date(2026, 1, 15)}) == ["", "[a]", "b = 0.123457", "c = 2026-01-15"]
 
 
 def test_the_packaged_catalog_survives_its_text() -> None:

@@ -5,8 +5,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hardware.errors import shown
+from hardware.files import open_regular_file
 
 LONGEST_LINE = 2**16
 """Characters of a line that are kept; no trainer's step line has more. A file without lines is not held whole."""
@@ -55,10 +57,19 @@ class LogText:
 
     def _chunks(self) -> Iterator[bytes]:
         try:
-            with self._path.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-        except (OSError, ValueError) as error:  # a path may hold a null character
+            file = open_regular_file(self._path)
+        except ValueError as error:
+            raise ValueError(f"log {error}") from error
+        except OSError as error:
+            raise ValueError(f"{self.name}: cannot be read; check the path") from error
+        with file:
+            while chunk := self._read(file):
+                yield chunk
+
+    def _read(self, file: BinaryIO) -> bytes:
+        try:
+            return file.read(CHUNK_BYTES)
+        except OSError as error:
             raise ValueError(f"{self.name}: cannot be read; check the path") from error
 
     def _refuse_other_than_text(self, start: bytes) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from math import ceil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.work import lengths as lengths_module
-from estimator.work.lengths import Lengths, lengths_of, packed_rows, packing_gain, read_lengths, useful_fraction
+from estimator.work.lengths import Lengths, lengths_of, packed_rows, read_lengths, useful_fraction
 from estimator.work.workload import MAX_COUNT
 
 rows = st.lists(st.integers(1, 60), min_size=1, max_size=60)
@@ -53,7 +54,6 @@ def test_packed_rows_are_bounded(drawn: list[int], seq_len: int) -> None:
     tokens = sum(min(length, seq_len) for length in drawn)
     assert ceil(tokens / seq_len) <= packed <= len(drawn)
     assert packed <= max(1, 2 * tokens / seq_len)
-    assert packing_gain(found, seq_len) == len(drawn) / packed
 
 
 @given(rows, seq_lens)
@@ -63,7 +63,6 @@ def test_packing_never_computes_more_padding(drawn: list[int], seq_len: int) -> 
     padded = useful_fraction(found, seq_len)
     packed = found.num_tokens(seq_len) / (packed_rows(found, seq_len) * seq_len)
     assert 0 < padded <= packed <= 1
-    assert packed == pytest.approx(padded * packing_gain(found, seq_len), rel=1e-12)
 
 
 @given(rows, seq_lens)
@@ -203,9 +202,15 @@ def test_any_text_is_lengths_or_one_line(text: str, tmp_path_factory: pytest.Tem
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A path to nothing, a folder and a name that is none are refused as paths; bytes that are no text as such."""
-    for path in (tmp_path / "none", tmp_path, Path("a\0b")):
-        with pytest.raises(ValueError, match=r"^lengths '.*': cannot be read; check the path$"):
+    """A path to nothing, a folder, a pipe and a name that is none are refused; bytes that are no text as such."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path / "none", r"'.*': cannot be read; check the path"),
+        (tmp_path, r".*: is a directory, not a file; name a file in it"),
+        (tmp_path / "pipe", r".*: is a pipe, not a file; save what it carries as a file"),
+        (Path("a\0b"), r"'.*': is no path of a file; give one"),
+    ):
+        with pytest.raises(ValueError, match=rf"^lengths {why}$"):
             read_lengths(path)
     (tmp_path / "rows").write_bytes(b"5\n\xff\xfe")
     with pytest.raises(ValueError, match=r"^lengths '.*rows': is not text in UTF-8; give a CSV with the columns"):
@@ -224,6 +229,6 @@ def test_a_line_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("seq_len", [0, -1, MAX_COUNT])
 def test_sequence_lengths_that_no_run_has(seq_len: int) -> None:
     """A sequence length out of range is refused by the name of its option."""
-    for function in (useful_fraction, packed_rows, packing_gain):
+    for function in (useful_fraction, packed_rows):
         with pytest.raises(ValueError, match=r"^seq-len: -?\d+ is not from 1 to 2\*\*40 - 1; give a positive count$"):
             function(lengths_of([(5, 1)]), seq_len)
