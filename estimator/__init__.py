@@ -2,7 +2,7 @@
 
 from estimator import calibrate as calibrate_room
 from estimator import search as search_room
-from estimator.api.calibrate import calibrate
+from estimator.api.calibrate import calibrate, calibrate_timings
 from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
 from estimator.api.plans import evaluate_plans
@@ -27,6 +27,7 @@ __all__ = [
     "Stack",
     "Workload",
     "calibrate",
+    "calibrate_timings",
     "estimate",
     "evaluate_plans",
     "load_shape",

@@ -6,7 +6,7 @@ quotes letter by letter, and every command loads the catalog.
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from hardware.errors import first_error, shown, shown_path, unknown_name
 from hardware.files import read_regular_file
 from hardware.models import MOST_DEVICES, Accelerator, Flavor, Instance, Node, Price
+from hardware.named import spelt_out, spelt_out_names
 from hardware.units import MIB
 
 Entry = Accelerator | Node | Flavor | Instance | Price
@@ -36,14 +37,8 @@ _TABLES: dict[str, type[Entry]] = {
 
 _DATA = resources.files("hardware") / "data"
 
-_OF_TABLES = ("source", "sources", "efficiency", "matmul_efficiency", "hbm_efficiency", "links", "network", "host")
-"""Fields whose values are tables, which a file may give by their names in its [named]."""
-
 MOST_FILE_BYTES = 8 * MIB
 """A larger catalog file is a mistake.  # assumed: seventy times the packaged files together"""
-
-MOST_NAMED_PARTS = 200
-"""Values of what a file names.  # assumed: ten times those of a link"""
 
 _SEVERAL = re.compile(r"(.+)-x([1-9][0-9]{0,6})", re.DOTALL)
 """A name, and how many of it."""
@@ -94,16 +89,21 @@ class Catalog:
     def flavor(self, name: str) -> Flavor:
         """Return the flavor of an id or of another spelling; of a cloud instance, or a node, `-xN` for N of them.
 
+        `ID-N` is N devices of an accelerator, as `flavor_of` names them.
+
         >>> load_catalog().flavor("4xlarge").id
         '4xLarge.2048GB'
-        >>> load_catalog().flavor("P5.48xlarge-x4").num_devices
-        32
+        >>> [load_catalog().flavor(name).num_devices for name in ("P5.48xlarge-x4", "h100-sxm-80gb-8")]
+        [32, 8]
         """
         flavors = {spelling.casefold(): flavor for flavor in self.flavors for spelling in (flavor.id, *flavor.aliases)}
         if found := flavors.get(name.casefold()) or self._machines(name, 1):
             return found
         if (several := _SEVERAL.fullmatch(name)) and (found := self._machines(several[1], int(several[2]))):
             return found
+        accelerator, _, count = name.casefold().rpartition("-")
+        if count.isdecimal() and accelerator in {record.id for record in self.accelerators}:
+            return self.flavor_of(accelerator, int(count[:12]))
         machines = {spelling: record.id for record in self.instances for spelling in (record.id, *record.aliases)}
         aliases = {alias: record.id for record in self.flavors for alias in record.aliases}
         nodes = {node.id: node.id for node in self.nodes}
@@ -206,12 +206,16 @@ class _Draft:
         self.nodes = {record.id: record for record in catalog.nodes}
         self.flavors, self.instances = list(catalog.flavors), list(catalog.instances)
         self.prices = list(catalog.prices)
+        self._before = catalog
         self._accelerator_ids = set(self.accelerators)
         self._driver_names = {name.casefold() for record in catalog.accelerators for name in record.driver_names}
         rented: list[Flavor | Instance] = [*catalog.flavors, *catalog.instances]
         self._names = {name.casefold() for record in rented for name in (record.id, *record.aliases)} | set(self.nodes)
 
     def add(self, record: Entry) -> None:
+        """Take in a record; one that an earlier file has as it is, such as the same file, changes nothing."""
+        if any(record is known or record == known for known in self._earlier(record)):
+            return
         match record:
             case Accelerator():
                 _take([record.id], self._accelerator_ids)
@@ -232,6 +236,24 @@ class _Draft:
             case Price():
                 _named("accelerator", record.accelerator, self.accelerators)
                 self.prices.append(record)
+
+    def begin_file(self) -> None:
+        """Take what is there from here on as of earlier files."""
+        self._before = self.catalog()
+
+    def _earlier(self, record: Entry) -> Iterator[Entry]:
+        """Yield the records of earlier files that may be this one."""
+        match record:
+            case Price():
+                yield from (one for one in self._before.prices if one.accelerator == record.accelerator)
+            case Flavor():
+                yield from (one for one in self._before.flavors if one.id == record.id)
+            case Instance():
+                yield from (one for one in self._before.instances if one.id == record.id)
+            case Node():
+                yield from (one for one in self._before.nodes if one.id == record.id)
+            case Accelerator():
+                yield from (one for one in self._before.accelerators if one.id == record.id)
 
     def _node(self, name: str) -> Node:
         return self.nodes[name] if name in self.nodes else self.catalog().node(name)
@@ -277,7 +299,8 @@ def _with_packaged(catalog: Catalog, name: str) -> Catalog:
 
 def _add_file(draft: _Draft, path: Traversable, file: str) -> None:
     document = _read(path, file)
-    named = _spelt_out_names(document.pop("named", {}), file)
+    draft.begin_file()
+    named = spelt_out_names(document.pop("named", {}), file)
     for key in document:
         if key not in _TABLES:
             raise ValueError(f"{file}: {unknown_name('table', key, [*_TABLES, 'named'])}")
@@ -292,54 +315,13 @@ def _add_file(draft: _Draft, path: Traversable, file: str) -> None:
 
 def _add_row(draft: _Draft, model: type[Entry], row: object, named: dict[str, Any], where: str) -> None:
     try:
-        draft.add(model.model_validate(_spelt_out(row, named) if named else row))
+        draft.add(model.model_validate(spelt_out(row, named) if named else row))
     except ValidationError as error:
         raise ValueError(f"{where}: {first_error(error)}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: its tables are nested too deep; write the fields of this record") from error
-
-
-def _spelt_out_names(named: object, file: str) -> dict[str, Any]:
-    """Return what a file names, itself spelt out: a name may use those above it."""
-    if not isinstance(named, dict):
-        raise ValueError(f"{file}: named is not a table; write [named]")
-    spelt: dict[str, Any] = {}
-    for name, value in named.items():
-        try:
-            spelt[name] = _spelt_out(value, spelt, "sources")
-            _refuse_large(spelt[name])
-        except (RecursionError, ValueError) as error:
-            what = str(error) if isinstance(error, ValueError) else "its tables are nested too deep; write one"
-            raise ValueError(f"{file}: named {shown(name)}: {what}") from error
-    return spelt
-
-
-def _refuse_large(value: object) -> None:
-    """Refuse what names that double what they name would make without end."""
-    parts = [value]
-    for part in parts:
-        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        if len(parts) > MOST_NAMED_PARTS:
-            raise ValueError(f"holds more than {MOST_NAMED_PARTS} values; name its parts")
-
-
-def _spelt_out(value: Any, named: dict[str, Any], key: str = "") -> Any:
-    """Return a record's values, each name of what several records share replaced by what the file's [named] has."""
-    if isinstance(value, dict):
-        return {inner: _spelt_out(item, named, inner) if inner in _OF_TABLES else item for inner, item in value.items()}
-    if isinstance(value, list):
-        return [_spelt_out(item, named, key) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value not in named:
-        if key in ("source", "sources"):  # a page itself
-            return value
-        if not named:
-            raise ValueError(f"{key}: {shown(value)} is not named above this; name it in [named] first")
-        raise ValueError(f"{key}: {unknown_name('name of [named]', value, named)}")
-    return named[value]
 
 
 def _label(row: object, index: int) -> str:

@@ -8,23 +8,27 @@ from estimator.api.options import (
     Flavors,
     Hardware,
     Model,
+    On,
     OneFlavor,
     Options,
     PathLike,
+    PlanAsked,
     Subject,
     SubjectOptions,
-    as_plan,
-    names_every,
+    names_all,
+    plan_asked,
     subject,
 )
 from estimator.search.choice import OBJECTIVES, Limits, parse_duration
 from estimator.search.planner import SPACES, Estimate, with_failures
 from estimator.search.planner import search as search_plans
 from estimator.stack.stack import Stack
-from estimator.work.defaults import SEED_BATCH, SEED_MODEL, SEED_SEQ_LEN, SEED_SPACE, SEED_STACK
+from estimator.work.defaults import SEED_BATCH, SEED_MODEL, SEED_SEQ_LEN
 from estimator.work.plan import Plan
 from hardware.errors import unknown_name
 from hardware.models import Flavor
+
+BEST = PlanAsked()
 
 Several = Literal["all"] | list[str] | list[Flavor] | tuple[str | Flavor, ...]
 
@@ -52,8 +56,8 @@ def estimate(
     steps: int | None = None,
     lengths: PathLike | None = None,
     plan: str | Plan = "best",
-    space: str = SEED_SPACE,
-    stack: PathLike | Stack = SEED_STACK,
+    space: str | None = None,
+    stack: PathLike | Stack | None = None,
     accelerator: str | None = None,
     devices: int | None = None,
     catalog: Hardware = (),
@@ -67,6 +71,7 @@ def estimate(
     budget: float | None = None,
     failures: bool = False,
     device_mtbf: str | None = None,
+    price: float | None = None,
     why: str | Plan | None = None,
 ) -> Estimate | Estimates:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs.
@@ -82,9 +87,10 @@ def estimate(
         epochs: passes over the rows.
         steps: optimizer steps, instead of rows and epochs.
         lengths: file of the rows' lengths: CSV of length,count, or JSON Lines.
-        plan: "best", or the one plan to estimate, such as "num_stages=2,num_micro_batches=16".
-        space: set of plans to search: "moai" or "full".
-        stack: name of a stack, its TOML file, or a Stack.
+        plan: "best", a whole plan, or what is given of one, such as "tp=8" or "zero_stage=3": the rest is searched.
+        space: set of plans to search: "moai" or "full"; None for that of the stack, "full" for all but MoAI's.
+        stack: name of a stack, its TOML file, or a Stack; "all" for an answer of each; None for the one that was
+            measured on what comes nearest to the question.
         accelerator: id of an accelerator, instead of a flavor.
         devices: how many of that accelerator.
         catalog: TOML files of further hardware, or a Catalog.
@@ -98,11 +104,12 @@ def estimate(
         budget: USD at most.
         failures: count checkpoints and failures.
         device_mtbf: mean time between failures of one device, such as "50000h".
-        why: a plan: the answer's `asked`, and how many plans are faster.
+        price: USD per device and hour, instead of what providers ask.
+        why: a plan, or what is given of one: the answer's `asked`, and how many plans are faster.
 
     Returns:
-        The plans of the flavor, best first; over several flavors, an estimate of each, and the one to choose. Where no
-        plan fits, `best` is None, and each of the plans has its reason.
+        The plans of the flavor, best first; over several flavors, or stacks, an estimate of each, and the one to
+        choose. Where no plan fits, `best` is None, and each of the plans has its reason.
 
     Raises:
         ValueError: an option is unknown or out of range, two contradict each other, a file cannot be read, or the plan
@@ -129,16 +136,16 @@ def estimate(
         compiles=compiles,
         failures=failures,
         device_mtbf=device_mtbf,
+        price=price,
     )
-    only = None if isinstance(plan, str) and plan == "best" else as_plan(plan)
-    limits = _limits(deadline, budget)
-    several = names_every(flavor) or isinstance(flavor, list | tuple)
-    if why is not None and (several or only):
-        beside = "--flavor all" if several else "--plan"
+    wanted, limits = plan_asked(plan), _limits(deadline, budget)
+    several = len(asked.on) > 1 or names_all(flavor) or names_all(stack) or isinstance(flavor, list | tuple)
+    if why is not None and (several or wanted.is_given):
+        beside = "--plan" if wanted.is_given else "--stack all" if names_all(stack) else "--flavor all"
         raise ValueError(f"why: --why is given beside {beside}; it holds one plan against the best of a flavor")
-    wanted = None if why is None else as_plan(why)
-    found = tuple(_on(one, asked, space, limits, only, wanted) for one in asked.flavors)
-    if only and all(one.plans[0].is_illegal for one in found):
+    beside_it = None if why is None else plan_asked(why)
+    found = tuple(_on(one, asked, space, limits, wanted, beside_it) for one in asked.on)
+    if wanted.is_given and all(one.plans[0].is_illegal for one in found):
         where = f" (flavor {found[0].flavor.id}; no other takes it either)" if several else ""
         raise ValueError(f"plan: {found[0].plans[0].reason}{where}")
     return Estimates(found, objective, limits) if several else found[0]
@@ -173,14 +180,14 @@ def search(
     """
     _refuse_unknown(space, objective)
     is_elsewhere = options.get("accelerator") is not None or options.get("devices") is not None
-    asked = subject(model, None if is_elsewhere and names_every(flavor) else flavor, **options)
+    asked = subject(model, None if is_elsewhere and names_all(flavor) else flavor, **options)
     limits = _limits(deadline, budget)
-    return Estimates(tuple(_on(one, asked, space, limits) for one in asked.flavors), objective, limits)
+    return Estimates(tuple(_on(one, asked, space, limits) for one in asked.on), objective, limits)
 
 
-def _refuse_unknown(space: str, objective: str) -> None:
+def _refuse_unknown(space: str | None, objective: str) -> None:
     for name, given, known in (("space", space, SPACES), ("objective", objective, OBJECTIVES)):
-        if given not in known:
+        if given is not None and given not in known:
             raise ValueError(unknown_name(name, given, known))
 
 
@@ -189,14 +196,39 @@ def _limits(deadline: str | None, budget: float | None) -> Limits:
 
 
 def _on(
-    flavor: Flavor, asked: Subject, space: str, limits: Limits, only: Plan | None = None, wanted: Plan | None = None
+    on: On,
+    asked: Subject,
+    space: str | None,
+    limits: Limits,
+    wanted: PlanAsked = BEST,
+    beside: PlanAsked | None = None,
 ) -> Estimate:
-    """Return the estimate of one plan or of a space on a flavor, with failures and limits counted where asked for."""
+    """Return the estimate of one plan or of a space on a flavor, with failures and limits counted where asked for.
 
-    def searched(plan: Plan | None, faster_than: float = 0.0) -> Estimate:
-        found = search_plans(asked.workload, flavor, asked.stack, asked.catalog, plan, space, faster_than=faster_than)
+    Args:
+        on: the devices and the software.
+        asked: the question.
+        space: what is searched.
+        limits: of time and money.
+        wanted: which plans.
+        beside: the plan that is held against the best.
+    """
+
+    def searched(plans: PlanAsked, faster_than: float = 0.0) -> Estimate:
+        found = search_plans(
+            asked.workload,
+            on.flavor,
+            on.stack,
+            asked.catalog,
+            plans.plan,
+            space,
+            fixed=plans.fixed,
+            faster_than=faster_than,
+            usd_per_device_h=asked.usd_per_device_h,
+        )
         return found if asked.device_mtbf_s is None else with_failures(found, asked.device_mtbf_s)
 
-    beside = None if wanted is None else searched(wanted).plans[0]
-    found = searched(only, beside.step_s.value if beside else 0.0)
-    return replace(found, asked=beside, missed=limits.missed_by(found.best) if found.best else "")
+    held = None if beside is None else searched(beside).plans[0]
+    found = searched(wanted, held.step_s.value if held else 0.0)
+    missed = limits.missed_by(found.best) if found.best else ""
+    return replace(found, asked=held, missed=missed, stack_reason=on.why)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,24 @@ from estimator.search.choice import Limits, choose, frontier_marks, no_plan_reas
 from estimator.search.planner import Estimate, search
 from hardware.catalog import Catalog
 from hardware.errors import unknown_name
+from hardware.models import MOST_DEVICES, Flavor
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_DOUBLINGS = 6
+"""Of the devices, or halvings of the rows, that are tried where nothing fits."""
+
+LEAST_TOKENS = 64
+"""Of a row, below which none is proposed."""
 
 RANGES = ("step_s", "tokens_per_s", "total_minutes", "usd")
 """Columns that have the ends of their 90 % intervals beside them, `_low` and `_high`; nan where nothing is known."""
 
 COLUMNS = (
     "flavor",
+    "stack",
+    "basis",
     "accelerator",
     "num_devices",
     "num_nodes",
@@ -99,7 +108,8 @@ class Estimates:
     def __repr__(self) -> str:
         """Return what is chosen, and what else of the frontier has a name; or why nothing is."""
         first, count = self.estimates[0], sum(one.best is not None for one in self.estimates)
-        how = f"stack {first.stack.name}, space {first.space}"
+        stacks = sorted({one.stack.name for one in self.estimates})
+        how = f"stack {first.stack.name}, space {first.space}" if len(stacks) == 1 else f"stacks {', '.join(stacks)}"
         lines = [f"{first.workload.shape.name} on {len(self)} flavors, {how}: plans fit {count} of them"]
         lines += [] if self.chosen else [self.problem]
         words = {self.chosen.flavor.id: [f"least {self.objective}"]} if self.chosen else {}
@@ -132,7 +142,7 @@ def _line(what: str, found: Estimate) -> str:
 
 
 def _row(found: Estimate, marks: Sequence[str] | None, *, is_chosen: bool) -> dict[str, Any]:
-    best, machine = found.best, found.machine
+    best, machine, rests_on = found.best, found.machine, found.basis
     nothing = Range(np.nan, np.nan, np.nan)
     ranges = dict.fromkeys(RANGES, nothing)
     if best:
@@ -140,6 +150,8 @@ def _row(found: Estimate, marks: Sequence[str] | None, *, is_chosen: bool) -> di
         ranges = dict(zip(RANGES, (best.step_s, best.tokens_per_s, minutes, best.usd or nothing), strict=True))
     row: dict[str, Any] = {
         "flavor": found.flavor.id,
+        "stack": found.stack.name,
+        "basis": rests_on.kind if rests_on else "",
         "accelerator": machine.accelerator.id,
         "num_devices": machine.num_devices,
         "num_nodes": machine.num_nodes,
@@ -159,16 +171,42 @@ def _row(found: Estimate, marks: Sequence[str] | None, *, is_chosen: bool) -> di
 
 
 def why_nothing_fits(found: Estimate, catalog: Catalog) -> str:
-    """Return the line that says how far the nearest plan is from fitting, and on which flavor one fits."""
-    accelerator = found.machine.accelerator.id
-    same = sorted(
-        (f for f in catalog.flavors if catalog.node(f.node).accelerator == accelerator), key=lambda f: f.num_devices
-    )
-    fits = next((f.id for f in same if search(found.workload, f, found.stack, catalog).best), None)
-    if search(found.workload, found.flavor, found.stack, catalog).best:
+    """Return the line that says how far the nearest plan is from fitting, and on how many devices one fits."""
+    accelerator, flavor = found.machine.accelerator.id, found.flavor
+
+    def fits(where: Flavor) -> bool:
+        return search(found.workload, where, found.stack, catalog, space=found.space).best is not None
+
+    if fits(flavor):
         mend = "another plan fits; leave out --plan to see it"
-    elif fits:
-        mend = f"the smallest flavor that fits is {fits}"
+    elif larger := next(filter(fits, _larger(flavor, accelerator, catalog)), None):
+        named = larger.id in {one.id for one in catalog.flavors}
+        mend = f"the smallest flavor that fits is {larger.id}" if named else f"{larger.num_devices} devices of it fit"
     else:
-        mend = f"no flavor of {accelerator} fits" + ("; shorten the rows" if found.nearest_miss else "")
-    return f"no plan fits {found.flavor.id}: {no_plan_reason(found)}; {mend}"
+        shorter = found.nearest_miss and fits_shorter(found, catalog)
+        mend = f"no flavor of {accelerator} fits" + (f"; rows of {shorter} tokens would" if shorter else "")
+    return f"no plan fits {flavor.id}: {no_plan_reason(found)}; {mend}"
+
+
+def _larger(flavor: Flavor, accelerator: str, catalog: Catalog) -> Iterator[Flavor]:
+    """Yield the flavors of an accelerator with more devices, smaller ones first; where none is, 2, 4, 8, ... times."""
+    same = sorted(
+        (one for one in catalog.flavors if catalog.node(one.node).accelerator == accelerator),
+        key=lambda one: one.num_devices,
+    )
+    larger = [one for one in same if one.num_devices > flavor.num_devices]
+    yield from larger
+    if not larger and flavor.menu_index is None:
+        counts = (flavor.num_devices * 2**i for i in range(1, MOST_DOUBLINGS + 1))
+        yield from (catalog.flavor_of(accelerator, count) for count in counts if count <= MOST_DEVICES)
+
+
+def fits_shorter(found: Estimate, catalog: Catalog) -> int | None:
+    """Return the most tokens of a row, a half, a quarter and so on of those asked for, with which a plan fits."""
+    lengths: Iterator[int] = (found.workload.seq_len // 2**i for i in range(1, MOST_DOUBLINGS + 1))
+    for seq_len in lengths:
+        if seq_len >= LEAST_TOKENS:
+            work = replace(found.workload, seq_len=seq_len, padding=None)
+            if search(work, found.flavor, found.stack, catalog, space=found.space).best:
+                return seq_len
+    return None

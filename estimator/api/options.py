@@ -5,22 +5,26 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from estimator.formulas.failures import DEVICE_MTBF_S
 from estimator.search.choice import parse_duration
 from estimator.search.planner import offers
+from estimator.stack.choice import choose_stack
 from estimator.stack.recipe import Recipe
-from estimator.stack.stack import Stack, load_stack
-from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_ROWS, SEED_SEQ_LEN, SEED_STACK
+from estimator.stack.stack import Stack, builtin_stacks, load_stack
+from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_ROWS, SEED_SEQ_LEN
 from estimator.work.lengths import packed_rows, read_lengths, useful_fraction
-from estimator.work.plan import Plan, parse_plan
+from estimator.work.plan import Plan, is_whole, parse_fields, parse_plan
 from estimator.work.shape import Shape, load_shape
 from estimator.work.workload import Padding, Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
 from hardware.errors import shown
 from hardware.models import Flavor, MatmulPrecision
 from hardware.smi.selection import current_flavor
+
+MOST_USD_PER_H = 1e6
+"""Of a device.  # assumed: a thousand times the dearest"""
 
 PathLike = str | Path
 Model = str | Path | Shape
@@ -42,7 +46,7 @@ class SubjectOptions(TypedDict, total=False):
     epochs: int | None
     steps: int | None
     lengths: PathLike | None
-    stack: PathLike | Stack
+    stack: PathLike | Stack | None
     accelerator: str | None
     devices: int | None
     catalog: Hardware
@@ -53,30 +57,41 @@ class SubjectOptions(TypedDict, total=False):
     compiles: bool | None
     failures: bool
     device_mtbf: str | None
+    price: float | None
 
 
 class Options(SubjectOptions, total=False):
     """Options of `estimate`."""
 
     plan: str | Plan
-    space: str
+    space: str | None
     objective: str
     deadline: str | None
     budget: float | None
     why: str | Plan | None
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is trained, how, with which software, and on which flavors."""
+class On(NamedTuple):
+    """Devices and the software that they are trained with."""
 
-    workload: Workload
+    flavor: Flavor
     stack: Stack
     """As the recipe has it."""
+    why: str
+    """Why this stack, where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is trained, how, and on which devices with which software."""
+
+    workload: Workload
     catalog: Catalog
-    flavors: tuple[Flavor, ...]
+    on: tuple[On, ...]
     device_mtbf_s: float | None
     """None where failures are not asked for."""
+    usd_per_device_h: float | None = None
+    """None where the catalog's prices are taken."""
 
 
 def subject(
@@ -89,7 +104,7 @@ def subject(
     epochs: int | None = None,
     steps: int | None = None,
     lengths: PathLike | None = None,
-    stack: PathLike | Stack = SEED_STACK,
+    stack: PathLike | Stack | None = None,
     accelerator: str | None = None,
     devices: int | None = None,
     catalog: Hardware = (),
@@ -100,6 +115,7 @@ def subject(
     compiles: bool | None = None,
     failures: bool = False,
     device_mtbf: str | None = None,
+    price: float | None = None,
 ) -> Subject:
     """Return what the options describe; `estimate` says what each is.
 
@@ -116,14 +132,54 @@ def subject(
     given = {name: _whole(name, value) for name, value in asked.items() if value is not None}
     count, padding = _steps(seq_len, batch, given, lengths)
     workload = Workload(shape, seq_len, batch, count, str(recipe), padding)
-    software = recipe.stack(stack if isinstance(stack, Stack) else load_stack(str(stack)), shape)
-    return Subject(
-        workload,
-        software,
-        hardware,
-        _flavors(hardware, flavor, accelerator, devices, software.habits.matmul_precision),
-        _device_mtbf_s(device_mtbf, failures=failures),
+    flavors = _flavors(hardware, flavor, accelerator, devices, recipe.matmul_precision)
+    on = (
+        _with_every_stack(flavors, hardware, recipe, shape)
+        if names_all(stack)
+        else _with_stacks(flavors, hardware, recipe, shape, stack)
     )
+    if price is not None and not 0 <= price < MOST_USD_PER_H:
+        raise ValueError(f"price: {shown(price)} is not USD per device and hour; give for example 1.10")
+    return Subject(workload, hardware, on, _device_mtbf_s(device_mtbf, failures=failures), price)
+
+
+def _with_stacks(
+    flavors: tuple[Flavor, ...], hardware: Catalog, recipe: Recipe, shape: Shape, stack: PathLike | Stack | None
+) -> tuple[On, ...]:
+    """Return flavors with the stack that is asked for, or each with the one that was measured nearest to it."""
+    loaded: dict[str, Stack] = {}
+
+    def by_name(name: str) -> Stack:
+        if name not in loaded:
+            loaded[name] = recipe.stack(load_stack(name), shape)
+        return loaded[name]
+
+    if stack is not None:
+        own = recipe.stack(stack, shape) if isinstance(stack, Stack) else by_name(str(stack))
+        return tuple(On(flavor, own, "") for flavor in flavors)
+    chosen = [
+        choose_stack(flavor, hardware.node(flavor.node).accelerator, shape, recipe.matmul_precision)
+        for flavor in flavors
+    ]
+    return tuple(On(flavor, by_name(one.stack), one.reason) for flavor, one in zip(flavors, chosen, strict=True))
+
+
+def _with_every_stack(flavors: tuple[Flavor, ...], hardware: Catalog, recipe: Recipe, shape: Shape) -> tuple[On, ...]:
+    """Return a flavor with each built-in stack, that of the answer without one first."""
+    if len(flavors) > 1:
+        raise ValueError("stack: --stack all is given beside several flavors; give one of them")
+    (first,) = _with_stacks(flavors, hardware, recipe, shape, None)
+    others = (recipe.stack(load_stack(name), shape) for name in builtin_stacks() if name != first.stack.name)
+    return (first, *(On(first.flavor, other, "") for other in others))
+
+
+def names_all(name: object) -> bool:
+    """Whether a name asks for all that there is.
+
+    >>> names_all("All"), names_all(["all"])
+    (True, False)
+    """
+    return isinstance(name, str) and name.casefold() == "all"
 
 
 def load_hardware(catalog: Hardware) -> Catalog:
@@ -133,18 +189,31 @@ def load_hardware(catalog: Hardware) -> Catalog:
     return load_catalog([Path(path) for path in ([catalog] if isinstance(catalog, str | Path) else catalog)])
 
 
+class PlanAsked(NamedTuple):
+    """Which plans are asked for: one, those of which some fields are given, or all."""
+
+    plan: Plan | None = None
+    fixed: dict[str, Any] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything is."""
+        return self.plan is not None or self.fixed is not None
+
+
+def plan_asked(plan: str | Plan) -> PlanAsked:
+    """Return what a plan asks for: "best", a whole plan, or some of its fields."""
+    if isinstance(plan, Plan):
+        return PlanAsked(plan)
+    if plan == "best":
+        return PlanAsked()
+    fields = parse_fields(plan)
+    return PlanAsked(Plan(**fields)) if is_whole(fields) else PlanAsked(fixed=fields)
+
+
 def as_plan(plan: str | Plan) -> Plan:
     """Return a plan as it is, or the one that a text describes."""
     return plan if isinstance(plan, Plan) else parse_plan(plan)
-
-
-def names_every(flavor: Flavors) -> bool:
-    """Whether every flavor is asked for.
-
-    >>> names_every("All"), names_every(["all"])
-    (True, False)
-    """
-    return isinstance(flavor, str) and flavor.casefold() == "all"
 
 
 def _whole(name: str, value: Any) -> int:
@@ -191,7 +260,7 @@ def _flavors(
         if accelerator is None or devices is None:
             raise ValueError("accelerator: --accelerator ID and --devices N go together; give both")
         return (hardware.flavor_of(accelerator, devices),)
-    if names_every(flavor):
+    if names_all(flavor):
         return offers(hardware, precision)
     if isinstance(flavor, list | tuple):
         if not flavor:

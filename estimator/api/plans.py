@@ -60,24 +60,26 @@ def evaluate_plans(
     frame = plans if isinstance(plans, pd.DataFrame) else pd.DataFrame([asdict(as_plan(plan)) for plan in plans])
     table = plans_of(frame)
     asked = subject(model, flavor, **options)
-    if len(asked.flavors) > 1:
+    if len(asked.on) > 1:
         raise ValueError(f"flavor: {shown(flavor)} is several; give one, and call for each")
-    machine = Machine.of(asked.catalog, asked.flavors[0])
-    prices = price_range(asked.catalog.latest_prices(machine.accelerator.id))
+    on = asked.on[0]
+    machine = Machine.of(asked.catalog, on.flavor)
+    own = asked.usd_per_device_h
+    prices = price_range(asked.catalog.latest_prices(machine.accelerator.id)) if own is None else (own, own, own)
     longer = 1.0
     if asked.device_mtbf_s is not None:
-        found = run_endurance(asked.workload, machine, asked.stack, asked.device_mtbf_s)
+        found = run_endurance(asked.workload, machine, on.stack, asked.device_mtbf_s)
         longer = 1.0 / float(found.goodput_fraction)
     kept = [name for name in COLUMNS if intervals or name not in INTERVAL_COLUMNS]
     columns = _empty_columns(kept, len(frame))
     for start in range(0, len(frame), CHUNK):
         block = _taken(table, np.arange(start, min(start + CHUNK, len(frame))))
-        reasons = np.array(plan_reasons(block, asked.workload, machine, asked.stack), dtype=object)
+        reasons = np.array(plan_reasons(block, asked.workload, machine, on.stack), dtype=object)
         columns["reason"][start : start + CHUNK] = reasons
         columns["data_parallel"][start : start + CHUNK] = block.data_parallel(machine.num_devices)
         legal = np.flatnonzero(reasons == "")
         if len(legal):
-            evaluated = evaluate(_taken(block, legal), asked.workload, machine, asked.stack, intervals=intervals)
+            evaluated = evaluate(_taken(block, legal), asked.workload, machine, on.stack, intervals=intervals)
             for name, values in columns_of(evaluated, prices, longer).items():
                 if name in columns:
                     columns[name][start + legal] = values

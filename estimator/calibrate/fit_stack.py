@@ -14,7 +14,9 @@ from estimator.calibrate.run_model import BYTES, KIND_OF, LAUNCHING, PEAK, SECON
 from estimator.calibrate.student_t import PRIOR_MEASUREMENTS
 from estimator.runs.measured import Run
 from estimator.stack.fit import Fit, covariance_root, interval_ratio
-from estimator.stack.stack import MeasuredTable, Premises, Stack, Window
+from estimator.stack.measured import MeasuredKind
+from estimator.stack.stack import Habits, MeasuredTable, Premises, Stack, Window
+from hardware.models import MatmulPrecision
 
 NUM_FOLDS = 5
 
@@ -210,7 +212,8 @@ def fit_stacks(premises: Premises, runs: Sequence[Run], parts: Sequence[Array], 
     problems = [FitProblem(model, part) for part in parts]
     found = answered(together([_calibrated(problem, num_folds) for problem in problems]), model.predict)
     return [
-        _stack(premises, fit, [runs[i] for i in problem.rows]) for problem, fit in zip(problems, found, strict=True)
+        _stack(premises, fit, [runs[i] for i in problem.rows], model.places[problem.rows])
+        for problem, fit in zip(problems, found, strict=True)
     ]
 
 
@@ -223,19 +226,50 @@ def _calibrated(problem: FitProblem, num_folds: int) -> Asking[Fit]:
     return fit.model_copy(update=_spreads(fit, unseen))
 
 
-def _stack(premises: Premises, fit: Fit, runs: Sequence[Run]) -> Stack:
-    """Return a stack that was fitted to runs."""
+def _stack(premises: Premises, fit: Fit, runs: Sequence[Run], places: Array) -> Stack:
+    """Return a stack that was fitted to runs, which lie at `places`."""
     log, (fraction, ratio) = premises.log, host_paces(runs)
+    timed = np.array([run.tells_speed for run in runs])
     found = {
         "startup": startup_of(runs, log.load_s),
         "window": Window(
             times=log.times, slow_fraction=fraction, slow_ratio=ratio, evidence=log.evidence["times"].text
         ),
         "fit": fit,
+        "measured": measured_kinds(runs, premises.habits),
+        "places": None if fit.step_residual or not timed.any() else np.unique(places[timed], axis=0).tolist(),
         "tables": (),
         "versions": {name: version(name) for name in ("foretrain", "numpy", "scipy")},
     }
     return Stack.model_validate(premises.model_dump(by_alias=True) | found)
+
+
+def measured_kinds(runs: Sequence[Run], habits: Habits) -> tuple[MeasuredKind, ...]:
+    """Return what ran on which devices, as software of these habits does; those of most timed runs first."""
+    groups: dict[tuple[str, bool, MatmulPrecision, bool], list[Run]] = {}
+    for run in runs:
+        if run.tells_speed:
+            precision, shape = run.recipe.habits(habits, run.shape).matmul_precision, run.shape
+            kind = (run.machine.accelerator.id, shape.num_experts > 0, precision, run.recipe.lora_rank > 0)
+            groups.setdefault(kind, []).append(run)
+    found = [
+        MeasuredKind(
+            accelerator=accelerator,
+            experts=experts,
+            precision=precision,
+            adapters=adapters,
+            families=tuple(sorted({run.shape.family for run in members})),
+            runs=len(members),
+            num_devices=_ends([run.machine.num_devices for run in members]),
+            hidden_size=_ends([run.shape.hidden_size for run in members]),
+        )
+        for (accelerator, experts, precision, adapters), members in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda kind: -kind.runs))
+
+
+def _ends(counts: Sequence[int]) -> tuple[int, int]:
+    return min(counts), max(counts)
 
 
 def _spreads(fit: Fit, unseen: HeldOut) -> dict[str, Any]:

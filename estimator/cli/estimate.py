@@ -3,20 +3,22 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
-from estimator.api.options import Options, names_every
+from estimator.api.options import Options, names_all
 from estimator.api.trace import trace as draw
 from estimator.report import text
-from estimator.report.json import estimate_document, flavors_document
+from estimator.report.json import estimate_document, flavors_document, stacks_document
+from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
-from estimator.search.planner import SPACES, Estimate
+from estimator.search.planner import PLATFORM, SPACES, Estimate
+from estimator.stack.choice import known_stacks
 from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
-from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN, SEED_SPACE, SEED_STACK
+from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown_path
@@ -47,9 +49,20 @@ def estimate(
     epochs: Annotated[int | None, typer.Option(help=f"passes over the rows  [default: {SEED_EPOCHS}]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps, instead of rows and epochs")] = None,
     lengths: Annotated[Path | None, typer.Option(help="the rows' lengths: CSV of length,count, or JSON Lines")] = None,
-    plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
-    space: Annotated[str, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}")] = SEED_SPACE,
-    stack: Annotated[str, typer.Option(help="name of a stack, or its TOML file")] = SEED_STACK,
+    plan: Annotated[
+        str, typer.Option(help="'best', or what is given of a plan, such as tp=8,zero_stage=3: the rest is searched")
+    ] = "best",
+    space: Annotated[
+        str | None, typer.Option(help=f"set of plans to search: {', '.join(SPACES)}  [default: the stack's]")
+    ] = None,
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            help="name of a stack (--stacks lists them), its TOML file, or 'all'  [default: the one that was measured "
+            "nearest to the question]"
+        ),
+    ] = None,
+    stacks: Annotated[bool, typer.Option("--stacks", help="list the stacks with what each was measured on")] = False,
     accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
     devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
@@ -65,6 +78,9 @@ def estimate(
     budget: Annotated[float | None, typer.Option(help="USD at most")] = None,
     failures: Annotated[bool, typer.Option("--failures", help="count checkpoints and failures")] = False,
     device_mtbf: Annotated[str | None, typer.Option(help="mean time between failures of one device")] = None,
+    price: Annotated[
+        float | None, typer.Option(help="USD per device and hour  [default: what providers of the catalog ask]")
+    ] = None,
     why: Annotated[
         str | None, typer.Option(help="a plan: why it cannot run, or how it ranks and where it loses")
     ] = None,
@@ -76,15 +92,11 @@ def estimate(
     ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
-    every = names_every(flavor) and accelerator is None and devices is None
-    beside = "--json" if as_json else "--flavor all" if every else ""
-    if explain and beside:
-        raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
-    if trace and (every or why is not None):
-        beside = "--flavor all" if every else "--why"
-        raise ValueError(f"trace: --trace is given beside {beside}; it draws the best or only plan of one flavor")
-    if why is not None and as_json:
-        raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+    if stacks:
+        print_known_stacks(open_console(), known_stacks())
+        return EXIT_DONE
+    several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
+    _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
     hardware = load_catalog(catalog or [])
     options = Options(
         seq_len=seq_len,
@@ -109,25 +121,56 @@ def estimate(
         budget=budget,
         failures=failures,
         device_mtbf=device_mtbf,
+        price=price,
         why=why,
     )
-    if every:
-        return _show_flavors(ask(model, "all", **options), top, as_json=as_json)
     is_current = flavor is None and accelerator is None and devices is None
-    found = ask(model, _current_flavor(hardware) if is_current else flavor, **options)
-    if why is not None:
+    where = _current_flavor(hardware) if is_current else _flavors(flavor)
+    found = ask(model, where, **options)
+    if isinstance(found, Estimates):
+        return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
+    return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
+
+
+class _Shown(NamedTuple):
+    """How an answer is printed."""
+
+    top: int | None
+    as_json: bool
+    explain: bool
+    trace: Path | None
+
+
+def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str, *, explain: bool) -> None:
+    """Refuse options that cannot be given together."""
+    if explain and beside:
+        raise ValueError(f"explain: --explain is given beside {beside}; it explains the tables of one flavor")
+    if trace and (several or why is not None):
+        which = several or "--why"
+        raise ValueError(f"trace: --trace is given beside {which}; it draws the best or only plan of one flavor")
+    if why is not None and beside == "--json":
+        raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+
+
+def _flavors(flavor: str | None) -> str | list[str] | None:
+    """Return a flavor's name, or those of several: a text with commas."""
+    return [name.strip() for name in flavor.split(",")] if flavor and "," in flavor else flavor
+
+
+def _show(found: Estimate, model: str, options: Options, hardware: Catalog, how: _Shown) -> int:
+    if found.asked is not None:
         text.print_why(open_console(), found)
         return EXIT_DONE
-    if trace and found.best:
-        _write_trace(found, trace)
-    if as_json:
-        print_json(estimate_document(found, top))
+    if how.trace and found.best:
+        _write_trace(found, how.trace)
+    if how.as_json:
+        print_json(estimate_document(found, how.top))
         return _exit_status(found, hardware)
-    is_wider = space == "full" and plan == "best"
+    is_wider = found.space == "full" and options["plan"] == "best" and found.stack.trainer == PLATFORM
     platform = ask(model, found.flavor, **(options | ON_THE_PLATFORM)) if is_wider else None
     console = open_console()
-    text.print_estimate(console, found, top or 8, platform)
-    if explain:
+    text.print_estimate(console, found, how.top or 8, platform)
+    if how.explain:
         console.print()
         text.print_explanation(console, found)
     return _exit_status(found, hardware)
@@ -155,11 +198,14 @@ def _exit_status(found: Estimate, hardware: Catalog) -> int:
     return EXIT_DONE
 
 
-def _show_flavors(found: Estimates, top: int | None, *, as_json: bool) -> int:
+def _show_several(found: Estimates, top: int | None, *, as_json: bool, of_stacks: bool) -> int:
     if as_json:
-        print_json(flavors_document(found.estimates, found.chosen, top))
+        made = stacks_document(found.estimates, top) if of_stacks else None
+        print_json(made or flavors_document(found.estimates, found.chosen, top))
+    elif of_stacks:
+        print_stacks(open_console(), found.estimates)
     else:
-        text.print_flavors(open_console(), found.estimates, found.objective, found.limits, found.chosen)
+        print_flavors(open_console(), found.estimates, found.objective, found.limits, found.chosen)
     return EXIT_DONE if found.chosen else _miss(found.problem)
 
 

@@ -157,6 +157,8 @@ def _run_assumptions(estimate: Estimate) -> list[Assumption]:
     rows.append(
         ("log: launch at the slow pace", f"{window.slow_ratio:.2f}", "of the fast", "measured", window.evidence)
     )
+    if estimate.usd_per_device_h is not None:
+        rows.append(("price", f"{estimate.usd_per_device_h:g}", "USD/device/h", "given", "as asked"))
     rows.extend(
         (f"price: {price.provider} ({price.market})", f"{price.usd_per_device_h:g}", "USD/device/h", str(price.on), url)
         for price in estimate.prices

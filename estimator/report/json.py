@@ -13,7 +13,7 @@ from hardware.units import MIB
 
 def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, Any]:
     """Return the object that `estimate --json` prints, schema `estimate/1`; `top` limits the list of plans."""
-    workload, flavor = estimate.workload, estimate.flavor
+    workload, flavor, rests_on = estimate.workload, estimate.flavor, estimate.basis
     plans = [_plan_document(plan, estimate) for plan in estimate.plans[:top]]
     return {
         "schema": "estimate/1",
@@ -36,6 +36,8 @@ def estimate_document(estimate: Estimate, top: int | None = None) -> dict[str, A
             "memory_mib": estimate.machine.accelerator.hbm_bytes * flavor.num_devices / MIB,
         },
         "stack": estimate.stack.name,
+        "stack_reason": estimate.stack_reason or None,
+        "basis": rests_on._asdict() if rests_on else None,
         "search": {
             "space": estimate.space,
             "num_candidates": estimate.num_candidates,
@@ -59,6 +61,14 @@ def flavors_document(found: Sequence[Estimate], chosen: Estimate | None, top: in
         "frontier": {flavor: list(marks) for flavor, marks in frontier_marks(found).items()},
         "chosen": chosen.flavor.id if chosen else None,
     }
+
+
+def stacks_document(found: Sequence[Estimate], top: int | None = None) -> dict[str, Any]:
+    """Return the object that `estimate --stack all --json` prints, schema `stacks/1`: an estimate a stack.
+
+    The first is the answer where no stack is asked for.
+    """
+    return {"schema": "stacks/1", "estimates": [estimate_document(estimate, top) for estimate in found]}
 
 
 def _range(value: Range) -> dict[str, float]:

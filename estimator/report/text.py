@@ -1,6 +1,6 @@
 """What a user reads on a terminal: the tables of an estimate and of a calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
@@ -13,7 +13,7 @@ from estimator.formulas.failures import Endurance
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from estimator.report.assumptions import assumptions
-from estimator.search.choice import Limits, differences, frontier_marks, no_plan_reason
+from estimator.search.choice import differences
 from estimator.search.planner import Estimate, not_modelled
 from estimator.work.workload import Padding, Workload
 from hardware.units import MIB
@@ -104,65 +104,68 @@ def headline(estimate: Estimate) -> RenderableType:
     )
     if workload.recipe:
         table.add_row("recipe", f"{workload.recipe}; {trained_parameters(workload.shape):,} parameters trained")
-    measured_on = estimate.stack.fit.accelerators
-    known = f"measured on {', '.join(measured_on)} only" if measured_on else "never measured"
-    trained = "" if machine.accelerator.id in measured_on else f"; {known}, so the interval is wider"
-    seen = workload.shape.family in estimate.stack.fit.families
-    unseen = (
-        ""
-        if seen or not measured_on
-        else f"; no {workload.shape.family} model was measured on it, so the interval is wider"
-    )
-    table.add_row("stack", f"{estimate.stack.name}{trained}{unseen}")
+    table.add_row("stack", "; ".join(part for part in (estimate.stack.name, estimate.stack_reason) if part))
+    rests_on = estimate.basis
+    if rests_on:
+        table.add_row("basis", f"{rests_on}{_widening(estimate)}")
     return table
+
+
+def _widening(estimate: Estimate) -> str:
+    """Return why the interval is wider than that of what was measured, "" where it is not."""
+    fit, family = estimate.stack.fit, estimate.workload.shape.family
+    unseen_family = fit.families and family not in fit.families  # else the stack has no factor of a family's own
+    if estimate.machine.accelerator.id not in fit.accelerators:
+        return ", so the interval is wider"
+    return f"; no {family} model was, so the interval is wider" if unseen_family else ""
 
 
 def best_plan(estimate: Estimate, found: PlanEstimate) -> RenderableType:
     """Return the headline numbers of a plan."""
-    workload, stack = estimate.workload, estimate.stack
-    used = found.memory.per_device_bytes.value
     table = _grid()
     text = found.plan.platform_line() if estimate.space == "moai" else str(found.plan)
     table.add_row("plan", Text(text, style="bold"))
-    table.add_row(
-        "memory",
-        Text.assemble(
-            (f"{found.memory.total_bytes.value / MIB:,.0f}", "bold"),
-            " MiB in all  ",
-            (f"{found.memory.total_bytes.low / MIB:,.0f} to {found.memory.total_bytes.high / MIB:,.0f}", "dim"),
-        ),
-    )
-    table.add_row(
-        "",
-        f"fullest device {used / MIB:,.0f} MiB {bar(used / estimate.usable_bytes)} "
-        f"{used / estimate.usable_bytes:.0%} of the usable {estimate.usable_bytes / MIB:,.0f}",
-    )
-    seconds = _with_interval(found.step_s, "s")
-    if stack.window.slow_fraction > 0:
-        seconds.append(
-            f"  ({number(found.fast_step_s)} s, or {number(found.slow_step_s)} s in the "
-            f"{stack.window.slow_fraction:.0%} where the host is slow)"
-        )
-    table.add_row("step", seconds)
-    table.add_row("sustained", _with_interval(found.tokens_per_s, "tokens/s"))
-    logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
-    if stack.window.times == "launch":
-        logged.append("  (the log's clock times only the launch of the work)")
-    table.add_row("as logged", logged)
-    table.add_row("training", _with_interval(found.training_s.times(1 / 60), "min"))
-    whole = _with_interval(found.wall_s.times(1 / 60), "min")
-    whole.append(
-        f"  (after {found.wall.startup_s:.0f} s of startup and a first step of {found.wall.first_step_s:.0f} s)"
-    )
-    table.add_row("start to end", whole)
-    if workload.padding:
-        table.add_row("useful", _packing(found, workload.padding, workload))
+    for name, told in (*_memory_rows(estimate, found), *_time_rows(estimate, found)):
+        table.add_row(name, told)
+    if estimate.workload.padding:
+        table.add_row("useful", _packing(found, estimate.workload.padding, estimate.workload))
     if found.endurance:
         table.add_row("failures", _failures(found.endurance))
     cost = _with_interval(found.usd, "USD") if found.usd else Text("no price known")
     cost.append(f"  {number(found.kwh)} kWh at most")
     table.add_row("cost", cost)
     return table
+
+
+def _memory_rows(estimate: Estimate, found: PlanEstimate) -> Iterator[tuple[str, RenderableType]]:
+    used, total = found.memory.per_device_bytes.value, found.memory.total_bytes
+    interval = (f"{total.low / MIB:,.0f} to {total.high / MIB:,.0f}", "dim")
+    yield "memory", Text.assemble((f"{total.value / MIB:,.0f}", "bold"), " MiB in all  ", interval)
+    usable = estimate.usable_bytes
+    share = used / usable
+    yield (
+        "",
+        f"fullest device {used / MIB:,.0f} MiB {bar(share)} {share:.0%} of the usable {usable / MIB:,.0f}",
+    )
+
+
+def _time_rows(estimate: Estimate, found: PlanEstimate) -> Iterator[tuple[str, RenderableType]]:
+    window = estimate.stack.window
+    seconds = _with_interval(found.step_s, "s")
+    if window.slow_fraction > 0:
+        slow = f"{number(found.slow_step_s)} s in the {window.slow_fraction:.0%} where the host is slow"
+        seconds.append(f"  ({number(found.fast_step_s)} s, or {slow})")
+    yield "step", seconds
+    yield "sustained", _with_interval(found.tokens_per_s, "tokens/s")
+    logged = _with_interval(found.logged_tokens_per_s, "tokens/s")
+    if window.times == "launch":
+        logged.append("  (the log's clock times only the launch of the work)")
+    yield "as logged", logged
+    yield "training", _with_interval(found.training_s.times(1 / 60), "min")
+    whole = _with_interval(found.wall_s.times(1 / 60), "min")
+    before = f"{found.wall.startup_s:.0f} s of startup and a first step of {found.wall.first_step_s:.0f} s"
+    whole.append(f"  (after {before})")
+    yield "start to end", whole
 
 
 def _packing(found: PlanEstimate, padding: Padding, workload: Workload) -> Text:
@@ -267,53 +270,6 @@ def print_estimate(console: Console, estimate: Estimate, top: int, platform: Est
     console.print()
     for text in not_modelled(estimate):
         console.print(f"not modelled: {text}", style="dim")
-
-
-def print_flavors(
-    console: Console, estimates: Sequence[Estimate], objective: str, limits: Limits, chosen: Estimate | None
-) -> None:
-    """Print one line per flavor: its best plan, what it is on the frontier of time and cost, or why it has none."""
-    workload, stack, space = estimates[0].workload, estimates[0].stack, estimates[0].space
-    console.print(
-        f"{workload.shape.name}, {workload.num_steps:,} steps of {workload.global_batch:,} x {workload.seq_len:,} "
-        f"tokens, stack {stack.name}, space {space}; the best plan of each flavor"
-    )
-    marks = frontier_marks(estimates)
-    table = plain_table("flavor", "dev >", "usable >", "step s >", "tokens/s >", "min >", "USD >", "kWh >", "plan", "")
-    for column in table.columns[-2:]:
-        column.no_wrap = False
-    for estimate in estimates:
-        best = estimate.best
-        if best is None:
-            continue
-        at = marks.get(estimate.flavor.id)
-        words = [*(("frontier", *at) if at is not None else ()), "risky" if best.is_risky else ""]
-        words += ["over the limits" if limits.missed_by(best) else "may miss" if limits.may_miss(best) else ""]
-        table.add_row(
-            estimate.flavor.id,
-            str(estimate.flavor.num_devices),
-            f"{best.memory.per_device_bytes.value / estimate.usable_bytes:.0%}",
-            number(best.step_s.value),
-            number(best.tokens_per_s.value),
-            number(best.wall_s.value / 60),
-            number(best.usd.value) if best.usd else "-",
-            number(best.kwh),
-            best.plan.brief(best.data_parallel),
-            ", ".join(word for word in words if word),
-            style="bold" if estimate is chosen else None,
-        )
-    console.print(table)
-    console.print("dev: devices; plan: degrees, micro-batches x rows; min: from start to end", style="dim")
-    for estimate in estimates:
-        if estimate.best is None:
-            console.print(f"no plan on {estimate.flavor.id}: {no_plan_reason(estimate)}", style="dim")
-    if chosen and chosen.best:
-        best, usd = chosen.best, chosen.best.usd
-        price = f", {number(usd.value)} USD ({number(usd.low)} to {number(usd.high)})" if usd else ""
-        console.print(
-            f"Least {objective}: {chosen.flavor.id}, {number(best.wall_s.value / 60)} min "
-            f"({number(best.wall_s.low / 60)} to {number(best.wall_s.high / 60)}){price}"
-        )
 
 
 def in_words(found: PlanEstimate, other: PlanEstimate, most: int = 5) -> str:

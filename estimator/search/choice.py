@@ -90,9 +90,11 @@ def no_plan_reason(estimate: Estimate) -> str:
     if estimate.plans:
         return estimate.plans[0].reason
     flavor, batch = estimate.flavor, estimate.workload.global_batch
-    near = nearest_batch(flavor, batch)
-    mend = f"; use --batch {near}" if near else ""
-    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}{mend}"
+    near = nearest_batch(flavor, batch, estimate.space)
+    if estimate.space == "full":
+        return f"no plan lays a batch of {batch} over its {flavor.num_devices} devices; use --batch {near}"
+    mend = f"use --batch {near}, or --space full" if near else "use --space full"
+    return f"no data-parallel degree of its {flavor.num_devices} devices divides a batch of {batch}; {mend}"
 
 
 class Difference(NamedTuple):

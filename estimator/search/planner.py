@@ -3,17 +3,18 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from estimator.formulas.counts import num_parameters, trained_parameters
 from estimator.formulas.failures import NODE_WRITE_BYTES_PER_S, Endurance, checkpoint_bytes, endurance
 from estimator.formulas.machine import Machine
 from estimator.formulas.wall import price_range
+from estimator.predict.basis import Basis, basis
 from estimator.predict.evaluate import PlanEstimate, evaluate
 from estimator.predict.prediction import usable_bytes
 from estimator.predict.table import COLUMNS, row_of
-from estimator.search.spaces import full_space, moai_space
-from estimator.search.sweep import sweep
+from estimator.search.spaces import Fixed, full_space, moai_space
+from estimator.search.sweep import Sweep, sweep
 from estimator.stack.stack import Stack
 from estimator.work.plan import PLAN_NAMES, Plan, Plans
 from estimator.work.workload import Workload
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPACES = ("moai", "full")
+
+PLATFORM = "moai"
+"""The trainer of stacks whose own planner searches the space of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,10 @@ class Estimate:
     prices: tuple[Price, ...]
     """Latest prices of the accelerator, which the cost is taken from."""
     search_s: float
+    usd_per_device_h: float | None = None
+    """What a device costs, where that is given; then no provider's prices are taken."""
+    stack_reason: str = ""
+    """Why this stack, where none was asked for."""
     asked: PlanEstimate | None = None
     """The plan of which it was asked why it is not the best; `num_faster` are faster than it."""
     missed: str = ""
@@ -80,6 +88,12 @@ class Estimate:
         return pd.DataFrame([row_of(plan, peak) for plan in self.plans], columns=[*PLAN_NAMES, *COLUMNS])
 
     @property
+    def basis(self) -> Basis | None:
+        """What the answer rests on; None where no plan can be told of."""
+        told = self.best or self.nearest_miss
+        return basis(told.plan, self.workload, self.machine, self.stack) if told else None
+
+    @property
     def best(self) -> PlanEstimate | None:
         """The plan that the stack would choose, if any fits."""
         return self.plans[0] if self.plans and self.plans[0].possible else None
@@ -101,21 +115,28 @@ class Estimate:
         return min(legal, key=lambda plan: plan.memory.per_device_bytes.value, default=None)
 
 
+def space_of(stack: Stack) -> str:
+    """Return the space that is searched where none is asked for: the platform's own with its stack, else all plans."""
+    return "moai" if stack.trainer == PLATFORM else "full"
+
+
 def search(
     workload: Workload,
     flavor: Flavor,
     stack: Stack,
     catalog: Catalog,
     plan: Plan | None = None,
-    space: str = "moai",
+    space: str | None = None,
     *,
+    fixed: Fixed | None = None,
     faster_than: float = 0.0,
+    usd_per_device_h: float | None = None,
 ) -> Estimate:
     """Estimate the plans of a space on a flavor, or one given plan, and rank them.
 
-    Possible plans come first: of the platform's space by the seconds that the stack's planner compares, of the full
-    space by those of the step, those whose interval of memory fits before those that may not; then plans that do not
-    fit, by memory; then those that cannot run. Of the full space only the best are kept.
+    Possible plans come first, those whose interval of memory fits before those that may not, by seconds per step; then
+    plans that do not fit, by memory; then those that cannot run. The MoAI platform's own planner, in its own space,
+    compares what its stack says (`ranks_by`), and knows no interval. Of the full space only the best are kept.
 
     Args:
         workload: the work.
@@ -123,43 +144,92 @@ def search(
         stack: the software.
         catalog: where the flavor's hardware and prices are.
         plan: the one plan to estimate, instead of a space.
-        space: one of `SPACES`.
+        space: one of `SPACES`; None for that of the stack.
+        fixed: fields of a plan, to which the rest is searched: of all plans, where the platform's space has none so.
         faster_than: seconds per step; how many plans that fit take less is counted.
+        usd_per_device_h: what a device costs, instead of what the catalog's providers ask.
     """
     started = time.perf_counter()
     machine = Machine.of(catalog, flavor)
-    sweeps = space == "full" and plan is None
-    if sweeps:
-        blocks = full_space(workload, machine, stack.habits)
-        swept = sweep(blocks, workload, machine, stack, faster_than=faster_than)
-        plans = Plans.of(swept.best)
-    else:
-        plans = moai_space(flavor, workload.global_batch) if plan is None else Plans.of([plan])
-    table, num_compiled = evaluate(plans, workload, machine, stack), 1 if sweeps else len(plans)
-    prices = catalog.latest_prices(machine.accelerator.id, flavor.provider)
-    found = [table.row(i, price_range(prices), num_compiled) for i in range(len(plans))]
-    by_device = stack.habits.ranks_by == "device" and not sweeps
-    found.sort(key=lambda p: _rank(p, by_device=by_device, prefers_safe=sweeps))
+    asked = _candidates(workload, flavor, machine, stack, plan, space or space_of(stack), fixed or {}, faster_than)
+    swept, prices = asked.swept, catalog.latest_prices(machine.accelerator.id, flavor.provider)
+    table = evaluate(asked.plans, workload, machine, stack)
+    num_compiled = 1 if swept else len(asked.plans)
+    own = usd_per_device_h
+    cost = price_range(prices) if own is None else (own, own, own)
+    found = [table.row(i, cost, num_compiled) for i in range(len(asked.plans))]
+    as_platform = stack.trainer == PLATFORM and stack.habits.ranks_by == "device" and not swept
+    found.sort(key=lambda p: _rank(p, as_platform=as_platform))
     possible = [p for p in found if p.possible]
     return Estimate(
         workload=workload,
         flavor=flavor,
         machine=machine,
         stack=stack,
-        space=space,
+        space=asked.space,
         usable_bytes=usable_bytes(machine, stack),
-        num_candidates=swept.num_plans if sweeps else len(plans),
-        num_possible=swept.num_possible if sweeps else len(possible),
-        num_faster=swept.num_faster if sweeps else sum(p.step_s.value < faster_than for p in possible),
+        num_candidates=swept.num_plans if swept else len(asked.plans),
+        num_possible=swept.num_possible if swept else len(possible),
+        num_faster=swept.num_faster if swept else sum(p.step_s.value < faster_than for p in possible),
         plans=tuple(found),
-        prices=prices,
+        prices=prices if own is None else (),
+        usd_per_device_h=own,
         search_s=time.perf_counter() - started,
     )
 
 
-def _rank(plan: PlanEstimate, *, by_device: bool, prefers_safe: bool) -> tuple[float, float, float]:
+class _Candidates(NamedTuple):
+    """Plans to be evaluated one by one."""
+
+    space: str
+    plans: Plans
+    swept: Sweep | None = None
+    """What the sweep of a large space found, of which they are the best."""
+
+
+def _candidates(
+    workload: Workload,
+    flavor: Flavor,
+    machine: Machine,
+    stack: Stack,
+    plan: Plan | None,
+    space: str,
+    fixed: Fixed,
+    faster_than: float,
+) -> _Candidates:
+    if plan is not None:
+        return _Candidates(space, Plans.of([plan]))
+    if space == "moai":
+        own = moai_space(flavor, workload.global_batch, fixed)
+        if len(own) or not fixed:
+            return _Candidates(space, own)
+    swept = sweep(full_space(workload, machine, stack.habits, fixed), workload, machine, stack, faster_than=faster_than)
+    if fixed and not swept.num_plans:  # no plan is so: the rule that it breaks is told of one
+        return _Candidates("full", Plans.of([completed(fixed, workload.global_batch, machine.num_devices)]))
+    return _Candidates("full", Plans.of(swept.best), swept)
+
+
+def completed(fixed: Fixed, global_batch: int, num_devices: int) -> Plan:
+    """Return a plan of which some fields are given, the rest as usual, and micro-batches for the batch if they can be.
+
+    >>> completed({"tp": 8}, 256, 16).num_micro_batches
+    128
+    """
+    plan = Plan(**fixed)
+    ranks = int(Plans.of([plan]).data_parallel(num_devices)[0])
+    rows, rest = divmod(global_batch, ranks) if ranks else (0, 1)
+    if rest or not rows:
+        return plan
+    if "num_micro_batches" not in fixed:
+        return replace(plan, num_micro_batches=max(rows // plan.batch_per_device, 1))
+    return (
+        plan if "batch_per_device" in fixed else replace(plan, batch_per_device=max(rows // plan.num_micro_batches, 1))
+    )
+
+
+def _rank(plan: PlanEstimate, *, as_platform: bool) -> tuple[float, float, float]:
     if plan.possible:
-        return 0.0, float(prefers_safe and plan.is_risky), plan.device_s if by_device else plan.step_s.value
+        return 0.0, float(plan.is_risky and not as_platform), plan.device_s if as_platform else plan.step_s.value
     return 1.0 + plan.is_illegal, 0.0, plan.memory.per_device_bytes.value
 
 

@@ -1,21 +1,24 @@
 """Sets of plans: what the MoAI platform searches, and everything that can run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array
 from estimator.formulas.machine import Machine
 from estimator.stack.stack import Habits
-from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Ints, Plan, Plans
+from estimator.work.plan import PLAN_FIELDS, PLAN_NAMES, RECOMPUTATIONS, SCHEDULES, Ints, Plan, Plans
 from estimator.work.rules import are_legal
 from estimator.work.workload import Workload
 from hardware.models import Flavor
 
+Fixed = Mapping[str, Any]
+"""Fields of a plan that are given, by name: the rest is searched."""
 
-def moai_space(flavor: Flavor, global_batch: int) -> Plans:
+
+def moai_space(flavor: Flavor, global_batch: int, fixed: Fixed | None = None) -> Plans:
     """Return the candidates that the MoAI platform, version 24.2, generates for a flavor and a batch.
 
     Stages s of 2, 4, 8 with s dividing the nodes; data parallel over the devices of a stage, which must divide the
@@ -34,11 +37,18 @@ def moai_space(flavor: Flavor, global_batch: int) -> Plans:
         if flavor.num_nodes % stages == 0
         for plan in _moai_plans(stages, flavor.num_devices, global_batch, fewest=2)
     ]
-    return Plans.of(staged or _moai_plans(1, flavor.num_devices, global_batch, fewest=1))
+    plans = staged or _moai_plans(1, flavor.num_devices, global_batch, fewest=1)
+    given = (fixed or {}).items()
+    return Plans.of([plan for plan in plans if all(getattr(plan, name) == value for name, value in given)])
 
 
-def nearest_batch(flavor: Flavor, global_batch: int) -> int | None:
-    """Return the largest batch, no larger than the given one, that leaves the platform a candidate, if one is near."""
+def nearest_batch(flavor: Flavor, global_batch: int, space: str) -> int | None:
+    """Return a batch near the given one that leaves a space a candidate: no larger, if one is; None if none is near.
+
+    Of the full space it is whole rows for each device.
+    """
+    if space == "full":
+        return max(global_batch // flavor.num_devices, 1) * flavor.num_devices
     near = range(global_batch, max(global_batch - 1024, 0), -1)
     return next((batch for batch in near if len(moai_space(flavor, batch))), None)
 
@@ -68,17 +78,20 @@ CHUNK = 2**15
 """Plans evaluated at once: arrays of that many numbers stay in a core's cache, and memory stays bounded."""
 
 
-def full_space(workload: Workload, machine: Machine, habits: Habits) -> Iterator[Plans]:
+def full_space(workload: Workload, machine: Machine, habits: Habits, fixed: Fixed | None = None) -> Iterator[Plans]:
     """Yield every plan that can run, once, in blocks that are grids: layouts down, ways to save memory across.
 
     A plan that differs from another in nothing that happens is left out: sharding over one replica, sequence
-    parallelism of one rank, dropping scores that a fused kernel never writes.
+    parallelism of one rank, dropping scores that a fused kernel never writes. What is given of a plan stays as it is.
     """
-    layouts = _layouts(workload, machine)
+    fixed = fixed or {}
+    layouts = _layouts(workload, machine, fixed)
     fused, has_host = habits.fuses_attention(workload.shape), machine.node.host is not None
     kinds, kind_of = np.unique(_kinds(layouts, workload, machine), axis=0, return_inverse=True)
     for i, kind in enumerate(kinds.tolist()):
-        ways = _ways(_Kind(*kind), fused=fused, has_host=has_host)
+        ways = _kept(_ways(_Kind(*kind), fixed, fused=fused, has_host=has_host), fixed)
+        if not len(ways):
+            continue
         rows = np.flatnonzero(kind_of.ravel() == i)
         size = max(CHUNK // len(ways), 1)
         for start in range(0, len(rows), size):
@@ -95,14 +108,16 @@ class _Kind(NamedTuple):
     """0 with one replica, 1 with several in one node or one per node, 2 with several in each of several nodes."""
 
 
-def _layouts(workload: Workload, machine: Machine) -> Plans:
+def _layouts(workload: Workload, machine: Machine, fixed: Fixed) -> Plans:
     """Return where the work can be, memory saved as usual: shape (layouts,)."""
     shape, num_devices, batch = workload.shape, machine.num_devices, workload.global_batch
     degrees = _divisors_of(num_devices)
     experts = [d for d in degrees if shape.num_experts and shape.num_experts % d == 0] or [1]
     tensor = [d for d in degrees if shape.num_kv_heads % d == 0]
-    pipelines = np.array([row for p in degrees for row in _pipelines(p, shape.num_layers)], dtype=np.int64)
-    per_device = [d for d in _divisors_of(batch) if d <= MOST_SEQUENCES]
+    ends = fixed.get("first_layers", 0), fixed.get("last_layers", 0)
+    pipelines = np.array([row for p in degrees for row in _pipelines(p, shape.num_layers, ends)], dtype=np.int64)
+    most = max(MOST_SEQUENCES, fixed.get("batch_per_device", 1))
+    per_device = [d for d in _divisors_of(batch) if d <= most]
     index = np.meshgrid(np.arange(len(pipelines)), tensor, degrees, experts, per_device, indexing="ij")
     which, tp, cp, ep, sequences = (axis.ravel() for axis in index)
     stages, schedule, virtual, first, last = pipelines[which].T
@@ -120,7 +135,25 @@ def _layouts(workload: Workload, machine: Machine) -> Plans:
     ranks = np.maximum(plans.data_parallel(num_devices) * sequences, 1)
     plans = replace(plans, num_micro_batches=np.where(batch % ranks == 0, batch // ranks, 0))
     plans = _chosen(plans, (plans.data_parallel(num_devices) > 0) & (plans.num_micro_batches > 0))
+    own = {name: value for name, value in fixed.items() if not PLAN_FIELDS[PLAN_NAMES.index(name)].saves_memory}
+    plans = _chosen(plans, _has(plans, own))
     return _chosen(plans, are_legal(plans, workload, num_devices))
+
+
+def _has(plans: Plans, given: Fixed) -> Array:
+    """Whether each plan, of one axis, has what is given."""
+    kept = np.ones(plans.shape, dtype=np.bool_)
+    for own in PLAN_FIELDS:
+        if own.name in given:
+            kept &= getattr(plans, own.name) == own.array([given[own.name]])
+    return kept
+
+
+def _kept(ways: Plans, fixed: Fixed) -> Plans:
+    """Return the ways to save memory that have what is given, none where none has."""
+    own = {field.name: fixed[field.name] for field in PLAN_FIELDS if field.saves_memory and field.name in fixed}
+    rows = _has(ways, own)
+    return Plans(**{field.name: np.broadcast_to(ways.arrays[field.name], ways.shape)[rows] for field in PLAN_FIELDS})
 
 
 def _chosen(layouts: Plans, rows: Array) -> Plans:
@@ -141,14 +174,18 @@ def _kinds(layouts: Plans, workload: Workload, machine: Machine) -> Ints:
     return np.stack([np.maximum(middle, np.maximum(first, last)), layouts.tp > 1, replica_kind], axis=1)
 
 
-def _pipelines(stages: int, num_layers: int) -> list[tuple[int, int, int, int, int]]:
-    """Return stages, schedule, chunks per stage, and layers of the first and last stage (0, 0 where all are equal)."""
+def _pipelines(stages: int, num_layers: int, ends: tuple[int, int]) -> list[tuple[int, int, int, int, int]]:
+    """Return stages, schedule, chunks per stage, and layers of the first and last stage (0, 0 where all are equal).
+
+    Layers of the ends that are given are tried beside those that may balance them.
+    """
     gpipe, usual, interleaved, zero_bubble = range(len(SCHEDULES))
     if stages > num_layers:
         return []
     if stages == 1:
         return [(1, usual, 1, 0, 0)]
     splits = ([(0, 0)] if num_layers % stages == 0 else []) + _uneven_splits(stages, num_layers)
+    splits += [ends] if any(ends) and ends not in splits else []
     found = [(stages, schedule, 1, *split) for schedule in (gpipe, usual, zero_bubble) for split in splits]
     chunks = [v for v in range(2, MOST_VIRTUAL + 1) if num_layers % (stages * v) == 0]
     return found + [(stages, interleaved, v, 0, 0) for v in chunks]
@@ -173,18 +210,24 @@ def _uneven_splits(stages: int, num_layers: int) -> list[tuple[int, int]]:
     return found
 
 
-def _ways(kind: _Kind, *, fused: bool, has_host: bool) -> Plans:
-    """Return the ways to save memory in a layout, the work laid as usual: shape (ways,)."""
+def _ways(kind: _Kind, fixed: Fixed, *, fused: bool, has_host: bool) -> Plans:
+    """Return the ways to save memory in a layout, the work laid as usual: shape (ways,).
+
+    Of ways that come to the same, the usual one, unless another is given.
+    """
     none, selective, full = range(len(RECOMPUTATIONS))
-    partly = [(full, 2**i) for i in range(10) if 2**i < kind.largest_stage]
-    recomputations = [(none, 0), *([] if fused else [(selective, 0)]), (full, 0), *partly]
-    shardings = [(3, False)] if kind.replica_kind == 0 else [(stage, False) for stage in range(4)]
-    shardings += [(stage, True) for stage in (1, 2, 3)] if kind.replica_kind == 2 else []
+    counts = {2**i for i in range(10)} | {fixed.get("recomputed_layers") or 1}
+    partly = [(full, count) for count in sorted(counts) if count < kind.largest_stage]
+    drops_scores = not fused or fixed.get("recomputation") == "selective"
+    recomputations = [(none, 0), *([(selective, 0)] if drops_scores else []), (full, 0), *partly]
+    shardings = [(stage, False) for stage in range(4) if kind.replica_kind > 0 or fixed.get("zero_stage", 3) == stage]
+    within = kind.replica_kind == 2 or fixed.get("shard_within_node")
+    shardings += [(stage, True) for stage in (1, 2, 3)] if within else []
     rows = [
         (*recomputation, *sharding, sequence, offload)
         for recomputation in recomputations
         for sharding in shardings
-        for sequence in ((True, False) if kind.has_tp else (True,))
+        for sequence in ((True, False) if kind.has_tp or "sequence_parallel" in fixed else (True,))
         for offload in ((False, True) if has_host else (False,))
     ]
     recomputation, layers, zero_stage, within_node, sequence, offload = map(np.array, zip(*rows, strict=True))

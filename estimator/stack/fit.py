@@ -84,16 +84,19 @@ def _coded(places: tuple[tuple[float, ...], ...]) -> dict[str, Any]:
     return {"values": [one.tolist() for one in values], "code_bytes": code.itemsize, "codes": text}
 
 
+Places = Annotated[
+    tuple[tuple[Number, ...], ...],
+    Field(min_length=1),
+    BeforeValidator(_decoded),
+    PlainSerializer(_coded, when_used="json"),
+]
+"""`residual.features` of runs."""
+
+
 class ResidualModel(StackRecord):
     """What the model leaves unexplained (`residual`): where it was learned, and the weight of each place."""
 
-    places: Annotated[
-        tuple[tuple[Number, ...], ...],
-        Field(min_length=1),
-        BeforeValidator(_decoded),
-        PlainSerializer(_coded, when_used="json"),
-    ]
-    """`residual.features` of the runs."""
+    places: Places
     weights: tuple[Number, ...]
     noise: tuple[Annotated[float, Field(ge=1e-4, le=100)], ...]
     """Of each place, what no feature explains, in logarithms; large of an outlier."""

@@ -80,6 +80,11 @@ class Recipe:
         if self.quantize and not self.lora_rank:
             raise ValueError(f"quantize: {self.quantize}-bit weights cannot be trained; freeze them with --lora RANK")
 
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        """Unit that matrices are multiplied in; where no precision is asked for, as most software: bfloat16's."""
+        return PRECISIONS[self.precision].matmul if self.precision else "bf16"
+
     def shape(self, shape: Shape) -> Shape:
         """Return a shape with its adapters."""
         return replace(shape, lora_rank=self.lora_rank)

@@ -15,15 +15,20 @@ from pydantic_core import from_json
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficiencies, are_parameters
-from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, RunCount, StackRecord, covariance_root
+from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, Places, RunCount, StackRecord, covariance_root
+from estimator.stack.measured import MeasuredKind
 from estimator.work.shape import Shape
 from hardware.errors import first_error, shown
+from hardware.files import read_regular_file
 from hardware.models import MatmulPrecision
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BytesEach = Annotated[float, Field(ge=0, le=64)]
 PositiveBytesEach = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
+
+MOST_FILE_BYTES = 2**24
+"""Of a stack's file; the largest of the package has some 50 KiB."""
 
 
 class Evidence(StackRecord):
@@ -199,6 +204,10 @@ class Findings(StackRecord):
     startup: Startup
     window: Window
     fit: Fit
+    measured: tuple[MeasuredKind, ...] = ()
+    """What ran on which devices, of the runs that the fit took; those of most runs first."""
+    places: Places | None = None
+    """Of the runs that were timed, where nothing was learned of what the model leaves unexplained of their seconds."""
     tables: tuple[MeasuredTable, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the packages that the fit was made with."""
@@ -266,6 +275,12 @@ class Stack(Premises, Findings):
         total = sum(weight * member.log_factor for weight, member in zip(weights, members, strict=True))
         return total / sum(weights) if members else 0.0
 
+    @property
+    def measured_places(self) -> tuple[tuple[float, ...], ...]:
+        """`residual.features` of the timed runs that the stack was fitted to."""
+        learned = self.fit.step_residual
+        return learned.places if learned else self.places or ()
+
     def directions(self, family: str, *labels: str) -> Array:
         """Return independent 1-sigma moves of the log parameters, one per row: parameters, then the joint factor.
 
@@ -317,8 +332,12 @@ def load_premises(name: str) -> Premises:
         ValueError: there is no such stack, or the file breaks a rule: which one, and where.
     """
     try:
-        text = stack_path(name).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_regular_file(stack_path(name), MOST_FILE_BYTES).decode()
+    except UnicodeError as error:
+        raise ValueError(f"stack {shown(name, 200)}: is not text in UTF-8; save it so") from error
+    except ValueError as error:
+        raise ValueError(f"stack {error}") from error
+    except OSError as error:
         known = ", ".join(builtin_stacks())
         raise ValueError(f"unknown stack {shown(name)}: use one of {known}, or a readable TOML file") from error
     return parse_premises(text, name)
@@ -345,7 +364,7 @@ def load_stack(name: str) -> Stack:
     """
     premises, path = load_premises(name), fit_path(name)
     try:
-        return parse_fit(path.read_bytes(), premises, str(path))
+        content = read_regular_file(path, MOST_FILE_BYTES)
     except FileNotFoundError as error:
         raise ValueError(
             f"stack {shown(name, 200)}: was never fitted, there is no {shown(path.name, 200)} beside it; fit it: "
@@ -353,6 +372,9 @@ def load_stack(name: str) -> Stack:
         ) from error
     except OSError as error:
         raise ValueError(f"fit {shown(str(path), 200)}: cannot be read; check the path") from error
+    except ValueError as error:
+        raise ValueError(f"fit {error}") from error
+    return parse_fit(content, premises, str(path))
 
 
 def parse_fit(text: bytes, premises: Premises, name: str) -> Stack:

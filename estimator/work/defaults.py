@@ -8,5 +8,4 @@ SEED_BATCH = 256
 SEED_ROWS = 18612
 SEED_EPOCHS = 2
 SEED_STACK = "moai-24.2"
-SEED_SPACE = "moai"
 # documented: the fine-tune of the MoAI platform's tutorial, version 24.2, whose log is in reports/measured/moai

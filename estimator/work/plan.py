@@ -202,7 +202,7 @@ class Plan(PlanFields[int, str, bool]):
         return " ".join(word for word in words if word)
 
     def platform_line(self) -> str:
-        """Return the plan as the MoAI platform prints it.
+        """Return the plan as the MoAI platform prints it; where that line cannot tell all of it, its own text.
 
         >>> Plan(num_stages=2, num_micro_batches=16).platform_line()
         'num_stages : 2, num_micro_batches : 16, batch_per_device : 1, No TP, recomputation : false, distribute_param : true'
@@ -215,20 +215,59 @@ class Plan(PlanFields[int, str, bool]):
         )
         tensor = f"TP : {self.tp}" if self.tp > 1 else "No TP"
         recomputation = {"none": "false", "full": "true"}.get(self.recomputation, self.recomputation)
-        return (
+        line = (
             f"{pipeline}, {tensor}, recomputation : {recomputation}, distribute_param : {_word(self.distribute_param)}"
         )
+        return line if parse_plan(line) == self else str(self)
 
 
 def parse_plan(text: str) -> Plan:
     """Return the plan that a text such as `num_stages=2,num_micro_batches=16,recomputation=none` describes.
 
+    What it does not tell is as usual.
+
+    Raises:
+        ValueError: as `parse_fields`.
+    """
+    return Plan(**parse_fields(text))
+
+
+def is_whole(fields: Mapping[str, Any]) -> bool:
+    """Whether they are a whole plan, what they leave out as usual: they have all that the text of a plan always has.
+
+    >>> is_whole(parse_fields(str(Plan(cp=2)))), is_whole(parse_fields(Plan().platform_line())), is_whole({"tp": 8})
+    (True, True, False)
+    """
+    return all(own.name in fields for own in PLAN_FIELDS if own.always_told) and "zero_stage" in fields
+
+
+_AS_PRINTED = {"No PP": ("num_stages", "1"), "No TP": ("tp", "1")}
+"""Items of the platform's line that are no key and value."""
+
+
+def _told_of(item: str) -> tuple[str, str, str]:
+    """Return the key of an item, what stands behind it, and its value, as a plan's text or the platform's has them."""
+    if item.strip() in _AS_PRINTED:
+        key, value = _AS_PRINTED[item.strip()]
+        return key, "=", value
+    key, equals, value = (part.strip() for part in item.partition("=" if "=" in item else ":"))
+    return ("tp" if key == "TP" else key), equals, value
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+    """Return the fields of a plan that a text tells, by name: those that it does not tell are left out.
+
+    The platform's line, `num_stages : 2, No TP`, is such a text too.
+
     Raises:
         ValueError: a key is unknown or given twice, or a value is not of its kind.
+
+    >>> parse_fields("zero_stage=3,tp=8") == parse_fields("distribute_param : true, TP : 8")
+    True
     """
     values: dict[str, Any] = {}
     for item in text.split(","):
-        key, equals, value = (part.strip() for part in item.partition("="))
+        key, equals, value = _told_of(item)
         if not equals or key in values:
             rule = "is given twice" if key in values else "is not key=value"
             raise ValueError(f"plan: {shown(item)} {rule}; write for example num_stages=2,num_micro_batches=16")
@@ -243,7 +282,7 @@ def parse_plan(text: str) -> Plan:
                 f"plan: distribute_param={_word(distribute)} contradicts zero_stage={zero_stage}; "
                 "distribute_param=true is zero_stage=3"
             )
-    return Plan(**values)
+    return values
 
 
 @cache

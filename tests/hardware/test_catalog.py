@@ -402,6 +402,22 @@ def test_a_user_file_adds_records(file: Path) -> None:
     assert catalog.node(catalog.flavor("t1").node).num_devices == 2
 
 
+def test_a_file_that_is_given_twice_changes_nothing(file: Path) -> None:
+    """Records that are there as they are do not collide: of the same file, given beside a log that has it too."""
+    once = load(file, DOCUMENT)
+    assert load_catalog([file, file]) == once.with_file(file) == once
+
+
+def test_devices_of_an_accelerator_are_a_flavor() -> None:
+    """Whatever `flavor_of` names, `flavor` finds; no other number."""
+    catalog = load_catalog()
+    assert catalog.flavor("H100-SXM-80GB-24") == catalog.flavor_of("h100-sxm-80gb", 24)
+    with pytest.raises(ValueError, match=r"^num_devices=0: not a number of devices"):
+        catalog.flavor("h100-sxm-80gb-0")
+    with pytest.raises(ValueError, match=r"^unknown flavor 'h100-sxm-80gb-'"):
+        catalog.flavor("h100-sxm-80gb-")
+
+
 def test_files_are_read_in_order(file: Path) -> None:
     """A record may refer to those of an earlier file, and an empty file adds none."""
     file.write_text(ACCELERATOR + NODE)

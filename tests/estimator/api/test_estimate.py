@@ -15,7 +15,7 @@ from hardware.catalog import load_catalog
 from tests.support.commands import estimate as call
 
 FLAVOR = "4xLarge.2048GB"
-OF_OUTPUT = {"top", "as_json", "explain", "trace"}
+OF_OUTPUT = {"stacks", "top", "as_json", "explain", "trace"}
 """Options of the command that say how its answer is printed."""
 TINY = {"model": "openai-community/gpt2", "seq_len": 1024, "batch": 64, "steps": 10}
 
@@ -54,7 +54,7 @@ def test_python_and_the_command_answer_alike(options: dict[str, Any]) -> None:
 
 def test_every_flavor_alike() -> None:
     """So it is over all flavors, with the one that is chosen."""
-    options: dict[str, Any] = {"objective": "cost", "deadline": "20m"}
+    options: dict[str, Any] = {"objective": "cost", "deadline": "20m", "space": "moai"}
     found = estimate(flavor="all", **options)
     document = flavors_document(found.estimates, found.chosen)
     _, out, _ = printed(flavor="all", **options)
@@ -181,7 +181,7 @@ def test_one_flavor_or_several() -> None:
     assert isinstance(two, Estimates)
     assert [one.flavor.id for one in two] == ["8xLarge.4096GB", FLAVOR]
     assert len(estimate(flavor=(FLAVOR,))) == 1
-    assert len(estimate(flavor="All")) > 15
+    assert len(estimate(flavor="All", space="moai")) > 15
     with pytest.raises(ValueError, match="flavor: none is given; name at least one, or 'all'"):
         estimate(flavor=[])
 

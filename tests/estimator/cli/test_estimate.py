@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estimator.search.planner import offers
+from estimator.stack.stack import builtin_stacks
+from estimator.work.plan import parse_fields, parse_plan
 from hardware.catalog import load_catalog
 from hardware.smi.switching import switch_flavor
 from tests.support.commands import estimate as call
@@ -199,7 +202,11 @@ def test_explain_names_evidence() -> None:
         (("--rows", "3"), "rows: 3 rows do not fill one batch of 256"),
         (("--steps", "3", "--rows", "300"), "give one or the other"),
         (("--plan", "num_stages=3"), "plan: num_stages"),
-        (("--plan", "num_stages=2,num_micro_batches=16,tp=2"), "is not the global batch 256"),
+        (("--plan", "num_stages=2,num_micro_batches=16,batch_per_device=1,tp=2"), "is not the global batch 256"),
+        (("--plan", "tp=16"), "plan: tp=16 does not divide num_kv_heads=8"),
+        (("--stack", "all", "--flavor", "all"), "stack: --stack all is given beside several flavors"),
+        (("--stack", "all", "--explain"), "explain: --explain is given beside --stack all"),
+        (("--flavor", "xlarge,nothing"), "unknown flavor 'nothing'"),
         (("--plan", "nonsense"), "is not key=value"),
         (("--space", "all"), "unknown space 'all': use one of moai, full"),
         (("--objective", "speed"), "unknown objective 'speed': use one of time, cost, energy"),
@@ -289,8 +296,9 @@ def test_why_a_plan_is_not_the_best() -> None:
     status, out, err = call("--why", "num_stages=3")
     assert (status, err) == (0, "")
     assert "cannot run on 4xLarge.2048GB: num_stages * tp * cp = 3 * 1 * 1 does not divide 32 devices" in out
-    assert "MiB more than the usable" in call("--why", "num_micro_batches=8")[1]
-    chosen = "num_stages=2,num_micro_batches=16"
+    alone = "num_stages=1,num_micro_batches=8,batch_per_device=1,tp=1,recomputation=none,distribute_param=true"
+    assert "MiB more than the usable" in call("--why", alone)[1]
+    chosen = "num_stages=2,num_micro_batches=16,batch_per_device=1,tp=1,recomputation=none,distribute_param=true"
     assert "it is the plan that is chosen" in call("--why", chosen)[1]
     out = call("--why", chosen, "--space", "full")[1]
     assert "plans that fit (space full) are faster" in out
@@ -316,8 +324,9 @@ def test_limits() -> None:
     status, _, err = call("--flavor", "all", "--budget", "1")
     assert status == 3
     assert "no flavor keeps the limits; on " in err
-    chosen = call_json("--flavor", "all", "--objective", "cost", "--deadline", "20m")["chosen"]
-    assert chosen != call_json("--flavor", "all", "--objective", "cost")["chosen"]
+    three = "mi300x8,4xlarge,h100-sxm-80gb-16"
+    chosen = call_json("--flavor", three, "--objective", "cost", "--deadline", "10m")["chosen"]
+    assert (chosen, call_json("--flavor", three, "--objective", "cost")["chosen"]) == ("h100-sxm-80gb-16", "mi300x8")
 
 
 def test_lengths_tell_padding_and_packing(tmp_path: Path) -> None:
@@ -360,7 +369,7 @@ def test_a_plan_that_does_not_fit_where_another_does() -> None:
 
 def test_nothing_fits_any_flavor() -> None:
     """Where no flavor has room: exit status 3, and the flavor that comes nearest."""
-    status, _, err = call("--flavor", "all", "--model", "meta-llama/Llama-2-13b-hf", "--seq-len", "131072")
+    status, _, err = call("--flavor", "all", "--model", "megatron-1t", "--space", "moai")
     assert status == 3
     assert "the nearest is on " in err
     assert "MiB more than the usable" in err
@@ -407,3 +416,94 @@ def test_estimate_imports_neither_torch_nor_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stderr.strip() == "0 []"
+
+
+def test_the_stack_follows_the_question() -> None:
+    """Without --stack, that of the platform on its flavors, elsewhere the one measured nearest; it says why."""
+    seed, h100 = call_json("--flavor", "4xlarge"), call_json("--accelerator", "h100-sxm-80gb", "--devices", "8")
+    assert (seed["stack"], seed["search"]["space"], seed["basis"]["kind"]) == ("moai-24.2", "moai", "measured here")
+    assert "the MoAI platform, which offers 4xLarge.2048GB" in seed["stack_reason"]
+    assert (h100["stack"], h100["search"]["space"], h100["basis"]["kind"]) == ("generic", "full", "interpolated")
+    assert "measured on h100-sxm-80gb with dense models in bf16" in h100["stack_reason"]
+    asked = call_json("--accelerator", "h100-sxm-80gb", "--devices", "8", "--stack", "generic")
+    assert asked["stack_reason"] is None
+    assert asked["best"] == h100["best"]
+    status, out, _ = call("--accelerator", "rtx-4090", "--devices", "8", "--lora", "16")
+    assert status == 0
+    assert "no stack was measured on rtx-4090" in out
+    assert "never measured" in out
+
+
+def test_all_stacks_side_by_side() -> None:
+    """`--stack all` has every stack once, first the one that answers without; `--stacks` what each was measured on."""
+    arguments = ("--flavor", "mi300x8", "--plan", "tp=2,zero_stage=3")
+    document = call_json(*arguments, "--stack", "all")
+    stacks = [one["stack"] for one in document["estimates"]]
+    assert document["schema"] == "stacks/1"
+    assert stacks[0] == call_json(*arguments)["stack"]
+    assert sorted(stacks) == sorted(builtin_stacks())
+    status, out, _ = call(*arguments, "--stack", "all")
+    assert status == 0
+    assert all(name in out for name in stacks)
+    status, out, _ = call("--stacks")
+    assert status == 0
+    assert "5 runs of dense models in bf16 on 32 to 64 mi250" in out
+    assert all(f"{name}: " in out for name in stacks)
+
+
+@pytest.mark.parametrize(("devices", "batch"), [(3, 256), (8, 100), (7, 21)])
+def test_any_batch_and_number_of_devices(devices: int, batch: int) -> None:
+    """With other software than the platform's, no number of devices and no batch is without an answer."""
+    asked = ("--accelerator", "h100-sxm-80gb", "--devices", str(devices), "--batch", str(batch), "--lora", "8")
+    document = call_json(*asked)
+    assert document["best"]["possible"]
+    assert not document["best"]["risky"]
+    status, _, err = call(*asked, "--space", "moai")
+    assert (status, "--space full" in err) == ((0, False) if batch % devices == 0 else (3, True))
+
+
+@pytest.mark.parametrize("given", ["tp=8", "zero_stage=1", "num_stages=2,recomputation=full", "cp=2,schedule=gpipe"])
+def test_a_plan_is_completed(given: str) -> None:
+    """What is given of a plan stays, the rest is searched; the plan that is printed can be given back, for the same."""
+    asked = ("--accelerator", "h100-sxm-80gb", "--devices", "16")
+    best = call_json(*asked, "--plan", given)["best"]
+    wanted = parse_fields(given)
+    told = parse_plan(best["plan"]["text"])
+    assert {name: getattr(told, name) for name in wanted} == wanted
+    again = call_json(*asked, "--plan", best["plan"]["text"])
+    assert again["best"]["plan"] == best["plan"]
+    assert again["best"]["step"]["seconds"] == pytest.approx(best["step"]["seconds"])
+    assert again["search"]["num_candidates"] == 1
+    free = call_json(*asked)["best"]["step"]["seconds"]["value"]
+    assert free <= best["step"]["seconds"]["value"]
+
+
+def test_what_is_asked_of_a_plan_is_not_left_out_of_the_line() -> None:
+    """On the platform too, whose own line cannot tell ZeRO-1 or context parallelism."""
+    status, out, _ = call("--flavor", "4xlarge", "--plan", "zero_stage=1,cp=2")
+    assert status == 0
+    line = next(line for line in out.splitlines() if line.startswith("plan "))
+    assert "cp=2" in "".join(out.split())
+    assert "zero_stage=1" in "".join(out.split())
+    assert "num_stages=" in line
+
+
+def test_names_of_flavors_that_are_printed_can_be_given() -> None:
+    """Every flavor that `--flavor all` has is found by its name, and several names compare."""
+    catalog = load_catalog()
+    assert all(catalog.flavor(one.id) == one for one in offers(catalog))
+    document = call_json("--flavor", "h100-sxm-80gb-16, mi300x8", "--space", "moai")
+    assert [one["flavor"]["name"] for one in document["estimates"]] == ["h100-sxm-80gb-16", "mi300x8"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "mend"),
+    [
+        (("--accelerator", "h100-sxm-80gb", "--devices", "2", "--model", "llama-2-70b-hf"), "8 devices of it fit"),
+        (("--accelerator", "l4", "--devices", "1", "--lora", "8", "--seq-len", "65536"), "2 devices of it fit"),
+    ],
+)
+def test_where_nothing_fits_the_mend_is_what_helps(asked: tuple[str, ...], mend: str) -> None:
+    """More devices are named where they help."""
+    status, _, err = call(*asked, "--batch", "64", "--steps", "10")
+    assert (status, mend in err) == (3, True), err

@@ -168,7 +168,7 @@ def test_moai_space_without_a_pipeline() -> None:
 @FEW
 def test_the_nearest_batch_leaves_a_candidate(flavor: Flavor, batch: int) -> None:
     """No batch between the nearest and the given one leaves the platform a candidate, and the nearest does."""
-    found = nearest_batch(flavor, batch)
+    found = nearest_batch(flavor, batch, "moai")
     empty = range(batch, found or max(batch - 1024, 0), -1)
     assert found is None or (found <= batch and len(moai_space(flavor, found)) > 0)
     assert all(len(moai_space(flavor, n)) == 0 for n in empty)

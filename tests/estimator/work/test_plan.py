@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import estimator.work.plan as plan_module
-from estimator.work.plan import MAX_DEGREE, Plan, Plans, parse_plan, plan_from_document
+from estimator.work.plan import MAX_DEGREE, Plan, Plans, is_whole, parse_fields, parse_plan, plan_from_document
 from tests.support.strategies import plans
 
 KEYS = "|".join([*(field.name for field in fields(Plan)), "distribute_param"])
@@ -249,7 +249,7 @@ def test_what_is_left_out_is_usual() -> None:
             ),
         ),
         (
-            Plan(num_micro_batches=4, batch_per_device=2, tp=4, zero_stage=1),
+            Plan(num_micro_batches=4, batch_per_device=2, tp=4, zero_stage=0),
             (
                 "No PP, num_micro_batches : 4, batch_per_device : 2, TP : 4, recomputation : false, "
                 "distribute_param : false"
@@ -258,8 +258,24 @@ def test_what_is_left_out_is_usual() -> None:
     ],
 )
 def test_platform_line(plan: Plan, line: str) -> None:
-    """A plan reads as in the platform's log."""
+    """A plan reads as in the platform's log, and that line is read back."""
     assert plan.platform_line() == line
+    assert parse_plan(line) == plan
+    assert is_whole(parse_fields(line))
+
+
+@given(plans)
+def test_no_line_leaves_out_what_a_plan_says(plan: Plan) -> None:
+    """Where the platform's line cannot tell all of a plan, its own text is printed; both are read back as the plan."""
+    assert parse_plan(plan.platform_line()) == plan == Plan(**parse_fields(str(plan)))
+    assert is_whole(parse_fields(str(plan)))
+
+
+def test_what_is_given_of_a_plan_is_no_whole_plan() -> None:
+    """A text with a field or two tells these alone."""
+    assert parse_fields("tp=8,zero_stage=1") == {"tp": 8, "zero_stage": 1}
+    assert parse_fields("distribute_param=false") == {"zero_stage": 0}
+    assert not is_whole(parse_fields("num_stages=2,num_micro_batches=16"))
 
 
 @pytest.mark.parametrize(
