@@ -3,6 +3,7 @@
 from estimator import calibrate as calibrate_room
 from estimator import search as search_room
 from estimator.api.calibrate import calibrate, calibrate_timings
+from estimator.api.configuration import Configuration, read_configuration
 from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
 from estimator.api.plans import evaluate_plans
@@ -17,6 +18,7 @@ from estimator.work.shape import Shape, load_shape, shape_from_config
 from estimator.work.workload import Workload, num_steps
 
 __all__ = [
+    "Configuration",
     "Estimate",
     "Estimates",
     "Plan",
@@ -34,6 +36,7 @@ __all__ = [
     "load_stack",
     "num_steps",
     "parse_plan",
+    "read_configuration",
     "read_runs",
     "search",
     "shape_from_config",

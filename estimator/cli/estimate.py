@@ -3,10 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import typer
 
+from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
 from estimator.api.options import Options, names_all
@@ -41,6 +42,7 @@ def estimate_main() -> None:
 
 @estimate_app.command()
 def estimate(
+    context: typer.Context,
     flavor: Annotated[str | None, typer.Option(help="name of a flavor, or 'all'  [default: the current one]")] = None,
     model: Annotated[str, typer.Option(help="built-in name, directory, or config.json")] = SEED_MODEL,
     seq_len: Annotated[int, typer.Option(help="tokens per row")] = SEED_SEQ_LEN,
@@ -66,6 +68,14 @@ def estimate(
     accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
     devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
+    configuration: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="configuration of torchtitan (TOML), Axolotl, LLaMA-Factory, transformers or TRL (YAML, JSON); other "
+            "options go before it",
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: the stack's]")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
     lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
@@ -126,6 +136,9 @@ def estimate(
     )
     is_current = flavor is None and accelerator is None and devices is None
     where = _current_flavor(hardware) if is_current else _flavors(flavor)
+    if configuration:
+        given = {name for name in context.params if _is_given(context, name)}
+        model, options = _configured(configuration, where, model, options, given)
     found = ask(model, where, **options)
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
@@ -150,6 +163,36 @@ def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str
         raise ValueError(f"trace: --trace is given beside {which}; it draws the best or only plan of one flavor")
     if why is not None and beside == "--json":
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+
+
+def _configured(
+    path: Path, where: Flavor | str | list[str] | None, model: str, options: Options, given: set[str]
+) -> tuple[str, Options]:
+    """Return a question with what a configuration says of it, which is told; what is given beside it stays.
+
+    Args:
+        path: of the configuration.
+        where: the flavor; None where an accelerator is given.
+        model: of the question.
+        options: of the question.
+        given: names of the options that were given.
+    """
+    found = read_configuration(path)
+    told = dict(found.on(num_devices_of(where, options)))
+    for name, others in (("steps", {"rows", "epochs", "lengths"}), ("epochs", {"steps"})):
+        if given & others:
+            told.pop(name, None)
+    print(f"{found.software}, used: {'; '.join(found.used)}", file=sys.stderr)
+    print(f"{found.software}, not used: {'; '.join(found.unused) or 'nothing'}", file=sys.stderr)
+    if not given & {"rows", "steps", "lengths"} and "steps" not in told:
+        print("the number of rows is not told; add --rows, --steps or --lengths", file=sys.stderr)
+    own = {name: value for name, value in told.items() if name not in given}
+    return found.model if found.model and "model" not in given else model, cast("Options", {**options, **own})
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _flavors(flavor: str | None) -> str | list[str] | None:
