@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,14 @@ def test_tables_gone_wrong(file: Path, text: str | bytes, message: str) -> None:
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible path are refused by name."""
-    for path in (tmp_path / "no.csv", tmp_path, Path("a\0b")):
-        with pytest.raises(ValueError, match=r"^things table '.*': cannot be read; check the path$"):
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path / "no.csv", r"'.*': cannot be read; check the path"),
+        (tmp_path, r".*: is a directory, not a file; name a file in it"),
+        (tmp_path / "pipe", r".*: is a pipe, not a file; save what it carries as a file"),
+        (Path("a\0b"), r"'.*': is no path of a file; give one"),
+    ):
+        with pytest.raises(ValueError, match=rf"^things table {why}$"):
             read_rows(path, "things", COLUMNS, lambda cells, _: cells)
 
 

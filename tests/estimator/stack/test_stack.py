@@ -132,7 +132,7 @@ def test_a_stack_that_was_never_fitted(tmp_path: Path) -> None:
     ):
         load_stack(str(path))
     fit_path(str(path)).mkdir()
-    with pytest.raises(ValueError, match=r"^fit '.*mine\.fit\.json': cannot be read; check the path$"):
+    with pytest.raises(ValueError, match=r"^fit .*mine\.fit\.json: is a directory, not a file; name a file in it$"):
         load_stack(str(path))
 
 
@@ -146,8 +146,10 @@ def test_a_stack_whose_premises_changed() -> None:
 
 
 def test_an_unknown_stack_is_told() -> None:
-    """A name that is neither built in nor a readable file names those that are."""
-    with pytest.raises(ValueError, match=r"^unknown stack 'a\\x00b': use one of generic, .*, or a readable TOML file$"):
+    """A name that is neither built in nor a readable file names those that are; one that can be no path is told so."""
+    with pytest.raises(ValueError, match=r"^unknown stack 'none': use one of generic, .*, or a readable TOML file$"):
+        load_stack("none")
+    with pytest.raises(ValueError, match=r"^stack 'a\\x00b': is no path of a file; give one$"):
         load_stack("a\0b")
 
 

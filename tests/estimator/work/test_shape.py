@@ -182,7 +182,7 @@ def test_binary_file(tmp_path: Path) -> None:
     """A file that is not text cannot be read."""
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ValueError, match=r"its config.json cannot be read; check the path$"):
+    with pytest.raises(ValueError, match=r"config.json is not text in UTF-8; download it again$"):
         load_shape(str(path))
 
 

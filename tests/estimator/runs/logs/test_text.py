@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,12 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
 
 def test_a_log_that_is_not_there(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible path are refused by name."""
-    for path in (tmp_path / "no.log", tmp_path, Path("a\0b")):
-        with pytest.raises(ValueError, match=r"^log '.*': cannot be read; check the path$"):
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path / "no.log", r"'.*': cannot be read; check the path"),
+        (tmp_path, r".*: is a directory, not a file; name a file in it"),
+        (tmp_path / "pipe", r".*: is a pipe, not a file; save what it carries as a file"),
+        (Path("a\0b"), r"'.*': is no path of a file; give one"),
+    ):
+        with pytest.raises(ValueError, match=rf"^log {why}$"):
             list(LogText(path).texts())
