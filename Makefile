@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables further-runs clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -103,6 +103,9 @@ bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing 
 tables: $(VENV)/base.stamp  ## published tables and MoAI's, in the formats that calibrate reads: reports/measured/runs, timings
 	$(BIN)/python reports/measured/tables/convert_all.py
 	$(BIN)/python reports/measured/moai/convert_runs.py
+
+further-runs: $(VENV)/base.stamp  ## published runs that no stack was fitted to, predicted: reports/validation/further_runs.md
+	$(BIN)/python reports/measured/tables/predict_further.py
 
 fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
 	$(BIN)/python -m tests.support.fuzz

@@ -9,7 +9,7 @@ and `summarize` how far off they are in each group of it: of sources, devices, m
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,8 @@ class Assessed:
     """Host seconds to launch the work of a step, where a log times just that."""
     total_bytes: Range | None = None
     """Bytes that all devices hold together, where that was read."""
+    other_bytes: Range | None = None
+    """Bytes per device as they were read, where that was not as reserved."""
 
     @property
     def tokens_per_s(self) -> Range:
@@ -60,6 +62,7 @@ class Assessed:
             "launch_s": (launch_s, self.launch_s),
             "reserved_bytes": (run.reserved_bytes, self.reserved_bytes),
             "total_bytes": (run.total_bytes, self.total_bytes),
+            "other_bytes": (run.other_bytes if run.reserved_bytes is None else None, self.other_bytes),
         }
 
     def error(self, measure: str) -> float | None:
@@ -81,17 +84,75 @@ class Assessment:
 
 
 def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
-    """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given."""
+    """Predict each run by the stack of its trainer, else by that of any, or by the one stack that is given.
+
+    A run whose source leaves open what it was is predicted as each of what it may have been: the value lies in the
+    middle of these, and the interval reaches from the lowest end to the highest.
+    """
+    flat = [one for run in runs for one in parts_of(run)]
+    found = _assess(flat, stacks)
+    whole: list[Assessed] = []
+    skipped: list[Skipped] = []
+    at = 0
+    for run in runs:
+        parts = found[at : at + len(parts_of(run))]
+        at += len(parts)
+        told = [part for part in parts if isinstance(part, Assessed)]
+        if told:
+            whole.append(told[0] if len(parts) == 1 else joined(run, told))
+        else:
+            skipped.append(next(part for part in parts if isinstance(part, Skipped)))
+    return Assessment(tuple(whole), tuple(skipped))
+
+
+def parts_of(run: Run) -> tuple[Run, ...]:
+    """Return what a run may have been, and each with its longest rows alone where rows differ."""
+    return tuple(
+        part
+        for one in run.all_it_may_be
+        for part in ((one,) if one.longest_row is None else (one, replace(one, seq_len=one.longest_row)))
+    )
+
+
+def joined(run: Run, parts: Sequence[Assessed]) -> Assessed:
+    """Return the prediction of a run that may have been several, from those of `parts_of`.
+
+    Seconds are per token of the run; where rows differ, seconds are of rows of the mean, bytes of the longest.
+    """
+    tokens, mean = run.workload.tokens_per_step, {one.seq_len for one in run.all_it_may_be}
+    timed_ = [p for p in parts if run.longest_row is None or p.run.seq_len in mean] or parts
+    longest = [p for p in parts if p.run.longest_row in (None, p.run.seq_len)] or parts
+
+    def bytes_of(name: str) -> Range | None:
+        told: list[Range | None] = [getattr(p, name) for p in longest]
+        least: list[Range | None] = [getattr(p, name) for p in parts]
+        known = [one for one in told if one]
+        return Range.around(known, min(one.low for one in least if one)) if known else None
+
+    held = bytes_of("reserved_bytes")
+    assert held
+    return replace(
+        parts[0],
+        run=run,
+        step_s=Range.around([p.step_s.times(tokens / p.run.workload.tokens_per_step) for p in timed_]),
+        reserved_bytes=held,
+        total_bytes=bytes_of("total_bytes"),
+        other_bytes=bytes_of("other_bytes"),
+        fits_probability=float(np.mean([p.fits_probability for p in longest])),
+    )
+
+
+def _assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> list[Assessed | Skipped]:
+    """Return each run beside its prediction, or why it has none."""
     of_trainer = {stack.trainer: stack for stack in stacks}
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    skipped: list[Skipped] = []
+    found: dict[int, Assessed | Skipped] = {}
     for i, run in enumerate(runs):
         own = run.trainer if run.trainer in of_trainer else ANY_TRAINER
         if len(stacks) > 1 and own not in of_trainer:
-            skipped.append(Skipped(run.name, f"trainer: no stack was fitted to {run.trainer!r}; name one with --stack"))
+            found[i] = Skipped(run.name, f"trainer: no stack was fitted to {run.trainer!r}; name one with --stack")
         else:
             groups[stacks[0].trainer if len(stacks) == 1 else own].append(i)
-    found: dict[int, Assessed] = {}
     for trainer, places in groups.items():
         stack = of_trainer[trainer]
         known = {digest for table in stack.tables for digest in table.digests.split()}
@@ -100,10 +161,10 @@ def assess(runs: Sequence[Run], stacks: Sequence[Stack]) -> Assessment:
             try:
                 predicted = list(_assessed(batch, chosen, stack, known))
             except ValueError as error:
-                skipped += [Skipped(chosen[i].name, str(error)) for i in batch.rows]
+                found.update((places[i], Skipped(chosen[i].name, str(error))) for i in batch.rows)
             else:
                 found.update(zip((places[i] for i in batch.rows), predicted, strict=True))
-    return Assessment(tuple(found[i] for i in sorted(found)), tuple(skipped))
+    return [found[i] for i in range(len(runs))]
 
 
 def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) -> Iterator[Assessed]:
@@ -111,18 +172,22 @@ def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) 
     found = predict(batch.inputs, stack, batch.run.source, batch.run.steps_per_read)
     step_s, held, fits = found.step.seconds, batch.read_bytes(found.memory), found.fits_probability
     least = np.broadcast_to(batch.certain_bytes(found.memory), held.shape)
+    counted = np.broadcast_to(batch.read_bytes(found.memory.as_counted()), held.shape)
+    beside = batch.inputs.machine.accelerator.hbm_bytes * (1 - stack.usable_memory_fraction)
 
     def ranged(values: Array, log_sds: Array, k: int) -> Range:
         return Range.of(float(values[k]), log_sds[k], found.degrees_of_freedom)
 
     for k, row in enumerate(batch.rows):
-        run = runs[row]
+        run, reserved = runs[row], ranged(held, found.memory_log_sd, k).no_less_than(least[k])
+        allocated = ranged(counted, found.memory_log_sd, k).no_less_than(least[k])
         yield Assessed(
             run=run,
             stack=stack.name,
             in_sample=run.digest in known,
             step_s=ranged(step_s, found.step_log_sd, k),
-            reserved_bytes=ranged(held, found.memory_log_sd, k).no_less_than(least[k]),
+            reserved_bytes=reserved,
+            other_bytes=_read_otherwise(run, reserved, allocated, beside),
             fits_probability=float(fits[k]),
             step_breakdown={name: float(part[k]) for name, part in found.step.breakdown.items()},
             launch_s=ranged(found.step.launch_s, found.launch_log_sd, k) if run.launch_windows_s else None,
@@ -132,7 +197,31 @@ def _assessed(batch: Batch, runs: Sequence[Run], stack: Stack, known: set[str]) 
         )
 
 
-MEASURES = {"step": "step_s", "launch": "launch_s", "memory": "reserved_bytes", "total_memory": "total_bytes"}
+def _read_otherwise(run: Run, reserved: Range, allocated: Range, beside: float) -> Range | None:
+    """Return the bytes as a run's were read, None where they were read as reserved, or not at all.
+
+    Args:
+        run: what was read.
+        reserved: predicted of the allocator.
+        allocated: predicted of tensors: what is counted.
+        beside: bytes of a device that contexts and libraries may hold beside the allocator.
+    """
+    if run.allocated_bytes:
+        return allocated
+    if run.held_bytes:
+        return Range.around([allocated, reserved])
+    if run.used_bytes:
+        return Range.around([reserved, Range(*(end + beside for end in reserved))])
+    return None
+
+
+MEASURES = {
+    "step": "step_s",
+    "launch": "launch_s",
+    "memory": "reserved_bytes",
+    "total_memory": "total_bytes",
+    "other_memory": "other_bytes",
+}
 """What predictions are held against, and the column of what was measured of it."""
 
 OF_SPEED = ("step", "launch")

@@ -10,7 +10,7 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Fabric
-from estimator.formulas.memory import Memory, plan_memory, total_bytes
+from estimator.formulas.memory import Memory, plan_memory, stage_bytes, stages_of, total_bytes
 from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.residual import features
 from estimator.runs.measured import Run
@@ -53,6 +53,14 @@ class Batch(NamedTuple):
     def certain_bytes(self, memory: Memory) -> Array:
         """Return what of that follows from the plan alone."""
         return memory.first.certain if self.run.reads_first_stage else memory.certain_bytes
+
+    def counted_bytes(self, stage: int, efficiencies: Efficiencies) -> Array:
+        """Return what tensors hold at most on a device of a stage of the pipeline, as it is counted."""
+        plan = self.inputs.plan
+        first, between, last = stages_of(self.inputs.shape, plan)
+        own = first if stage == 0 else last if stage == self.run.plan.num_stages - 1 else between
+        held = stage_bytes(self.inputs, efficiencies, own._replace(held=plan.in_flight(stage)))
+        return np.asarray(held.of_state + held.of_work)
 
     def total_bytes(self, efficiencies: Efficiencies) -> Array:
         """Return what all devices hold together, an array that broadcasts to (samples, runs)."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Num
-from estimator.work.shape import Shape
+from estimator.work.shape import TARGETS, Shape
 
 MOST_SHAPES = 256
 """Whose matrices and parameters are remembered: a fit asks for those of a few dozen models a million times."""
@@ -51,12 +51,12 @@ def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
 
 @lru_cache(maxsize=MOST_SHAPES)
 def adapter_matmuls(shape: Shape) -> tuple[MatMul, ...]:
-    """Return the two matrices of the adapter beside each matrix of a layer but the router; none without adapters.
+    """Return the two matrices of the adapter beside each targeted matrix of a layer; none without adapters.
 
     W x + B A x, A of rank x in, B of out x rank (Hu et al. 2021, arXiv:2106.09685, section 4.1).
     """
     rank = shape.lora_rank
-    beside = [m for m in layer_matmuls(shape) if rank and m.name != "router"]
+    beside = [m for m in layer_matmuls(shape) if rank and m.name in (shape.lora_targets or TARGETS)]
     return tuple(
         adapter
         for m in beside

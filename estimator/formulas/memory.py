@@ -12,13 +12,6 @@ from estimator.formulas.layout import Layout, StageLayers
 from estimator.stack.efficiencies import Efficiencies
 from estimator.work.shape import Shape
 
-SCORE_WORKSPACE_BYTES = 16
-"""Bytes per score that the backward pass of one layer's materialized attention holds at once.
-
-Gradient of the probabilities in 16 and in 32 bits, probabilities and gradient of the scores in 32 bits, and the latter
-in 16: 2 + 4 + 4 + 4 + 2.
-"""
-
 
 def sharded_bytes(num_params: Num, bytes_each: Num, ranks: Num, is_sharded: Num) -> Array:
     """Bytes of one rank's part of something that each parameter has: all of it, or 1/ranks (ZeRO).
@@ -200,7 +193,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     state = state_bytes(inputs, stage)
     come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
     of_last_layer = activations / np.maximum(stage.layers, 1)
-    attention = np.asarray(SCORE_WORKSPACE_BYTES * scores, dtype=np.float64)
+    attention = np.asarray(habits.score_workspace_bytes * scores, dtype=np.float64)
     waits = inputs.plan.follows("gpipe") & (inputs.plan.num_stages > 1)
     of_loss = ~waits & (logits > recomputed + attention)
     logits = np.where(waits | of_loss, logits, 0.0)
@@ -243,6 +236,10 @@ class Memory(NamedTuple):
         """Bytes of a device of a stage: no less than what is certain of it."""
         total = self.factor * (stage.of_state + self.ratio * stage.of_work + self.base_bytes)
         return np.maximum(total, stage.certain)
+
+    def as_counted(self) -> "Memory":
+        """Return what tensors hold, without what a stack was measured to hold beyond them."""
+        return self._replace(ratio=1.0, base_bytes=0.0, factor=1.0)
 
     @property
     def peak_bytes(self) -> Array:

@@ -32,6 +32,24 @@ class Range(NamedTuple):
         ratio = float(interval_ratio(log_sd, degrees_of_freedom))
         return cls(median, median / ratio, median * ratio)
 
+    @classmethod
+    def around(cls, ranges: Sequence["Range"], least: float = float("inf")) -> Self:
+        """Return the range of a quantity that one of several is of: the middle of them, from the lowest to the highest.
+
+        Args:
+            ranges: what it may be.
+            least: a lower end that it may have too.
+
+        >>> Range.around([Range(1.0, 0.5, 2.0), Range(4.0, 3.0, 5.0)])
+        2.00 (0.500 to 5.00)
+        """
+        values = [one.value for one in ranges]
+        return cls(
+            (min(values) * max(values)) ** 0.5,
+            min(least, *(one.low for one in ranges)),
+            max(one.high for one in ranges),
+        )
+
     def no_less_than(self, least: float) -> "Range":
         """Return the range of a quantity that is known to be no less."""
         return Range(*(max(end, least) for end in self))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from estimator.formulas import attention, compute, counts, launch, memory, traffic
+from estimator.formulas import attention, compute, counts, launch, traffic
 from estimator.predict.residual import residual_log_sd
 from estimator.search.planner import Estimate
 from hardware.models import Link, Network
@@ -118,7 +118,7 @@ def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
         ("fused attention, backward", f"{rates['backward']}", "of matrix rate", "measured", kernels),
         ("scores' traffic, forward", f"{scores.forward:g}", "bytes per score", "documented", code),
         ("scores' traffic, backward", f"{scores.backward:g}", "bytes per score", "documented", code),
-        ("scores' workspace", f"{memory.SCORE_WORKSPACE_BYTES}", "bytes per score", "documented", code),
+        ("scores' workspace", f"{habits.score_workspace_bytes:g}", "bytes per score", "documented", code),
         (
             "loss traffic",
             f"{traffic.loss_traffic_bytes(habits):g}",

@@ -72,7 +72,7 @@ def wide_console() -> Console:
     return console
 
 
-_FURTHER = {"launch s": "launch_s", "MiB in all": "total_bytes"}
+_FURTHER = {"launch s": "launch_s", "MiB in all": "total_bytes", "MiB read otherwise": "other_bytes"}
 """Columns of what only some logs tell."""
 
 
@@ -199,6 +199,8 @@ def _row_document(row: Assessed) -> dict[str, Any]:
     }
     if launch_s:
         measured["launch_s"], predicted["launch_s"] = row.compared["launch_s"][0], launch_s._asdict()
+    if row.other_bytes and run.other_bytes and run.reserved_bytes is None:
+        measured["other_mib"], predicted["other_mib"] = run.other_bytes / MIB, row.other_bytes.times(1 / MIB)._asdict()
     if total:
         measured["total_mib"] = run.total_bytes and run.total_bytes / MIB
         predicted["total_mib"] = total.times(1 / MIB)._asdict()

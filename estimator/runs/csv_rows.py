@@ -94,6 +94,35 @@ def numbers(of: Column, most: int = 10_000) -> Column:
     return read
 
 
+def words(cell: str) -> tuple[str, ...]:
+    """Return a cell of words, spaces between them.
+
+    >>> words("q v")
+    ('q', 'v')
+    """
+    return tuple(label(cell).split())
+
+
+class Several(NamedTuple):
+    """Values of which one is right, and which is not known; the likeliest first."""
+
+    values: tuple[Any, ...]
+
+
+def or_several(of: Column) -> Column:
+    """Return a column that may also hold several values with "/" between, which leave open which one is right.
+
+    >>> or_several(whole())("8"), or_several(whole())("8/16")
+    (8, Several(values=(8, 16)))
+    """
+
+    def read(cell: str) -> Any:
+        values = tuple(of(word) for word in cell.split("/"))
+        return values[0] if len(values) == 1 else Several(values)
+
+    return read
+
+
 def choice(*names: str) -> Column:
     """Return a column of one of some words."""
 

@@ -70,6 +70,14 @@ class Run:
     """Seconds of single steps that the host took to launch the work, where a log times just that."""
     total_bytes: float | None = None
     """Bytes that all devices together held, where that was read."""
+    held_bytes: float | None = None
+    """Peak of which it is not said whether it was reserved or held by tensors [bytes per device]."""
+    used_bytes: float | None = None
+    """What the driver's tool showed: reserved, and contexts and libraries beside [bytes per device]."""
+    longest_row: int | None = None
+    """Tokens of the longest row, which memory is of, where rows differ and `seq_len` is their mean."""
+    alternatives: tuple["Run", ...] = field(default=(), repr=False, compare=False)
+    """What else the run may have been, where its source leaves that open."""
     startup: Startup | None = None
     """One-off seconds, where a log tells them."""
     log: Log | None = field(default=None, repr=False, compare=False)
@@ -87,9 +95,21 @@ class Run:
         """Ten hexadecimal digits that tell the run from others: of what was trained how, and what was measured."""
         machine = (self.machine.accelerator.id, self.machine.num_devices, self.machine.num_nodes)
         compiles = () if self.recipe.compiles is None else (self.recipe.compiles,)
-        identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *compiles)
-        text = repr((*identity, self.step_s, self.reserved_bytes, self.allocated_bytes, self.fits))
+        told = (*compiles, *self.recipe.lora_targets)
+        identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *told)
+        read = tuple(value for value in (self.held_bytes, self.used_bytes, self.longest_row) if value)
+        text = repr((*identity, self.step_s, self.reserved_bytes, self.allocated_bytes, self.fits, *read))
         return sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def all_it_may_be(self) -> tuple["Run", ...]:
+        """The run, and what else it may have been."""
+        return (self, *self.alternatives)
+
+    @property
+    def other_bytes(self) -> float | None:
+        """Peak per device that was read otherwise than as reserved."""
+        return self.allocated_bytes or self.held_bytes or self.used_bytes
 
     @property
     def tells_speed(self) -> bool:
@@ -160,7 +180,7 @@ def _impossible_figure(run: Run) -> str:
         if flop / run.step_s > peak:
             return f"step time: {run.step_s:g} s implies {flop / run.step_s / peak:.0%} of the devices' peak FLOP/s"
     most = run.machine.accelerator.hbm_bytes
-    for held in (run.reserved_bytes, run.allocated_bytes):
+    for held in (run.reserved_bytes, run.allocated_bytes, run.held_bytes, run.used_bytes):
         if held is not None and held > most:
             return f"peak memory: {held / 2**30:.1f} GiB is more than the {most / 2**30:.1f} GiB of a device"
     total = run.total_bytes

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from estimator.stack.stack import Habits, Stack
-from estimator.work.shape import Shape
+from estimator.work.shape import TARGETS, Shape
 from hardware.errors import unknown_name
 from hardware.models import MatmulPrecision
 
@@ -29,9 +29,11 @@ PRECISIONS = {
     "bf16": Precision(2, 0, 2, 2, 2, "bf16"),
     "fp32": Precision(4, 0, 4, 4, 4, "fp32"),
     "fp8-mixed": Precision(2, 4, 2, 4, 2, "fp8"),
+    "bf16-optimizer": Precision(2, 4, 6, 4, 2, "bf16"),
 }
 """Mixed: 32-bit master weights and moments (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
 
+"bf16-optimizer" is DeepSpeed's BF16_Optimizer: beside gradients in 16 bits it adds them up in 32 bits.
 In fp8, weights and activations are kept in 16 bits and cast at each product (Micikevicius et al. 2022,
 arXiv:2209.05433, section 3).
 """
@@ -65,6 +67,8 @@ class Recipe:
     """Collectives run beside the computation, as the stack has them."""
     compiles: bool | None = field(default=None, repr=False)  # `Run.digest` counts it where it is told
     """Layers are compiled, or run operator by operator; None as the stack has it."""
+    lora_targets: tuple[str, ...] = field(default=(), repr=False)
+    """Matrices that the adapters lie beside; () for all of them."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -75,6 +79,10 @@ class Recipe:
         ):
             if given is not None and given not in known:
                 raise ValueError(unknown_name(name, given, known))
+        if unknown := [name for name in self.lora_targets if name not in TARGETS]:
+            raise ValueError(unknown_name("lora_targets", unknown[0], TARGETS))
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError("lora_targets: matrices are named, but no rank; give both")
         if not 0 <= self.lora_rank <= MOST_RANK:
             raise ValueError(f"lora: rank {self.lora_rank} is not from 1 to {MOST_RANK}; use for example --lora 16")
         if self.quantize and not self.lora_rank:
@@ -87,7 +95,7 @@ class Recipe:
 
     def shape(self, shape: Shape) -> Shape:
         """Return a shape with its adapters."""
-        return replace(shape, lora_rank=self.lora_rank)
+        return replace(shape, lora_rank=self.lora_rank, lora_targets=self.lora_targets)
 
     def habits(self, habits: Habits, shape: Shape) -> Habits:
         """Return a stack's habits as the recipe changes them."""
@@ -101,7 +109,8 @@ class Recipe:
                 "activation_bytes": precision.activation,
                 "matmul_precision": precision.matmul,
             }
-            if (precision.weight, precision.master) != (habits.weight_bytes, habits.master_bytes):
+            own = (precision.weight, precision.master) == (habits.weight_bytes, habits.master_bytes)
+            if not own or self.precision == "bf16-optimizer":
                 # else the stack's own copies, and so its own way to add up gradients and to keep moments
                 moment = precision.moment
                 changes |= {"gradient_bytes": precision.gradient, "optimizer_bytes": 2 * moment}
@@ -129,7 +138,8 @@ class Recipe:
 
     def __str__(self) -> str:
         """Return the recipe in words, "" where it is the stack's own."""
-        lora = f"LoRA of rank {self.lora_rank} on every matrix" if self.lora_rank else ""
+        where = " and ".join(self.lora_targets) or "every matrix"
+        lora = f"LoRA of rank {self.lora_rank} on {where}" if self.lora_rank else ""
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
         apart = "" if self.overlaps else "communication not overlapped"
         execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]

@@ -53,6 +53,12 @@ class Habits(StackRecord):
     """Bytes per logit that the loss holds at once."""
     fused_attention: Literal["always"] | tuple[str, ...]
     """Model families whose attention runs in one kernel that never writes the scores; the others write them."""
+    score_workspace_bytes: float = 16.0
+    """Bytes per score that the backward pass of one layer's materialized attention holds at once.
+
+    As torch's own softmax in 32 bits has it: gradient of the probabilities in 16 and in 32 bits, probabilities and
+    gradient of the scores in 32 bits, and the latter in 16: 2 + 4 + 4 + 4 + 2. A fused softmax in 16 bits has less.
+    """
     keeps_weights_gathered: bool
     """With parameters sharded (ZeRO-3), a stage still holds all of its compute copy for the whole step."""
     reduces_every_micro_batch: bool

@@ -8,7 +8,7 @@ import functools
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,6 +24,10 @@ MAX_NAME = 200
 MOST_CONFIG_BYTES = 2**24
 """Of a config.json; the largest of models have some 100 KiB."""
 """No model has a longer name; a longer one does not fit a table."""
+
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+"""Matrices of a layer that adapters may lie beside; libraries call them `q_proj` and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,9 @@ class Shape:
     sliding_window: int = 0
     """Tokens that attention looks back; 0 without a window."""
     lora_rank: int = 0
-    """Rank of the adapters beside every matrix of the layers, all else frozen; 0 where everything is trained."""
+    """Rank of the adapters beside matrices of the layers, all else frozen; 0 where everything is trained."""
+    lora_targets: tuple[str, ...] = field(default=(), repr=False)  # `Run.digest` counts it where it is told
+    """Matrices that adapters lie beside, of `TARGETS`; () for all of them."""
     residual_dropout: bool = False
     """A dropout after the feed-forward block, which keeps a mask."""
 

@@ -76,7 +76,7 @@ def test_peaks_are_dense_and_in_order(device: Accelerator) -> None:
     assert device.usual_flop_per_s <= 40 * device.fp32_flop_per_s
     if bf16:
         assert fp16
-        assert fp16 <= bf16
+        assert fp16 <= bf16 * (2 if "gfx908" in device.architecture else 1)  # CDNA 1 has bfloat16 at half the rate
     if fp8:
         assert bf16
         assert 1 <= fp8 / bf16 <= 2.03

@@ -2,7 +2,8 @@
 
     python reports/measured/tables/convert_all.py
 
-`reports/measured/runs` has the runs, `reports/measured/timings` the microbenchmarks, and `skipped.csv` beside this file
+`reports/measured/runs` has the runs that stacks are fitted to, `reports/measured/further` those that they are held
+against, `reports/measured/timings` the microbenchmarks, and `skipped.csv` beside this file
 what of each table is neither, with the reason. All that is special to a table its own script knows.
 """
 
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import convert_collective_microbench
 import convert_measured_runs
+import convert_measured_runs_2026_11
 import convert_op_microbench
 import convert_ultrascale_h100
 import convert_vtrain
 
 from estimator.runs.measured import Run, refuse_impossible
-from estimator.runs.run_table import write_run_table
+from estimator.runs.run_table import one_of, write_run_table
 from estimator.runs.timings import Timed, write_timing_table
 from estimator.work.plan import Plans
 from estimator.work.rules import Trainer, reasons
@@ -31,6 +33,9 @@ RUNS = {
     "measured_runs": convert_measured_runs.run_of,
     "measured_runs_partial": convert_measured_runs.run_of,
 }
+FURTHER = {"measured_runs_2026_11": convert_measured_runs_2026_11.run_of}
+"""Runs that no stack is fitted to."""
+
 TIMINGS = {
     "op_microbench": convert_op_microbench.run_of,
     "collective_microbench": convert_collective_microbench.run_of,
@@ -38,6 +43,24 @@ TIMINGS = {
 
 Skips = list[tuple[str, str, str]]
 """Table, row, and why it is left out."""
+
+
+def possible(run: Run) -> Run:
+    """Return a run without what it cannot have been; a ValueError says why it can have been nothing.
+
+    Raises:
+        ValueError: its own software cannot have run it, or nothing can.
+    """
+    fine, first = [], ""
+    for one in run.all_it_may_be:
+        try:
+            refuse(one)
+            fine.append(one)
+        except ValueError as error:
+            first = first or str(error)
+    if not fine:
+        raise ValueError(first)
+    return one_of(fine)
 
 
 def refuse(run: Run) -> None:
@@ -61,10 +84,8 @@ def converted(name: str, skipped: Skips) -> Sequence[Run | Timed]:
     with (TABLES / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=1):
             try:
-                item = (RUNS | TIMINGS)[name](row, number)
-                if isinstance(item, Run):
-                    refuse(item)
-                found.append(item)
+                item = (RUNS | FURTHER | TIMINGS)[name](row, number)
+                found.append(possible(item) if isinstance(item, Run) else item)
             except ValueError as error:
                 skipped.append((name, row.get("id") or row.get("job_id") or f"row {number}", str(error)))
     return found
@@ -73,7 +94,12 @@ def converted(name: str, skipped: Skips) -> Sequence[Run | Timed]:
 def write(folder: Path) -> None:
     """Write all tables into a folder that is as `reports/measured`."""
     skipped: Skips = []
-    for kind, tables, write_table in (("runs", RUNS, write_run_table), ("timings", TIMINGS, write_timing_table)):
+    kinds = (
+        ("runs", RUNS, write_run_table),
+        ("further", FURTHER, write_run_table),
+        ("timings", TIMINGS, write_timing_table),
+    )
+    for kind, tables, write_table in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for name in tables:
             write_table(folder / kind / f"{name}.csv", converted(name, skipped))

@@ -50,7 +50,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "name",
     ["tables/skipped.csv"]
-    + [f"{kind}/{path.name}" for kind in ("runs", "timings") for path in sorted((MEASURED / kind).glob("*.csv"))],
+    + [
+        f"{kind}/{path.name}"
+        for kind in ("runs", "further", "timings")
+        for path in sorted((MEASURED / kind).glob("*.csv"))
+    ],
 )
 def test_a_committed_table_is_what_its_script_writes(written: Path, name: str) -> None:
     """Run again, the conversion writes the committed file to the letter."""
@@ -64,7 +68,7 @@ def test_no_row_is_lost() -> None:
         return rows_of(path.read_text(encoding="utf-8"))
 
     skipped = rows(RAW / "skipped.csv")
-    for kind in ("runs", "timings"):
+    for kind in ("runs", "further", "timings"):
         for path in (MEASURED / kind).glob("*.csv"):
             left_out = sum(row["table"] == path.stem for row in skipped)
             assert len(rows(path)) + left_out == len(rows(RAW / path.name))

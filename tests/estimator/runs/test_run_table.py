@@ -58,7 +58,7 @@ def test_columns_are_the_fields() -> None:
     """Every field of a shape, a plan and a recipe is a column by name; the shape's name is `model`."""
     for kind, own in ((Shape, SHAPE), (Plan, PLAN), (Recipe, RECIPE)):
         missing = {field.name for field in fields(kind)} - own.columns.keys()
-        assert missing == ({"name", "lora_rank"} if kind is Shape else set())
+        assert missing == ({"name", "lora_rank", "lora_targets"} if kind is Shape else set())
         assert own.columns.keys() <= COLUMNS.keys()
         assert set(own.needed) | set(own.usual) == set(own.columns)
 
@@ -238,7 +238,7 @@ def test_permuting_rows_permutes_runs(file: Path, data: st.DataObject) -> None:
         ({"precision": "bf17"}, "unknown precision 'bf17': did you mean bf16"),
         ({"quantize": "4"}, "quantize: 4-bit weights cannot be trained"),
         ({"stalls": "true"}, "hop_s: is measured together with stalls; give both or none"),
-        ({"step_s": ""}, "step_s: neither a time nor memory was measured, nor whether it fits"),
+        ({"step_s": ""}, "step_s: neither a time nor a rate nor memory was measured, nor whether it fits"),
         ({"step_s": "1e-4"}, "step time: 0.0001 s implies "),
         ({"reserved_bytes": "3e11"}, "peak memory: 279.4 GiB is more than the 191.7 GiB of a device"),
         ({"total_bytes": "9e14"}, "total memory: 838190.3 GiB is more than all devices have together"),
