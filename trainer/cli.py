@@ -10,13 +10,15 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
+from estimator.formulas.inputs import step_inputs
+from estimator.formulas.machine import Machine
 from estimator.predict.evaluate import PlanEstimate
 from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Stack, load_stack
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from estimator.work.workload import Workload, num_steps
 from hardware.catalog import Catalog, load_catalog
-from hardware.command import EXIT_DONE, open_console, run_command
+from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown, unknown_name
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
@@ -39,6 +41,9 @@ DRY_RUN_TORCH = "2.13"
 
 SEED = {"seq_len": SEED_SEQ_LEN, "batch": SEED_BATCH, "steps": 0, "lr": 2e-6, "warmup_steps": 0, "eval_rows": 0}
 """What a fine-tune does, unless told otherwise: as the seed run."""
+
+EXIT_OFF = 1
+"""Status of a verification that does not hold."""
 
 train_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -86,6 +91,10 @@ def train_command(
     job_file: Annotated[str | None, typer.Option("--emit", help=f"print a job file: {', '.join(KINDS)}")] = None,
     dry_run: Annotated[bool, typer.Option(help="one step under fake tensors: memory, without a device")] = False,
     rank: Annotated[int | None, typer.Option(help="rank of the dry run  [default: one of each stage]")] = None,
+    verify: Annotated[bool, typer.Option(help="hold the dry run against the formulas; status 1 if one is off")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="of --verify: print one JSON object and nothing else")
+    ] = False,
 ) -> int:
     """Train a causal language model under a plan, every step measured."""
     is_elsewhere = dry_run or job_file is not None
@@ -127,8 +136,10 @@ def train_command(
         exports=export,
     )
     asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []), compiles)
+    if (verify and not dry_run) or (as_json and not verify):
+        raise ValueError("verify: it holds a dry run against the formulas, --json prints it; give --dry-run --verify")
     if dry_run:
-        return _dry_run(asked, rank)
+        return _dry_run(asked, rank, verifies=verify, as_json=as_json)
     if job_file is not None:
         return _print_job_file(asked, job_file)
     return _train(asked, nproc)
@@ -159,7 +170,8 @@ def _train(asked: _Asked, nproc: int | None) -> int:
         )
     work = find_work(asked.config)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
-    stack = Recipe(compiles=compiles).stack(asked.stack, work.workload.shape)
+    recipe = Recipe(precision=asked.config.precision, compiles=compiles)
+    stack = recipe.stack(asked.stack, work.workload.shape)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
     config = replace(
         asked.config,
@@ -185,6 +197,8 @@ class _Elsewhere(NamedTuple):
     config: TrainConfig
     source: ModelSource
     flavor: Flavor
+    workload: Workload
+    stack: Stack
     forecast: PlanEstimate
 
 
@@ -194,16 +208,22 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
     config = asked.config
     rows = num_steps(SEED_ROWS, config.epochs, config.global_batch)
     workload = Workload(trainable_shape(source), config.data.seq_len, config.global_batch, config.num_steps or rows)
-    stack = Recipe(compiles=asked.compiles).stack(asked.stack, workload.shape)
+    stack = Recipe(precision=config.precision, compiles=asked.compiles).stack(asked.stack, workload.shape)
     plan, forecast = choose_plan(asked.plan, workload, flavor, stack, asked.hardware)
-    return _Elsewhere(replace(config, plan=plan), source, flavor, forecast)
+    compiles = plan.schedule != "zero_bubble" if asked.compiles is None else asked.compiles
+    return _Elsewhere(replace(config, plan=plan, compiles=compiles), source, flavor, workload, stack, forecast)
 
 
-def _dry_run(asked: _Asked, rank: int | None) -> int:
+def _dry_run(asked: _Asked, rank: int | None, *, verifies: bool, as_json: bool) -> int:
     """Print what a rank of each kind of stage holds at its peak, beside what the estimator says."""
     try:  # private names of torch, which other versions lack: nothing else may depend on them
         from trainer.look_ahead.dry_run import check_dry_run, dry_runs, stage_ranks  # noqa: PLC0415
-        from trainer.look_ahead.dry_run_report import print_dry_run  # noqa: PLC0415
+        from trainer.look_ahead.dry_run_report import (  # noqa: PLC0415
+            print_dry_run,
+            print_verified,
+            verified_document,
+        )
+        from trainer.look_ahead.verify import verify  # noqa: PLC0415
     except ImportError as error:
         raise ValueError(
             f"dry-run: torch {torch.__version__} lacks what it follows inside torch ({shown(str(error), 120)}); "
@@ -212,16 +232,24 @@ def _dry_run(asked: _Asked, rank: int | None) -> int:
     found = _elsewhere(asked)
     world = found.flavor.num_devices
     check_dry_run(found.config, world, rank)
-    ranks = stage_ranks(found.config.plan, world) if rank is None else [rank]
     runs = dry_runs(
         found.config,
         found.source.config,
         world_size=world,
         local_size=asked.hardware.node(found.flavor.node).num_devices,
-        ranks=ranks,
+        ranks=stage_ranks(found.config.plan, world) if rank is None else [rank],
     )
-    print_dry_run(open_console(), runs, found.forecast)
-    return EXIT_DONE
+    if not verifies:
+        print_dry_run(open_console(), runs, found.forecast)
+        return EXIT_DONE
+    machine, habits = Machine.of(asked.hardware, found.flavor), found.stack.habits
+    habits = Recipe(compiles=found.config.compiles).habits(habits, found.workload.shape)
+    stages = verify(runs, step_inputs(found.config.plan, found.workload, machine, habits))
+    if as_json:
+        print_json(verified_document(stages))
+    else:
+        print_verified(open_console(), stages)
+    return EXIT_DONE if all(stage.holds for stage in stages) else EXIT_OFF
 
 
 def _without(words: Sequence[str], options: Sequence[str]) -> Iterator[str]:

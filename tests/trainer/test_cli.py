@@ -203,3 +203,10 @@ def test_fewer_rows_than_a_batch_is_bad_input(
     assert run(command(folder, output=tmp_path / "run", batch=1000, plan=plan)) == 2
     assert capsys.readouterr().err == "batch: 1000 rows are more than the 64 rows there are; lower it\n"
     assert began == []
+
+
+@pytest.mark.parametrize("arguments", [["--verify"], ["--dry-run", "--json"]])
+def test_a_verification_is_of_a_dry_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for alone, or its JSON without it, is refused in one line."""
+    assert run([*arguments, "--flavor", "4xlarge"]) == 2
+    assert "give --dry-run --verify" in capsys.readouterr().err

@@ -5,6 +5,8 @@ answers at once. Tensors are counted as the program holds them; what the allocat
 own workspaces and the context of the device come on top.
 """
 
+import copy
+import gc
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,10 @@ from transformers import PreTrainedConfig
 from estimator.work.plan import Plan
 from trainer.build import build_stages
 from trainer.config import TrainConfig
+from trainer.look_ahead.compiled import counted_as_compiled
 from trainer.look_ahead.meter import Meter
+from trainer.look_ahead.phases import follow_phases
+from trainer.look_ahead.sizes import Measured, Size, extrapolated, measured_sizes, size_of
 from trainer.parallel.mesh import Place, make_place
 from trainer.parallel.model import Stage
 from trainer.parallel.optimizer import clip_gradients, make_optimizers
@@ -52,6 +57,12 @@ class DryRun:
     num_stages: int
     num_bytes: dict[str, int]
     """By purpose (`meter.PURPOSES`)."""
+    phase: str
+    """Of the step in which that is (`phases`)."""
+    compiled: bool
+    """Whether its layers were counted as compiled ones."""
+    num_flop: int
+    """Of the step, as torch counts: an attention kernel computes the masked scores too."""
     seconds: float
     """That the dry run took."""
     resident_bytes: int
@@ -106,38 +117,72 @@ def dry_runs(
         return [future.result() for future in [pool.submit(run, rank=rank) for rank in ranks]]
 
 
-def dry_run(config: TrainConfig, model: PreTrainedConfig, *, world_size: int, local_size: int, rank: int) -> DryRun:
-    """Return what a rank of a plan holds at the peak of its second step, as every later one.
+def dry_run(
+    config: TrainConfig,
+    model: PreTrainedConfig,
+    *,
+    world_size: int,
+    local_size: int,
+    rank: int,
+    in_full: bool = False,
+) -> DryRun:
+    """Return what a rank of a plan holds at the peak of a step whose optimizer has its state, as any but the first.
 
-    Layers run as they are written; compiled ones may keep less. The process is in no process group before and after.
+    Where layers are alike and many, a few of them and a few micro-batches are run (`sizes.measured_sizes`), and what
+    the whole holds is exact all the same: in each phase of a step it is bilinear in both.
 
     Args:
-        config: the run.
+        config: the run; layers run compiled where it compiles.
         model: the whole model's config.
         world_size: ranks of the run.
         local_size: ranks per node.
         rank: which one to be.
+        in_full: run all layers and micro-batches, which takes minutes.
     """
     started = time.perf_counter()
     check_dry_run(config, world_size, rank)
-    config = replace(config, compiles=False)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    torch.compiler.reset()  # of the shapes of another run
+    gc.collect()
+    gc.disable()  # as the loop does; what a tensor is counted by is its references alone
     try:
         place = make_place(config.plan, world_size, local_size, DEVICE.type)
-        stages = build_stages(model, config, place)
-        meter = Meter()
-        with FakeTensorMode(allow_non_fake_inputs=True), meter, _static_shapes(), _gradients_marked(meter):
-            for stage in stages:
-                stage.materialize(DEVICE)
-            step = _Step(config, stages, place, meter)
-            step.take(_shortest(config.plan))  # DTensor finds shapes on whole tensors once; optimizers get their state
-            meter.reset_peak()
-            step.take(config.plan)
+        whole = size_of(config.plan, model, place.stage)
+        alike = len(set(getattr(model, "layer_types", None) or ["the same"])) == 1
+        measured = [whole] if in_full else measured_sizes(config.plan, whole, layers_are_alike=alike)
+        phases, num_flop = extrapolated({size: _measure(config, model, place, size) for size in measured}, whole)
     finally:
+        gc.enable()
         dist.destroy_process_group()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    fullest = max(phases, key=lambda name: sum(phases[name].values()))
     seconds = time.perf_counter() - started
-    return DryRun(rank, place.stage, config.plan.num_stages, meter.peak(), seconds, resident)
+    stages, compiled = config.plan.num_stages, config.compiles
+    return DryRun(rank, place.stage, stages, phases[fullest], fullest, compiled, num_flop, seconds, resident)
+
+
+def _measure(config: TrainConfig, model: PreTrainedConfig, place: Place, size: Size) -> Measured:
+    """Run a step of so many layers in each chunk of the pipeline, and of so many micro-batches."""
+    plan = replace(config.plan, num_micro_batches=size.micro_batches)
+    model = copy.deepcopy(model)
+    if size.layers != size_of(config.plan, model, place.stage).layers:
+        plan = replace(plan, first_layers=0, last_layers=0)
+        model.num_hidden_layers = size.layers * plan.num_stages * plan.virtual_stages
+        if getattr(model, "layer_types", None):
+            model.layer_types = [model.layer_types[0]] * model.num_hidden_layers
+    config = replace(config, plan=plan)
+    stages, meter = build_stages(model, replace(config, compiles=False), place), Meter()
+    if config.compiles:
+        for layer in (layer for stage in stages for _, layer in stage.layers):
+            layer.compile(backend=counted_as_compiled)
+    with FakeTensorMode(allow_non_fake_inputs=True), meter, _static_shapes(), _gradients_marked(meter):
+        for stage in stages:
+            stage.materialize(DEVICE)
+        follow_phases(stages, meter)
+        step = _Step(config, stages, place, meter)
+        step.give_optimizer_its_state()
+        step.take()
+    return Measured(meter.peaks(), meter.num_flop)
 
 
 class _Step:
@@ -149,19 +194,34 @@ class _Step:
         self.optimizers = make_optimizers(stages, config.optimizer)
         meter.mark("parameters", [*self.parameters, *(buffer for stage in stages for buffer in stage.buffers())])
 
-    def take(self, plan: Plan) -> None:
-        meter, length = self.meter, self.config.data.seq_len
+    def give_optimizer_its_state(self) -> None:
+        """Take an optimizer's step, which makes its state, and measure from here on."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._update()
+        gc.collect()
+        self.meter.reset_peak()
+        self.meter.num_flop = 0
+
+    def take(self) -> None:
+        meter, length, plan = self.meter, self.config.data.seq_len, self.config.plan
         dtype = compute_dtype(self.config.precision)
         passes = Passes(self.stages, plan, self.place, seq_len=length, dtype=dtype, device=DEVICE)
         passes.train(_rows(plan, length), num_targets=1)
         meter.mark("gathered_parameters", _gathered(self.stages))
         meter.mark("gradients", [parameter.grad for parameter in self.parameters])
+        meter.enter_phase("clip")
         clip_gradients(self.parameters, self.config.optimizer.clip_norm)
         meter.mark("gradients", [parameter.grad for parameter in self.parameters])  # tensor-parallel sums are new ones
+        self._update()
+
+    def _update(self) -> None:
+        self.meter.enter_phase("optimizer")
         for optimizer in self.optimizers:
-            with meter.optimizer_step():
+            with self.meter.optimizer_step():
                 optimizer.step()
-            meter.mark("optimizer", [value for state in optimizer.state.values() for value in state.values()])
+            state = [value for state in optimizer.state.values() for value in state.values()]
+            self.meter.mark("optimizer", state)
             optimizer.zero_grad(set_to_none=True)
 
 
@@ -169,11 +229,6 @@ def _rows(plan: Plan, seq_len: int) -> Rows:
     count = plan.num_micro_batches * plan.batch_per_device
     ids = torch.zeros(count, seq_len, dtype=torch.long, device=DEVICE)
     return Rows(ids, torch.zeros_like(ids), torch.arange(seq_len, device=DEVICE).repeat(count, 1))
-
-
-def _shortest(plan: Plan) -> Plan:
-    """Return a plan of as few micro-batches as every schedule takes."""
-    return replace(plan, num_micro_batches=min(plan.num_micro_batches, plan.num_stages))
 
 
 # --- what FSDP2 and the pipeline keep to themselves -------------------------------------------------------------------

@@ -10,6 +10,7 @@ from estimator.report.text import plain_table
 from hardware.units import MIB
 from trainer.look_ahead.dry_run import DryRun
 from trainer.look_ahead.meter import PURPOSES
+from trainer.look_ahead.verify import MOST_OFF, TERMS, Term, Verified, terms_of
 
 PURPOSE_NAMES = {
     "parameters": "parameters kept",
@@ -21,19 +22,18 @@ PURPOSE_NAMES = {
     "temporary": "temporary",
 }
 
-COMPARED = {
-    "parameters": (("parameters", "gathered_parameters"), ("weights", "master_weights")),
-    "gradients": (("gradients",), ("gradients",)),
-    "optimizer state": (("optimizer",), ("optimizer",)),
-    "activations, temporary": (
-        ("activations", "temporary"),
-        ("activations", "recomputed_layer", "attention_workspace", "logits", "workspace"),
-    ),
-    "comm. buffers": (("communication_buffers",), ("communication_buffers",)),
-}
-"""What of the peak, and what of the estimate, are about the same; the estimate's other parts are `OTHER`."""
-
 OTHER = "fitted correction"
+
+TERM_NAMES = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations, temporary",
+    "communication_buffers": "comm. buffers",
+    OTHER: OTHER,
+    "total": "in all",
+    "flop": "FLOP, 1e12",
+}
 
 
 def print_dry_run(console: Console, found: Sequence[DryRun], estimate: PlanEstimate | None) -> None:
@@ -51,19 +51,17 @@ def print_dry_run(console: Console, found: Sequence[DryRun], estimate: PlanEstim
         console.print(_beside(fullest, estimate.memory.breakdown_bytes))
     took, held = max(run.seconds for run in found), max(run.resident_bytes for run in found)
     console.print(
-        f"\none step on tensors without values, layers uncompiled; {took:.0f} s and {held / MIB:,.0f} MiB per rank. "
+        f"\none step on tensors without values, {_layers(found)}; {took:.0f} s and {held / MIB:,.0f} MiB per rank. "
         "The allocator, the libraries and the device's context take more beside."
     )
 
 
 def compare(found: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """Return bytes of the dry run and of the estimate under names that both know; each sums to its total."""
-    known = {name for _, names in COMPARED.values() for name in names}
-    pairs = {
-        name: (sum(found[part] for part in run), sum(estimated.get(part, 0.0) for part in estimate))
-        for name, (run, estimate) in COMPARED.items()
-    }
-    pairs[OTHER] = (0.0, sum(value for name, value in estimated.items() if name not in known))
+    known = {name for _, names in TERMS.values() for name in names}
+    ours = {name: value for name, value in estimated.items() if name in known}
+    pairs = {term.name: (term.counted, term.predicted) for term in terms_of(found, ours)}
+    pairs[OTHER] = (0.0, sum(estimated.values()) - sum(ours.values()))
     return pairs
 
 
@@ -89,7 +87,87 @@ def _beside(fullest: DryRun, estimated: Mapping[str, float]) -> Table:
     pairs = compare(fullest.num_bytes, estimated)
     for name, (run, estimate) in pairs.items():
         if run or estimate:
-            table.add_row(name, f"{run / MIB:,.0f}", f"{estimate / MIB:,.0f}", difference(run, estimate))
+            table.add_row(TERM_NAMES[name], f"{run / MIB:,.0f}", f"{estimate / MIB:,.0f}", difference(run, estimate))
     run, estimate = (sum(side) for side in zip(*pairs.values(), strict=True))
     table.add_row("in all", f"{run / MIB:,.0f}", f"{estimate / MIB:,.0f}", difference(run, estimate), style="bold")
     return table
+
+
+def _layers(found: Sequence[DryRun]) -> str:
+    return f"layers {'compiled' if found[0].compiled else 'not compiled'}"
+
+
+# --- the oracle -------------------------------------------------------------------------------------------------------
+
+
+def print_verified(console: Console, found: Sequence[Verified]) -> None:
+    """Print each stage's account, term by term, and name the terms that are off.
+
+    Args:
+        console: where.
+        found: a rank of each kind of stage.
+    """
+    for stage in found:
+        console.print(_account(stage))
+        console.print()
+    off = [stage for stage in found if not stage.holds]
+    for stage in off:
+        console.print(_complaint(stage))
+    rule = f"bytes within {MOST_OFF:.0%} of what torch held, FLOP equal"
+    console.print(f"{'does not hold' if off else 'holds'}: {rule}; {_layers([stage.run for stage in found])}")
+
+
+def verified_document(found: Sequence[Verified]) -> dict[str, object]:
+    """Return what `--json` prints of a verification."""
+    return {
+        "schema": "verify/1",
+        "holds": all(stage.holds for stage in found),
+        "most_off_fraction": MOST_OFF,
+        "compiled": found[0].run.compiled,
+        "stages": [
+            {
+                "rank": stage.run.rank,
+                "stage": stage.run.stage,
+                "phase": stage.run.phase,
+                "holds": stage.holds,
+                "furthest": stage.furthest.name,
+                "terms_bytes": {term.name: _sides(term) for term in (*stage.terms, stage.total)},
+                "flop": _sides(stage.flop),
+                "seconds": round(stage.run.seconds, 1),
+                "resident_bytes": stage.run.resident_bytes,
+            }
+            for stage in found
+        ],
+    }
+
+
+def _sides(term: Term) -> dict[str, float]:
+    return {"torch": term.counted, "predicted": term.predicted}
+
+
+def _account(stage: Verified) -> Table:
+    run = stage.run
+    table = plain_table(f"rank {run.rank}, stage {run.stage}, MiB", "torch >", "predicted >", "difference >")
+    for term in stage.terms:
+        if term.counted or term.predicted:
+            table.add_row(*_row(term, MIB))
+    table.add_row(*_row(stage.total, MIB), style="bold")
+    table.add_row(*_row(stage.flop, 1e12))
+    return table
+
+
+def _row(term: Term, unit: float) -> tuple[str, str, str, str]:
+    sides = (term.counted, term.predicted)
+    return (TERM_NAMES[term.name], *(f"{side / unit:,.0f}" for side in sides), difference(*sides))
+
+
+def _complaint(stage: Verified) -> str:
+    """Return the line that names what is off."""
+    where, total = f"stage {stage.run.stage} (rank {stage.run.rank})", stage.total
+    if stage.flop.off:
+        return f"{where}: torch counts {stage.flop.counted:,.0f} FLOP, {stage.flop.predicted:,.0f} predicted"
+    term = stage.furthest
+    return (
+        f"{where}: {difference(total.counted, total.predicted)} in all, most of it {TERM_NAMES[term.name]}: "
+        f"{term.counted / MIB:,.0f} MiB held {stage.run.phase}, {term.predicted / MIB:,.0f} MiB predicted"
+    )

@@ -1,0 +1,136 @@
+"""The oracle: what torch holds and computes in a dry run against what is predicted, term by term and stage by stage.
+
+Held against it is what the formulas count, with nothing that was fitted: allocator, libraries and the device's context
+are on neither side.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from estimator.formulas.counts import (
+    attention_backward_flop,
+    attention_flop,
+    head_matmul,
+    layer_forward_flop,
+    layer_matmuls,
+    matmul_flop,
+)
+from estimator.formulas.inputs import StepInputs
+from estimator.formulas.memory import Stage, stage_bytes, stages_of
+from estimator.stack.efficiencies import PARAMETERS, Efficiencies
+from trainer.look_ahead.dry_run import DryRun
+
+COUNTED = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
+"""Nothing is fitted."""
+
+TERMS = {
+    "parameters": (("parameters", "gathered_parameters"), ("weights", "master_weights")),
+    "gradients": (("gradients",), ("gradients",)),
+    "optimizer": (("optimizer",), ("optimizer",)),
+    "activations": (
+        ("activations", "temporary"),
+        ("activations", "recomputed_layer", "attention_workspace", "logits", "workspace"),
+    ),
+    "communication_buffers": (("communication_buffers",), ("communication_buffers",)),
+}
+"""What the tracker tells apart, and what the formulas do, under names that both know."""
+
+MOST_OFF = 0.03
+"""Of a stage's bytes: a total that is further off fails the verification, and so does any FLOP."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """Bytes of one purpose, or FLOP: as torch counts them, and as predicted."""
+
+    name: str
+    counted: float
+    predicted: float
+
+    @property
+    def off(self) -> float:
+        """Return by how much the prediction is above what torch counts."""
+        return self.predicted - self.counted
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A stage's account."""
+
+    run: DryRun
+    terms: tuple[Term, ...]
+    flop: Term
+
+    @property
+    def total(self) -> Term:
+        """Bytes of all purposes."""
+        return Term("total", sum(t.counted for t in self.terms), sum(t.predicted for t in self.terms))
+
+    @property
+    def furthest(self) -> Term:
+        """The term that is off by most bytes."""
+        return max(self.terms, key=lambda term: abs(term.off))
+
+    @property
+    def holds(self) -> bool:
+        """Whether bytes are within `MOST_OFF`, and FLOP equal."""
+        return abs(self.total.off) <= MOST_OFF * self.total.counted and self.flop.off == 0
+
+
+def verify(runs: Iterable[DryRun], inputs: StepInputs) -> list[Verified]:
+    """Hold dry runs of ranks of one plan against what its formulas say of their stages.
+
+    Args:
+        runs: of a rank each.
+        inputs: the plan, alone, with model and habits.
+    """
+    found = []
+    for run in runs:
+        stage = stage_of(inputs, run.stage)
+        predicted = {name: float(part.item()) for name, part in stage_bytes(inputs, COUNTED, stage).parts.items()}
+        flop = Term("flop", run.num_flop, float(np.asarray(predicted_flop(inputs, stage)).item()))
+        found.append(Verified(run, terms_of(run.num_bytes, predicted), flop))
+    return found
+
+
+def stage_of(inputs: StepInputs, number: int) -> Stage:
+    """Return a stage of a pipeline by its place."""
+    first, middle, last = stages_of(inputs.shape, inputs.plan)
+    is_last = number == int(inputs.plan.num_stages.item()) - 1
+    stage = first if number == 0 else last if is_last else middle
+    return stage._replace(held=inputs.plan.in_flight(number))
+
+
+def terms_of(counted: Mapping[str, float], predicted: Mapping[str, float]) -> tuple[Term, ...]:
+    """Return bytes by purpose under names that both sides know; each side sums to its total.
+
+    >>> terms_of({"optimizer": 8}, {"optimizer": 8.0, "logits": 4.0})[2:4]
+    (Term(name='optimizer', counted=8, predicted=8.0), Term(name='activations', counted=0, predicted=4.0))
+    """
+    known = {part for sides in TERMS.values() for side in sides for part in side}
+    assert known >= counted.keys() | predicted.keys()  # else a part would be left out
+    return tuple(
+        Term(name, sum(counted.get(part, 0) for part in ours), sum(predicted.get(part, 0.0) for part in theirs))
+        for name, (ours, theirs) in TERMS.items()
+    )
+
+
+def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
+    """FLOP of a step of one rank of a stage, as torch counts them: masked scores too, attention fused.
+
+    A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively its attention alone.
+    """
+    shape, plan, tokens, length = inputs.shape, inputs.plan, inputs.tokens, inputs.seq_len
+    products = 3.0 * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
+    attention = attention_flop(tokens, length, replace(shape, sliding_window=0), causal=False)
+    layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
+    repeated = layer_forward_flop(tokens, length, replace(shape, sliding_window=0), causal=False)
+    repeated = repeated - matmul_flop(tokens, layer_matmuls(shape)[-1])
+    layers = stage.layers * layer + np.where(
+        plan.recomputes("full"), plan.repeated_layers(stage.layers) * repeated, 0.0
+    )
+    layers = layers + np.where(plan.recomputes("selective"), stage.layers * attention, 0.0)
+    head = np.asarray(stage.has_head) * 3.0 * matmul_flop(tokens, head_matmul(shape))
+    return np.asarray((layers + head) / plan.tp * plan.num_micro_batches)
