@@ -108,15 +108,15 @@ def kernel_seconds(
 
 
 def attention_passes(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
-    """Seconds of one layer's attention, forward and backward, on one tensor-parallel rank.
+    """Seconds of one layer's attention, or of its recurrent state, forward and backward, on one tensor-parallel rank.
 
     Fused, at the speed of its kernel. Materialized, forward Q K^T and P V, backward dP, dV, dQ, dK as batched products
     of their shapes, and the passes over the scores between them.
     """
-    if not inputs.fuses_attention:
-        return _materialized(inputs, rates)
     kernel, shape = kernel_of(inputs), inputs.shape
-    if kernel is None:
+    if shape.num_heads and not inputs.fuses_attention:
+        return _materialized(inputs, rates)
+    if kernel is None or not shape.num_heads:
         forward_flop = attention_flop(inputs.tokens, inputs.seq_len, shape, causal=True) / inputs.plan.tp
         backward_flop = attention_backward_flop(forward_flop, keeps_scores=False)
         rate = {name: share * np.asarray(rates.attention_flop_per_s) for name, share in FUSED_ATTENTION_RATE.items()}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Num
-from estimator.work.shape import TARGETS, Shape
+from estimator.work.shape import Shape
 
 MOST_SHAPES = 256
 """Whose matrices and parameters are remembered: a fit asks for those of a few dozen models a million times."""
@@ -35,18 +35,34 @@ class MatMul(NamedTuple):
 def layer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     """Return the weight matrices of one layer, in the order in which the forward pass meets them."""
     hidden, ffn = shape.hidden_size, shape.ffn_size
-    attention = (
+    held, active = max(shape.num_experts, 1), max(shape.num_experts_per_token, 1)
+    router = (MatMul("router", hidden, shape.num_experts, 1, 1, shape.router_bias, False),) if shape.num_experts else ()
+    shared = _ffn_matmuls(shape, "shared.", shape.shared_ffn_size, 1, 1)
+    scale = (MatMul("shared.scale", hidden, 1, 1, 1, False, False),) if shape.shared_gate else ()
+    return _mixer_matmuls(shape) + router + _ffn_matmuls(shape, "", ffn, held, active) + scale + shared
+
+
+def _mixer_matmuls(shape: Shape) -> tuple[MatMul, ...]:
+    if shape.mixer is not None:
+        return tuple(MatMul(m.name, m.in_size, m.out_size, 1, 1, *m[3:]) for m in shape.mixer.matrices)
+    hidden = shape.hidden_size
+    return (
         MatMul("q", hidden, shape.q_size, 1, 1, shape.qkv_bias, True),
         MatMul("k", hidden, shape.kv_size, 1, 1, shape.qkv_bias, True),
         MatMul("v", hidden, shape.kv_size, 1, 1, shape.qkv_bias, True),
         MatMul("o", shape.q_size, hidden, 1, 1, shape.out_bias, False),
     )
-    held, active = max(shape.num_experts, 1), max(shape.num_experts_per_token, 1)
-    router = (MatMul("router", hidden, shape.num_experts, 1, 1, False, False),) if shape.num_experts else ()
-    gate = (MatMul("gate", hidden, ffn, held, active, shape.ffn_bias, True),) if shape.gated_ffn else ()
-    up = (MatMul("up", hidden, ffn, held, active, shape.ffn_bias, True),)
-    down = (MatMul("down", ffn, hidden, held, active, shape.ffn_bias, False),)
-    return attention + router + gate + up + down
+
+
+def _ffn_matmuls(shape: Shape, prefix: str, size: int, held: int, active: int) -> tuple[MatMul, ...]:
+    if not size:
+        return ()
+    hidden, bias = shape.hidden_size, shape.ffn_bias
+    into = tuple(
+        MatMul(f"{prefix}{name}", hidden, size, held, active, bias, True)
+        for name in (("gate", "up") if shape.gated_ffn else ("up",))
+    )
+    return (*into, MatMul(f"{prefix}down", size, hidden, held, active, bias, False))
 
 
 @lru_cache(maxsize=MOST_SHAPES)
@@ -56,7 +72,8 @@ def adapter_matmuls(shape: Shape) -> tuple[MatMul, ...]:
     W x + B A x, A of rank x in, B of out x rank (Hu et al. 2021, arXiv:2106.09685, section 4.1).
     """
     rank = shape.lora_rank
-    beside = [m for m in layer_matmuls(shape) if rank and m.name in (shape.lora_targets or TARGETS)]
+    targets = shape.lora_targets or [m.name for m in layer_matmuls(shape) if m.name not in ("router", "shared.scale")]
+    beside = [m for m in layer_matmuls(shape) if rank and m.name in targets]
     return tuple(
         adapter
         for m in beside
@@ -97,7 +114,8 @@ def _matrix_sets(shape: Shape, *, trained: bool) -> tuple[tuple[MatMul, ...], in
     """Return a layer's matrices and the parameters of its norms; with adapters, they alone are trained."""
     if trained and shape.lora_rank:
         return adapter_matmuls(shape), 0
-    norms = 2 * norm_parameters(shape) + (2 * shape.head_dim if shape.qk_norm else 0)
+    norms = (shape.num_pre_norms + shape.num_post_norms) * norm_parameters(shape) + shape.vectors
+    norms += 2 * shape.head_dim if shape.qk_norm else 0
     return layer_matmuls(shape) + adapter_matmuls(shape), norms
 
 
@@ -111,14 +129,18 @@ def norm_parameters(shape: Shape) -> int:
 
 
 def embedding_parameters(shape: Shape) -> int:
-    """Parameters of the token embedding and of learned positions."""
-    return (shape.vocab_size + shape.num_positions) * shape.hidden_size
+    """Parameters of the token embedding and of learned positions, and of what stands with them."""
+    return (shape.vocab_size + shape.num_positions) * shape.hidden_size + shape.end_vectors
 
 
 def trained_parameters(shape: Shape) -> int:
     """Parameters that are trained: all of them, or those of the adapters."""
-    layer = dense_parameters(shape, trained=True) + expert_parameters(shape, trained=True)
-    return shape.num_layers * layer if shape.lora_rank else num_parameters(shape)
+    if not shape.lora_rank:
+        return num_parameters(shape)
+    return sum(
+        kind.num_layers * (dense_parameters(kind, trained=True) + expert_parameters(kind, trained=True))
+        for kind in shape.kinds
+    )
 
 
 def head_parameters(shape: Shape) -> int:
@@ -135,7 +157,7 @@ def num_parameters(shape: Shape) -> int:
     """
     return (
         embedding_parameters(shape)
-        + shape.num_layers * layer_parameters(shape)
+        + sum(kind.num_layers * layer_parameters(kind) for kind in shape.kinds)
         + norm_parameters(shape)
         + head_parameters(shape)
     )
@@ -182,10 +204,13 @@ def mean_context(seq_len: Num, window: int, causal: bool) -> Num:
 def attention_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool) -> Num:
     """FLOP of scores and weighted values of one layer, forward: 4 T C h, C the keys met, h the query width.
 
+    Where values are as wide as v, h is the mean of both. A recurrent state has its own for every token.
+
     The two products have the same FLOP: Q K^T and P V (Dao et al. 2022, arXiv:2205.14135, Algorithm 1). The backward
     pass has four, and one more where the kernel does not keep the scores (`attention_backward_flop`).
     """
-    return 4.0 * num_tokens * mean_context(seq_len, shape.sliding_window, causal) * shape.q_size
+    pairs = 4.0 * num_tokens * mean_context(seq_len, shape.sliding_window, causal) * shape.score_size
+    return pairs if shape.mixer is None else pairs + num_tokens * shape.mixer.state_flop
 
 
 def attention_backward_flop(forward: Num, *, keeps_scores: bool) -> Num:
@@ -214,13 +239,17 @@ def step_flop(num_tokens: Num, seq_len: Num, shape: Shape, *, causal: bool, keep
     A matrix takes three passes, or two where it is frozen: forward, and the gradients of its input and of its weights.
     """
     passes = 2.0 if shape.lora_rank else 3.0
-    products = passes * sum(matmul_flop(num_tokens, m) for m in layer_matmuls(shape))
-    products = products + 3.0 * sum(matmul_flop(num_tokens, m) for m in adapter_matmuls(shape))
-    attention = attention_flop(num_tokens, seq_len, shape, causal=causal)
-    layer = products + attention + attention_backward_flop(attention, keeps_scores=keeps_scores)
-    if recompute:
-        layer = layer + recomputed_layer_flop(num_tokens, seq_len, shape, causal=causal)
-    return shape.num_layers * layer + passes * matmul_flop(num_tokens, head_matmul(shape))
+
+    def of_layer(kind: Shape) -> Num:
+        products = passes * sum(matmul_flop(num_tokens, m) for m in layer_matmuls(kind))
+        products = products + 3.0 * sum(matmul_flop(num_tokens, m) for m in adapter_matmuls(kind))
+        attention = attention_flop(num_tokens, seq_len, kind, causal=causal)
+        layer = products + attention + attention_backward_flop(attention, keeps_scores=keeps_scores)
+        again = recomputed_layer_flop(num_tokens, seq_len, kind, causal=causal) if recompute else 0.0
+        return layer + again
+
+    layers = sum(kind.num_layers * of_layer(kind) for kind in shape.kinds)
+    return layers + passes * matmul_flop(num_tokens, head_matmul(shape))
 
 
 def model_flop(num_tokens: Num, seq_len: Num, shape: Shape) -> Num:
@@ -243,13 +272,14 @@ class Traffic(NamedTuple):
 
 
 def norm_traffic(shape: Shape, activation_bytes: int) -> Traffic:
-    """Bytes per token through memory of a layer's two norms and two residuals, each op fused into one pass.
+    """Bytes per token through memory of a layer's norms and residuals, two each, each op fused into one pass.
 
     In elements, forward: norm 2 (read, write), residual 3; backward: norm 4 (input, gradient twice, write), residual 3.
     Sequence parallelism splits them over the tensor-parallel ranks; without it, each rank does all of them.
     """
     hidden = float(activation_bytes * shape.hidden_size)
-    return Traffic(2 * (2 + 3) * hidden, 2 * (4 + 3) * hidden)
+    norms, residuals = shape.num_pre_norms + shape.num_post_norms, shape.num_blocks
+    return Traffic((2 * norms + 3 * residuals) * hidden, (4 * norms + 3 * residuals) * hidden)
 
 
 def inner_traffic(shape: Shape, activation_bytes: int) -> Traffic:
@@ -257,8 +287,10 @@ def inner_traffic(shape: Shape, activation_bytes: int) -> Traffic:
 
     In elements, forward: rotary 2 of q and k, gated activation 3, plain 2; backward: rotary 2, gated 5, plain 3.
     """
-    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1)
-    rotary = 0 if shape.num_positions else 2 * (shape.q_size + shape.kv_size)
+    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    rotary = 0.0 if shape.num_positions else 2.0 * (shape.q_size + shape.kv_size)
+    if shape.mixer is not None:
+        rotary = shape.mixer.moved_size
     forward = rotary + (3 if shape.gated_ffn else 2) * ffn
     backward = rotary + (5 if shape.gated_ffn else 3) * ffn
     return Traffic(float(activation_bytes * forward), float(activation_bytes * backward))
@@ -291,12 +323,11 @@ def cast_traffic(shape: Shape) -> tuple[Traffic, Traffic]:
     of all their results. Those as wide as the layer tensor parallelism splits only by the sequence.
     """
     active, hidden = max(shape.num_experts_per_token, 1), shape.hidden_size
-    up = (2 if shape.gated_ffn else 1) * shape.ffn_size
+    ffn = active * shape.ffn_size + shape.shared_ffn_size
+    up = (2 if shape.gated_ffn else 1) * ffn
+    into = shape.q_size if shape.mixer is None else sum(m.in_size for m in shape.mixer.matrices[-1:])
     whole = Traffic(CAST_BYTES * (1 + active) * hidden, CAST_BYTES * (1 + active) * hidden)
-    inside = Traffic(
-        CAST_BYTES * (shape.q_size + active * shape.ffn_size),
-        CAST_BYTES * (shape.q_size + 2 * shape.kv_size + active * up),
-    )
+    inside = Traffic(CAST_BYTES * (into + ffn), CAST_BYTES * (into + 2 * shape.kv_size + up))
     return whole, inside
 
 

@@ -6,10 +6,9 @@ import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.formulas.inputs import StepInputs
-from estimator.formulas.layout import Layout, StageLayers
+from estimator.formulas.layout import StageLayers
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Window
-from estimator.work.shape import Shape
 
 FULL_LAUNCH = 1 / 3
 """Launch work of repeating a layer's forward pass, over its forward and backward pass.  # assumed: as the FLOP"""
@@ -35,6 +34,7 @@ paper: Narayanan et al. 2021, arXiv:2104.04473, section 2.3
 def layer_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> tuple[Array, Array]:
     """Host seconds to launch one layer of one micro-batch, forward and backward, and what a repeated layer adds.
 
+    The layer is of the only kind of `inputs.shape`.
     A mixture's layer has its experts' products to launch, of sizes that the host waits for. A layer split over
     tensor-parallel ranks has collectives to launch, which on a machine whose collectives stall wait
     for every rank; where the ranks lie on several nodes, each hop takes its time.
@@ -53,9 +53,13 @@ def layer_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> tupl
 
 def stage_launch_seconds(inputs: StepInputs, efficiencies: Efficiencies) -> StageLayers:
     """Host seconds to launch the layers of each kind of stage for one micro-batch."""
-    plan, (layer, again) = inputs.plan, layer_launch_seconds(inputs, efficiencies)
-    layers = plan.stage_layers(inputs.shape.num_layers)
-    return StageLayers(*(count * layer + plan.repeated_layers(count) * again for count in layers))
+    each = [
+        (*layer_launch_seconds(inputs._replace(shape=counts.kind), efficiencies), counts)
+        for counts in inputs.plan.kind_layers(inputs.shape)
+    ]
+    return StageLayers(
+        *(sum(counts.layers[i] * layer + counts.repeated[i] * again for layer, again, counts in each) for i in range(3))
+    )
 
 
 def launch_seconds(inputs: StepInputs, efficiencies: Efficiencies, stage: StageLayers) -> Array:
@@ -67,11 +71,6 @@ def launch_seconds(inputs: StepInputs, efficiencies: Efficiencies, stage: StageL
     plan = inputs.plan
     per_micro_batch = plan.over_stages(stage) if inputs.habits.single_controller else plan.most_of_stages(stage)
     return np.asarray(efficiencies.launch_s_per_step + plan.num_micro_batches * per_micro_batch)
-
-
-def num_repeated(shape: Shape, plan: Layout) -> Array:
-    """Layers of all stages that recomputation concerns."""
-    return plan.over_stages(StageLayers(*map(plan.repeated_layers, plan.stage_layers(shape.num_layers))))
 
 
 class Paces(NamedTuple):

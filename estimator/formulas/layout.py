@@ -23,6 +23,15 @@ class StageLayers(NamedTuple):
     last: Array
 
 
+class KindLayers(NamedTuple):
+    """Layers of one kind of a model on each kind of stage."""
+
+    kind: Shape
+    layers: StageLayers
+    repeated: StageLayers
+    """Of them, those that recomputation concerns."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout(PlanFields[Array, Array, Array]):
     """What the formulas take of plans: their arrays, which broadcast against each other, and what the machine adds."""
@@ -78,6 +87,38 @@ class Layout(PlanFields[Array, Array, Array]):
             np.where(uneven, middle, even),
             np.where(uneven, self.last_layers, even),
         )
+
+    def kind_layers(self, shape: Shape) -> tuple["KindLayers", ...]:
+        """Layers of each kind of a model in the first, in the mean middle and in the last stage.
+
+        Exact for the first and the last stage, as the order of the layers is known; those between are counted together.
+        Recomputation concerns the same part of each kind.
+        """
+        layers = self.stage_layers(shape.num_layers)
+        repeated = StageLayers(*map(self.repeated_layers, layers))
+        if not shape.parts:
+            return (KindLayers(shape, layers, repeated),)
+        found = []
+        for i, kind in enumerate(shape.kinds):
+            before = np.concatenate([[0.0], np.cumsum(np.equal(shape.order, i), dtype=np.float64)])
+            first, last = self._of_kind(before, layers.first), self._of_kind(before[-1] - before[::-1], layers.last)
+            between = np.maximum(kind.num_layers - first - last, 0.0) / np.maximum(self.num_stages - 2, 1)
+            own = StageLayers(first, between, last)
+            shares = (each / np.where(np.equal(total, 0), 1.0, total) for each, total in zip(own, layers, strict=True))
+            found.append(KindLayers(kind, own, StageLayers(*(r * s for r, s in zip(repeated, shares, strict=True)))))
+        return tuple(found)
+
+    def _of_kind(self, before: Array, layers: Array) -> Array:
+        """Layers of a kind in the stage at one end, given how many of it lie before each layer from that end.
+
+        Of an interleaved schedule it holds a chunk of every round of the stages.
+        """
+        chunk, at, found = layers / self.virtual_stages, np.arange(len(before)), np.zeros(())
+        for i in range(int(np.max(self.virtual_stages))):
+            begin = i * self.num_stages * chunk
+            inside = np.interp(begin + chunk, at, before) - np.interp(begin, at, before)
+            found = found + np.where(i < self.virtual_stages, inside, 0.0)
+        return np.asarray(found)
 
     def repeated_layers(self, layers: Num) -> Array:
         """Layers of a stage of so many that recomputation concerns: all, or as many as the plan says."""

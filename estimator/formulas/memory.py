@@ -1,5 +1,6 @@
 """Bytes that a device holds, by purpose and by pipeline stage."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,30 +44,50 @@ class RankParameters(NamedTuple):
 class Stage(NamedTuple):
     """A stage of a pipeline."""
 
-    layers: Num
+    layers: tuple[Num, ...]
+    """Of each kind of the model."""
     has_embedding: Num = False
     has_head: Num = False
     """It holds the vocabulary projection."""
     held: Num = 1.0
     """Micro-batches in flight."""
 
+    @property
+    def num_layers(self) -> Num:
+        """Layers of all kinds."""
+        return sum(self.layers[1:], self.layers[0])
+
+
+def one_layer(shape: Shape, kind: int) -> Stage:
+    """Return a stage of one layer of a kind, without ends."""
+    return Stage(tuple(float(i == kind) for i in range(len(shape.kinds))))
+
 
 def stages_of(shape: Shape, plan: Layout) -> tuple[Stage, Stage, Stage]:
     """Return the first stage, one between, and the last; where one stage is all, the first and the last are that."""
-    alone, layers = plan.num_stages == 1, plan.stage_layers(shape.num_layers)
+    alone = plan.num_stages == 1
+    first, middle, last = zip(*(kind.layers for kind in plan.kind_layers(shape)), strict=True)
     return (
-        Stage(layers.first, has_embedding=True, has_head=alone),
-        Stage(layers.middle),
-        Stage(layers.last, has_embedding=alone, has_head=True),
+        Stage(first, has_embedding=True, has_head=alone),
+        Stage(middle),
+        Stage(last, has_embedding=alone, has_head=True),
     )
 
 
 def rank_parameters(shape: Shape, plan: Layout, stage: Stage, *, trained: bool = False) -> RankParameters:
     """Return the parameters, all or those trained, of one rank of a stage."""
-    layers = np.asarray(stage.layers)
-    of_layers = layers * dense_parameters(shape, trained=trained)
+    layers = [(kind, np.asarray(count)) for kind, count in zip(shape.kinds, stage.layers, strict=True)]
+    of_layers = sum(count * dense_parameters(kind, trained=trained) for kind, count in layers)
     dense = (of_layers + end_parameters(shape, stage.has_embedding, stage.has_head, trained=trained)) / plan.tp
-    return RankParameters(dense, layers * expert_parameters(shape, trained=trained) / plan.tp / plan.ep)
+    experts = sum(count * expert_parameters(kind, trained=trained) for kind, count in layers)
+    return RankParameters(np.asarray(dense), np.asarray(experts / plan.tp / plan.ep))
+
+
+def largest_layer(shape: Shape, plan: Layout, *, trained: bool = False) -> Array:
+    """Return the parameters, all or those trained, of one rank in the layer that has most of them."""
+    kinds = range(len(shape.kinds))
+    each = (np.asarray(sum(rank_parameters(shape, plan, one_layer(shape, i), trained=trained))) for i in kinds)
+    return functools.reduce(np.maximum, each)
 
 
 def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankParameters:
@@ -98,14 +119,17 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     or 0 where they are dropped).
     """
     shape, habits, fused = inputs.shape, inputs.habits, inputs.fuses_attention
-    act, ffn = habits.activation_bytes, shape.ffn_size * max(shape.num_experts_per_token, 1)
-    heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size)
+    act, mixer = habits.activation_bytes, shape.mixer
+    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size if mixer is None else mixer.kept_size)
     block = act * ((3 if habits.fuses_activation else 4) if shape.gated_ffn else 2) * ffn
     repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
     probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * inputs.seq_len, dtype=np.float64)
     sorted_tokens = 2 * act * (shape.num_experts_per_token if shape.num_experts else 0)
-    whole = 2.0 * (2 * act + habits.norm_copy_bytes) + sorted_tokens
-    return Kept(whole * shape.hidden_size, heads + block + repeated + probabilities)
+    norms = shape.num_pre_norms + shape.num_post_norms
+    whole = norms * (act + habits.norm_copy_bytes) + shape.num_blocks * act + sorted_tokens
+    inner = 0.0 if mixer is None else act * mixer.kept_whole_size
+    return Kept(float(whole * shape.hidden_size + inner), heads + block + repeated + probabilities)
 
 
 def activation_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> tuple[Array, Array]:
@@ -114,6 +138,20 @@ def activation_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stag
     Full recomputation keeps the layer's input, of all layers or of as many as the plan says. A layer also keeps whole
     what it gathered from tensor-parallel ranks, as far as devices were measured to.
     """
+    kinds = [inputs._replace(shape=kind) for kind in inputs.shape.kinds]
+    each = [
+        kind_activation_bytes(kind, efficiencies, count, stage) for kind, count in zip(kinds, stage.layers, strict=True)
+    ]
+    if len(each) == 1:
+        return each[0]
+    repeated = [np.where(np.asarray(count) > 0, one, 0.0) for count, (_, one) in zip(stage.layers, each, strict=True)]
+    return np.asarray(sum(stored for stored, _ in each)), functools.reduce(np.maximum, repeated)
+
+
+def kind_activation_bytes(
+    inputs: StepInputs, efficiencies: Efficiencies, layers: Num, stage: Stage
+) -> tuple[Array, Array]:
+    """Return the same of the layers of one kind, `inputs.shape`, of which the stage has so many."""
     shape, plan, tokens = inputs.shape, inputs.plan, inputs.tokens
     full, act = plan.recomputes("full"), inputs.habits.activation_bytes
     kept, unrepeated = (kept_bytes_per_token(inputs, scores) for scores in (1.0 - plan.recomputes("selective"), 1.0))
@@ -121,19 +159,19 @@ def activation_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stag
     layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + gathered
     whole = unrepeated.whole / plan.sequence_ways + unrepeated.split / plan.tp + gathered
     small = act * shape.hidden_size / plan.sequence_ways
-    share = np.where(full, plan.repeated_layers(stage.layers) / np.maximum(stage.layers, 1), 0.0)
-    stored = tokens * stage.layers * stage.held * (layer + share * (small - layer))
+    share = np.where(full, plan.repeated_layers(stage.num_layers) / np.maximum(stage.num_layers, 1), 0.0)
+    stored = tokens * layers * stage.held * (layer + share * (small - layer))
     return stored, tokens * np.where(full, whole, whole - layer)
 
 
 def state_bytes(inputs: StepInputs, stage: Stage) -> dict[str, Array]:
     """Bytes that each device of a stage holds of its parameters, whatever it is fed, by purpose."""
     shape, _, plan, _, habits = inputs
-    zero, layer = plan.zero_stage, Stage(layers=1)
+    zero = plan.zero_stage
     shards_weights = (zero == 3) & ~habits.gathers_once(plan.num_stages)
     shards_gradients = (zero >= 2) & (habits.reduces_often(plan.num_stages) | (plan.num_micro_batches == 1))
     trained = rank_parameters(shape, plan, stage, trained=True)
-    of_layer, trained_of_layer = (sum(rank_parameters(shape, plan, layer, trained=only)) for only in (False, True))
+    of_layer, trained_of_layer = (largest_layer(shape, plan, trained=only) for only in (False, True))
     buffered = of_layer * habits.weight_bytes * shards_weights + trained_of_layer * habits.gradient_bytes * (zero >= 2)
     weights = trained.bytes_of(habits.weight_bytes, plan, shards_weights)
     if shape.lora_rank:  # trained are adapters alone; the ends are frozen, but not quantized
@@ -187,12 +225,13 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     """
     shape, habits, tokens, tp = inputs.shape, inputs.habits, inputs.tokens, inputs.plan.tp
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
-    scores = 0.0 if inputs.fuses_attention else shape.num_heads * float(inputs.seq_len) * tokens / tp
+    heads = max(kind.num_heads for kind in shape.kinds)
+    scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
     waiting = np.where(inputs.plan.follows("gpipe"), stage.held, 1.0)
     logits = np.asarray(stage.has_head) * waiting * tokens / tp * head_matmul(shape).out_size * habits.logit_bytes
     state = state_bytes(inputs, stage)
     come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
-    of_last_layer = activations / np.maximum(stage.layers, 1)
+    of_last_layer = activations / np.maximum(stage.num_layers, 1)
     attention = np.asarray(habits.score_workspace_bytes * scores, dtype=np.float64)
     waits = inputs.plan.follows("gpipe") & (inputs.plan.num_stages > 1)
     of_loss = ~waits & (logits > recomputed + attention)

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.arrays import Array
+from estimator.arrays import Array, Num
 from estimator.formulas.collectives import transfer_seconds
 from estimator.formulas.compute import sustained_rates
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import stage_launch_seconds
 from estimator.formulas.layout import StageLayers
 from estimator.formulas.memory import fullest_rank
-from estimator.formulas.step import device_time, effective, end_seconds, gradient_pass_seconds, layer_seconds
+from estimator.formulas.step import device_time, effective, end_seconds, gradient_pass_seconds, layers_seconds
 from estimator.stack.efficiencies import Efficiencies
 
 
@@ -45,19 +45,26 @@ def stage_passes(inputs: StepInputs, efficiencies: Efficiencies) -> StagePasses:
     shape, plan, habits = inputs.shape, inputs.plan, inputs.habits
     usual = effective(efficiencies, inputs)
     rates = sustained_rates(inputs.machine.accelerator, usual, habits.matmul_precision)
-    layer, ends = layer_seconds(inputs, usual, rates), end_seconds(inputs, usual, rates)
-    layers = by_stage(plan.stage_layers(shape.num_layers), int(plan.num_stages.item()))
+    num_stages, ends = int(plan.num_stages.item()), end_seconds(inputs, usual, rates)
+    each = [
+        (layer, by_stage(counts.layers, num_stages), by_stage(counts.repeated, num_stages))
+        for layer, counts in layers_seconds(inputs, usual, rates)
+    ]
+    layers = np.zeros(num_stages)
     first, last = np.zeros_like(layers), np.zeros_like(layers)
     first[0] = last[-1] = 1.0
     factor = float(np.asarray(usual.family_factor))
     passes_of_head = 2.0 if shape.lora_rank else 3.0
 
-    def scaled(seconds: Array) -> Array:
+    def scaled(seconds: Num) -> Array:
         return np.asarray(factor * seconds)
 
-    forward = {name: scaled(layers * each) for name, each in layer.forward.items()}
-    again = {name: scaled(plan.repeated_layers(layers) * each) for name, each in layer.repeated.items()}
-    backward = {name: scaled(layers * (layer.usual[name] - each)) for name, each in layer.forward.items()}
+    names = each[0][0].usual
+    forward = {name: scaled(sum(held * own.forward[name] for own, held, _ in each)) for name in names}
+    again = {name: scaled(sum(held * own.repeated[name] for own, _, held in each)) for name in names}
+    backward = {
+        name: scaled(sum(held * (own.usual[name] - own.forward[name]) for own, held, _ in each)) for name in names
+    }
     of_ends = (ends.embedding * first + ends.loss * last) / 2.0
     gradients = gradient_pass_seconds(inputs, fullest_rank(shape, plan, trained=True), rates)
     _add(forward, "matmul", scaled(ends.head * last / passes_of_head))

@@ -1,5 +1,6 @@
 """The step in closed form: what its parts take, from `counts`, `compute`, `collectives` and `launch`, and their sum."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from estimator.formulas.collectives import (
 from estimator.formulas.compute import Rates, matmul_passes, sustained_rates
 from estimator.formulas.counts import adapter_matmuls, head_matmul, layer_matmuls
 from estimator.formulas.inputs import StepInputs
-from estimator.formulas.launch import launch_seconds, num_repeated, stage_launch_seconds
-from estimator.formulas.layout import Layout, StageLayers
+from estimator.formulas.launch import launch_seconds, stage_launch_seconds
+from estimator.formulas.layout import KindLayers, Layout, StageLayers
 from estimator.formulas.memory import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.formulas.traffic import KERNEL_S, KERNELS, executed_traffic, loss_traffic_bytes
 from estimator.stack.efficiencies import Efficiencies
@@ -53,7 +54,7 @@ class Layer(NamedTuple):
 
 
 def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> Layer:
-    """Return the seconds of one layer for one micro-batch.
+    """Return the seconds of one layer, of the only kind of `inputs.shape`, for one micro-batch.
 
     A context-parallel ring hides behind attention, but for the exposed part of it, and for what is longer.
     """
@@ -73,7 +74,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
         "matmul": np.asarray(sum(sum(p) for p in passes)),
         "attention": forward + backward,
         "elementwise": elementwise,
-        "tensor_parallel": 4.0 * reduced,
+        "tensor_parallel": 2.0 * shape.num_blocks * reduced,
         "context_parallel": np.maximum(exposed * ring, ring - (forward + backward)),
         "expert_parallel": 2.0 * experts,
     }
@@ -81,7 +82,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
         "matmul": full * repeated,
         "attention": inputs.repeats_attention * forward,
         "elementwise": full * elementwise_again,
-        "tensor_parallel": full * reduced * (2 if shape.repeats_last_product else 1),
+        "tensor_parallel": full * reduced * (shape.num_blocks - (not shape.repeats_last_product)),
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,
     }
@@ -89,11 +90,26 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
         "matmul": np.asarray(sum(p.forward for p in passes)),
         "attention": forward,
         "elementwise": elementwise_again,
-        "tensor_parallel": 2.0 * reduced,
+        "tensor_parallel": float(shape.num_blocks) * reduced,
         "context_parallel": usual["context_parallel"] / 3.0,
         "expert_parallel": experts,
     }
     return Layer(usual, once, again, np.asarray(sum(p.weight_gradient for p in passes)))
+
+
+class KindLayer(NamedTuple):
+    """The seconds of a layer of one kind, and how many of it the stages have."""
+
+    layer: Layer
+    counts: KindLayers
+
+
+def layers_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> list[KindLayer]:
+    """Return the seconds of one layer of each kind for one micro-batch, and where the layers are."""
+    return [
+        KindLayer(layer_seconds(inputs._replace(shape=counts.kind), efficiencies, rates), counts)
+        for counts in inputs.plan.kind_layers(inputs.shape)
+    ]
 
 
 def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]:
@@ -107,7 +123,7 @@ def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]
     both = per_byte * (sum(whole) / plan.sequence_ways + sum(inside) / plan.tp) + KERNEL_S * sum(starts)
     forward = per_byte * (whole.forward / plan.sequence_ways + inside.forward / plan.tp) + KERNEL_S * starts.forward
     if shape.lora_rank and habits.frozen_weight_bytes is not None:
-        unpacked_bytes = sum(rank_parameters(shape, plan, Stage(layers=1))) * (habits.frozen_weight_bytes + 2.0)
+        unpacked_bytes = sum(rank_parameters(shape, plan, Stage((1,)))) * (habits.frozen_weight_bytes + 2.0)
         both = both + 2.0 * (unpacked_bytes / rates.bytes_per_s)
     return both, forward
 
@@ -204,19 +220,19 @@ def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
     """Return the seconds of a device in a step, whatever its host takes."""
     shape, _, plan, machine, habits = inputs
     rates = sustained_rates(machine.accelerator, efficiencies, habits.matmul_precision)
-    layer, ends = layer_seconds(inputs, efficiencies, rates), end_seconds(inputs, efficiencies, rates)
+    layers, ends = layers_seconds(inputs, efficiencies, rates), end_seconds(inputs, efficiencies, rates)
     trained = fullest_rank(shape, plan, trained=True)
     gradient_pass = gradient_pass_seconds(inputs, trained, rates)
-    usual, again = sum(layer.usual.values()), sum(layer.repeated.values())
+    both = [(sum(layer.usual.values()), sum(layer.repeated.values()), counts) for layer, counts in layers]
     opening, closing = ends.embedding + ends.reduced, ends.head + ends.loss + ends.reduced
     first, middle, last = (
-        count * usual + plan.repeated_layers(count) * again + gradient_pass
-        for count in plan.stage_layers(shape.num_layers)
+        sum(counts.layers[i] * usual + counts.repeated[i] * again for usual, again, counts in both) + gradient_pass
+        for i in range(3)
     )
     stage = StageLayers(first + opening + (plan.num_stages == 1) * closing, middle, last + closing)
-    weight_gradient = layer.weight_gradient / (usual + again)
+    weight_gradient = weight_gradient_share(layers)
     pipeline = pipeline_seconds(stage, plan, weight_gradient)
-    busy = busy_seconds(inputs, layer, ends, gradient_pass)
+    busy = busy_seconds(inputs, layers, ends, gradient_pass)
     exposed = efficiencies.exposed_communication
     sharded = np.where(plan.zero_stage > 0, efficiencies.sharded_exposure, 1.0)
     breakdown = busy | {
@@ -256,13 +272,27 @@ def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: in
     return StepTime({**breakdown, "host": np.asarray(host)}, launch)
 
 
-def busy_seconds(inputs: StepInputs, layer: Layer, ends: Ends, gradient_pass: Num) -> dict[str, Array]:
+def weight_gradient_share(layers: Sequence[KindLayer]) -> Array:
+    """Part of the layers' seconds that no other stage waits for."""
+    num_layers = sum(counts.kind.num_layers for _, counts in layers)
+    parts = [(counts.kind.num_layers / num_layers, layer) for layer, counts in layers]
+    gradient = sum(part * layer.weight_gradient for part, layer in parts)
+    both = ((part, sum(layer.usual.values()) + sum(layer.repeated.values())) for part, layer in parts)
+    return np.asarray(gradient / sum(part * seconds for part, seconds in both))
+
+
+def busy_seconds(inputs: StepInputs, layers: Sequence[KindLayer], ends: Ends, gradient_pass: Num) -> dict[str, Array]:
     """Mean seconds of a device in a step's micro-batches, by purpose, waits for other stages not among them."""
-    shape, plan = inputs.shape, inputs.plan
-    per_device, repeated = plan.num_micro_batches / plan.num_stages, num_repeated(shape, plan)
+    plan = inputs.plan
+    per_device = plan.num_micro_batches / plan.num_stages
+    repeated = [plan.over_stages(counts.repeated) for _, counts in layers]
     busy = {
-        name: per_device * (shape.num_layers * seconds + repeated * layer.repeated[name])
-        for name, seconds in layer.usual.items()
+        name: per_device
+        * sum(
+            counts.kind.num_layers * layer.usual[name] + again * layer.repeated[name]
+            for (layer, counts), again in zip(layers, repeated, strict=True)
+        )
+        for name in layers[0].layer.usual
     }
     busy["matmul"] = busy["matmul"] + per_device * ends.head
     at_ends = ends.embedding + ends.loss + plan.num_stages * gradient_pass

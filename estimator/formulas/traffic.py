@@ -46,6 +46,7 @@ def eager_traffic(shape: Shape, act: int) -> tuple[Traffic, Traffic]:
     483.0
     """
     norm, hidden, ffn = _norm(act), shape.hidden_size, shape.ffn_size * max(shape.num_experts_per_token, 1)
+    ffn += shape.shared_ffn_size
     routing = routing_traffic(shape, act)
     whole = Traffic(
         hidden * (2 * norm.forward + 2 * 3 * act) + routing.forward,

@@ -99,8 +99,9 @@ def _pipeline(plan: Plan, passes: StagePasses) -> Timeline:
 def _stage_memory(inputs: StepInputs, efficiencies: Efficiencies, memory: Memory) -> tuple[Array, Array]:
     """Return bytes of a device of each stage at its fullest, and those of each chunk in flight."""
     plan = inputs.plan
-    layers = by_stage(plan.stage_layers(inputs.shape.num_layers), int(plan.num_stages.item()))
-    last = len(layers) - 1
+    num_stages = int(plan.num_stages.item())
+    layers = zip(*(by_stage(kind.layers, num_stages) for kind in plan.kind_layers(inputs.shape)), strict=True)
+    last = num_stages - 1
     peaks, chunks = [], []
     for i, count in enumerate(layers):
         in_flight = float(plan.in_flight(i).item())

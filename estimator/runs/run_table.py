@@ -71,9 +71,14 @@ def _fields_of(kind: type, *left_out: str) -> _Fields:
     )
 
 
+OF_CONFIGS: dict[str, Any] = {
+    field.name: field.default for field in fields(Shape) if not field.repr and field.name != "lora_targets"
+}
+"""Fields of a shape that only a config or a built-in name tells, and what they are of a model of plain layers."""
+
 SHAPE = _fields_of(
-    Shape, "name", "lora_rank", "lora_targets"
-)  # its name is the column `model`, its adapters are the recipe's
+    Shape, "name", "lora_rank", "lora_targets", *OF_CONFIGS
+)  # its name is the column `model`, its adapters the recipe's
 PLAN = _Fields(
     columns={own.name: _OF_KIND[type(own.usual)] for own in PLAN_FIELDS},
     needed=(),
@@ -349,13 +354,14 @@ def _told(run: Run) -> dict[str, str]:
 def _cells(run: Run) -> dict[str, str]:
     """Return the cells of a run's row, without those that are blank."""
     shape, machine = asdict(run.shape), run.machine
+    is_plain = run.shape == replace(run.shape, **OF_CONFIGS)  # else its name has to tell it
     usual = {**SHAPE.usual, **PLAN.usual, **RECIPE.usual, "step_log_se": 0.0, "steps_per_read": 1}
     values: dict[str, Any] = {
         "id": run.name,
         "source": run.source,
         "software": run.trainer,
         "model": run.model,
-        **{name: shape[name] for name in SHAPE.columns},
+        **({name: shape[name] for name in SHAPE.columns} if is_plain else {}),
         "seq_len": run.seq_len,
         "longest_row": run.longest_row,
         "accelerator": machine.accelerator.id,

@@ -267,10 +267,22 @@ def with_failures(estimate: Estimate, device_mtbf_s: float) -> Estimate:
 def not_modelled(estimate: Estimate) -> Iterator[str]:
     """Yield what the estimate leaves out."""
     yield from estimate.stack.not_modelled
+    yield from estimate.workload.shape.notes
+    yield from _rows_beyond(estimate.workload)
     if not any(plan.endurance for plan in estimate.plans):
         yield "checkpoints during the run and failures: --failures adds them"
     if estimate.workload.padding is None:
         yield "padding: --lengths says how much of the rows is useful, and what packing would save"
+
+
+def _rows_beyond(workload: Workload) -> Iterator[str]:
+    """Yield a note where rows are longer than the model was made for."""
+    most = workload.shape.max_positions
+    if 0 < most < workload.seq_len:
+        yield (
+            f"what rows of {workload.seq_len:,} tokens do to a model made for {most:,} (max_position_embeddings): "
+            "it runs, but positions need scaling"
+        )
 
 
 def offers(catalog: Catalog, precision: MatmulPrecision = "bf16") -> tuple[Flavor, ...]:

@@ -113,7 +113,7 @@ def _layouts(workload: Workload, machine: Machine, fixed: Fixed) -> Plans:
     shape, num_devices, batch = workload.shape, machine.num_devices, workload.global_batch
     degrees = _divisors_of(num_devices)
     experts = [d for d in degrees if shape.num_experts and shape.num_experts % d == 0] or [1]
-    tensor = [d for d in degrees if shape.num_kv_heads % d == 0]
+    tensor = [d for d in degrees if shape.common_kv_heads % d == 0]
     ends = fixed.get("first_layers", 0), fixed.get("last_layers", 0)
     pipelines = np.array([row for p in degrees for row in _pipelines(p, shape.num_layers, ends)], dtype=np.int64)
     most = max(MOST_SEQUENCES, fixed.get("batch_per_device", 1))

@@ -131,7 +131,7 @@ def _schedule_rules(plans: Plans, trainer: Trainer) -> list[Rule]:
 
 def _split_rules(plans: Plans, workload: Workload, dp: Ints) -> list[Rule]:
     shape, seq_len, model = workload.shape, workload.seq_len, _model(workload)
-    kv_heads, ffn = shape.num_kv_heads, shape.ffn_size
+    kv_heads, ffn = shape.common_kv_heads, shape.common_ffn_size
     ways = plans.cp * np.where(plans.sequence_parallel, plans.tp, 1)
     halves = np.where(plans.cp > 1, 2 * plans.cp, 1)
     return [

@@ -14,6 +14,7 @@ from estimator.formulas.memory import (
     StageBytes,
     fullest_rank,
     host_bytes,
+    one_layer,
     plan_memory,
     rank_parameters,
     sharded_bytes,
@@ -50,7 +51,7 @@ def with_ratio(ratio: float) -> Efficiencies:
 
 def stages(shape: Shape, plan: Layout) -> list[Stage]:
     """Return the stages of a pipeline, one by one."""
-    first, middle, last = (float(count) for count in plan.stage_layers(shape.num_layers))
+    first, middle, last = zip(*([float(n) for n in kind.layers] for kind in plan.kind_layers(shape)), strict=True)
     p = int(plan.num_stages)
     layers = [first, *[middle] * (p - 2), last] if p > 1 else [first]
     return [Stage(count, i == 0, i == p - 1, float(plan.in_flight(i))) for i, count in enumerate(layers)]
@@ -73,7 +74,10 @@ def stages_of(inputs: StepInputs) -> list[dict[str, float]]:
 
 def alone(inputs: StepInputs, num_held: float = 1) -> dict[str, float]:
     """Return the bytes per device of a stage that is the whole model, by purpose."""
-    return held(inputs, Stage(inputs.shape.num_layers, has_embedding=True, has_head=True, held=num_held))
+    return held(
+        inputs,
+        Stage(tuple(kind.num_layers for kind in inputs.shape.kinds), has_embedding=True, has_head=True, held=num_held),
+    )
 
 
 def test_zero_figure_1() -> None:
@@ -192,7 +196,7 @@ def test_the_fullest_rank_is_the_fullest(drawn: tuple[Shape, Layout]) -> None:
 def test_expert_parallelism_splits_experts_alone(inputs: StepInputs) -> None:
     """Each of ep ranks holds 1/ep of the experts and all of the rest; where all is sharded it changes no state."""
     shape, plan = inputs.shape, inputs.plan
-    split, whole = (rank_parameters(shape, way, Stage(layers=1)) for way in (plan, replace(plan, ep=1)))
+    split, whole = (rank_parameters(shape, way, one_layer(shape, 0)) for way in (plan, replace(plan, ep=1)))
     assert split.dense == whole.dense
     assert split.experts * plan.ep == pytest.approx(float(whole.experts))
     spread = with_plan(inputs, zero_stage=3, shard_within_node=False)

@@ -75,7 +75,7 @@ def test_any_name_is_a_shape_or_one_line(model: str) -> None:
     [
         ([], r"^model 'm': its config is not a JSON object$"),
         ("llama", r"its config is not a JSON object$"),
-        ({}, r"^model 'm': model_type None is not modelled; use one of gpt2, llama, mistral, mixtral, qwen2, qwen3$"),
+        ({}, r"^model 'm': model_type None is not modelled; use one of bloom, deepseek_v3, .*, smollm3$"),
         ({"model_type": "mamba"}, r"model_type 'mamba' is not modelled; use one of"),
         ({"model_type": ["llama"]}, r"model_type \['llama'\] is not modelled"),
         ({"model_type": "llama"}, r"^model 'm': its config lacks 'hidden_size'; add it as a positive integer$"),
@@ -126,7 +126,7 @@ def test_what_is_left_out_takes_the_default_of_transformers() -> None:
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_qwen_uses_its_window_only_where_told(model_type: str) -> None:
     """A window in a Qwen config counts only with `use_sliding_window`."""
-    document = LLAMA | {"model_type": model_type, "sliding_window": 32}
+    document = LLAMA | {"model_type": model_type, "sliding_window": 32, "max_window_layers": 0}
     assert shape_from_config(document, "m").sliding_window == 0
     assert shape_from_config(document | {"use_sliding_window": True}, "m").sliding_window == 32
 
@@ -198,3 +198,25 @@ def test_a_name_too_long_for_a_file(letter: str) -> None:
     """A name that no file system takes is an unknown model, whatever the bytes of its letters."""
     with pytest.raises(ValueError, match=r"^unknown model '.*\.\.\.: use one of"):
         load_shape(letter * 300)
+
+
+def test_a_hub_id_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id is read from the snapshot that `refs/main` of the local cache names; without one it is unknown."""
+    folder = tmp_path / "hub" / "models--someone--small"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc\n", encoding="utf-8")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert load_shape("someone/small") == shape_from_config(LLAMA, "someone/small")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match=r"^unknown model 'someone/small': "):
+        load_shape("someone/small")
+
+
+def test_the_language_model_of_several_media() -> None:
+    """Of a model of several media the language model is read, and what is left out is noted."""
+    shape = shape_from_config({"model_type": "llava", "text_config": LLAMA}, "m")
+    assert shape == shape_from_config(LLAMA, "m")
+    assert shape.notes == ("all of llava but its language model (llama)",)

@@ -1,0 +1,1 @@
+"""The readers of Hugging Face configs, by family."""
