@@ -51,6 +51,8 @@ class RunsFit(NamedTuple):
     """What a fit to runs found."""
 
     solution: student_t.Solution
+    found: dict[str, float]
+    """Its values, by their names."""
     seconds: Learned | None
     """What the model leaves unexplained of seconds; None of too few runs."""
     bytes: Learned | None
@@ -78,13 +80,26 @@ class FitProblem:
         return student_t.Belief(np.array(mean), np.array(sd), np.array(spread_of))
 
     def full(self, values: Array) -> Array:
-        """Return values of shape (samples, names) in the model's names, with no factor for labels of other runs."""
+        """Return values of shape (samples, names) in the model's names.
+
+        Labels of other runs have the factors that `Stack.efficiencies` gives them: families none, accelerators and
+        sources the mean of those of the runs.
+        """
         found = np.zeros((len(values), len(self.model.names)))
         found[:, self._places] = values
+        for kind in ("accelerator", "source"):
+            own = [self.model.names.index(label) for label in self.labels[kind]]
+            others = [self.model.names.index(label) for label in self.model.labels[kind] if label not in self.names]
+            if own and others:
+                found[:, others] = found[:, own].mean(axis=1, keepdims=True)
         return found
 
-    def fit(self, rows: Array) -> Asking[RunsFit]:
-        """Fit to the runs at some of the places; what the model leaves unexplained is learned where all tell enough."""
+    def fit(self, rows: Array, like: RunsFit | None = None) -> Asking[RunsFit]:
+        """Fit to the runs at some of the places; what the model leaves unexplained is learned where all tell enough.
+
+        `like` another fit to some of the model's runs, the search begins where that ended, and errors are alike as it
+        found them to be.
+        """
         taken = self.model.targets.of(np.isin(self.model.targets.rows, rows))
         kind, read = KIND_OF[taken.quantity], taken.bound == 0
         measured = student_t.Measured(taken.logs, kind, taken.bound, taken.log_se)
@@ -92,16 +107,25 @@ class FitProblem:
         def told(logs: Array) -> Array:
             return np.asarray(logs[taken.quantity, :, taken.rows].T)
 
-        asking = student_t.fitting(measured, self.belief(), PRIOR_SPREADS)
+        start = None if like is None else np.array([like.found.get(name, 0.0) for name in self.names])
+        asking = student_t.fitting(measured, self.belief(), PRIOR_SPREADS, start)
         solution = yield from translated(asking, self.full, told)
 
         def learned(of: int) -> Learned | None:
             own = (kind == of) & read
             if self._num_read[of] < FEWEST_TO_LEARN or not own.any():
                 return None
-            return learn(self.model.places[taken.rows[own]], solution.errors[own], float(solution.spreads[of]))
+            before = like and (like.seconds if of == SECONDS else like.bytes)
+            places, errors = self.model.places[taken.rows[own]], solution.errors[own]
+            return learn(places, errors, float(solution.spreads[of]), before.alike if before else None)
 
-        return RunsFit(solution, learned(SECONDS), learned(BYTES))
+        values = dict(zip(self.names, solution.values.tolist(), strict=True))
+        return RunsFit(solution, values, learned(SECONDS), learned(BYTES))
+
+    def spreads_between(self, solution: student_t.Solution) -> dict[str, float]:
+        """Return the spread between the factors of each kind of label, as assumed where none was found."""
+        widths = dict(zip(self.names, solution.prior_sd.tolist(), strict=True))
+        return {kind: widths[labels[0]] if labels else FACTOR_LOG_SD[kind] for kind, labels in self.labels.items()}
 
     def stated(self, found: RunsFit) -> Fit:
         """Return a fit to all of the runs as a stack states it; its spreads are those of the runs fitted."""
@@ -116,8 +140,7 @@ class FitProblem:
             )
             for i, label in enumerate(self.names[count:], start=count)
         }
-        widths = dict(zip(self.names, solution.prior_sd.tolist(), strict=True))
-        spread = {kind: widths[labels[0]] if labels else FACTOR_LOG_SD[kind] for kind, labels in self.labels.items()}
+        spread = self.spreads_between(solution)
         families = self.labels["family"]
         return Fit(
             accelerators=tuple(sorted({run.machine.accelerator.id for run in runs})),
@@ -128,7 +151,6 @@ class FitProblem:
             family_log_sd=spread["family"] if has_families(self.model.habits) else 0.0,
             factors=factors,
             sources=tuple(sorted({run.source for run in runs})),
-            source_log_sd=spread["source"],
             step_log_sd=float(solution.spreads[SECONDS]),
             launch_log_sd=float(solution.spreads[LAUNCHING]),
             memory_log_sd=float(solution.spreads[BYTES]),

@@ -10,10 +10,12 @@ from estimator.arrays import Array, Num
 from estimator.calibrate.asking import Asking, answered, together
 from estimator.calibrate.fit_runs import FitProblem
 from estimator.calibrate.host import host_paces, startup_of
+from estimator.calibrate.reach import COVERAGE, left_out, reach_of
 from estimator.calibrate.run_model import BYTES, KIND_OF, LAUNCHING, PEAK, SECONDS, RunModel
 from estimator.calibrate.student_t import PRIOR_MEASUREMENTS
+from estimator.calibrate.unseen import Errors, Unseen, predict_unseen
 from estimator.runs.measured import Run
-from estimator.stack.fit import Fit, covariance_root, interval_ratio
+from estimator.stack.fit import Fit, interval_ratio
 from estimator.stack.measured import MeasuredKind
 from estimator.stack.stack import Habits, MeasuredTable, Premises, Stack, Window
 from hardware.models import MatmulPrecision
@@ -30,8 +32,6 @@ measured: of stacks with many runs, held out by halves, 90 % are off by less tha
 8 to 25 % in bytes. assumed: a mean of the host's seconds is known as well as one of steps.
 """
 
-COVERAGE = 0.9
-
 LEAST_WIDENING = 0.7
 """Of spreads that turn out too wide.  # assumed: by more than this only where errors are few, and small by accident"""
 
@@ -39,26 +39,6 @@ LEAST_WIDENING = 0.7
 def folds(count: int, num_folds: int, seed: int = 0) -> Array:
     """Return for each of so many runs the part that it is in: random, of sizes that differ by one at most."""
     return np.random.default_rng(seed).permutation(np.arange(count) % num_folds)
-
-
-class Errors(NamedTuple):
-    """Predictions less measurements of runs that the fit did not see, in logarithms, and the spreads it stated."""
-
-    values: Array
-    residual: Array
-    """Of what the model leaves unexplained: `residual.residual_log_sd`."""
-    unsure: Array
-    """Of the model's parameters."""
-    measured: Array
-    """Standard errors of the measurements themselves."""
-
-    @property
-    def known(self) -> Array:
-        """Spreads that are told apart from what the model leaves unexplained."""
-        return np.hypot(self.unsure, self.measured)
-
-
-NO_ERRORS = Errors(*np.zeros((4, 0)))
 
 
 class HeldOut(NamedTuple):
@@ -75,47 +55,20 @@ class HeldOut(NamedTuple):
 def held_out(problem: FitProblem, part: Array) -> Asking[HeldOut]:
     """Return the problem's runs, each part of them as predicted by a fit to the others."""
     model, rows = problem.model, problem.rows
-    logs, residual, unsure = np.zeros((3, len(KIND_OF), len(model.runs)))
     outs = [rows[part == one] for one in np.unique(part)] if len(rows) > 1 else []
-    unseen = yield from together([_unseen(problem, np.setdiff1d(rows, out), out) for out in outs])
-    for out, found in zip(outs, unseen, strict=True):
-        for all_of, one in zip((logs, residual, unsure), found, strict=True):
-            all_of[:, out] = one
-    predicted = np.isin(np.arange(len(model.runs)), np.concatenate([*outs, np.zeros(0, dtype=np.int64)]))
-    known = [i for i, run in enumerate(model.runs) if predicted[i] and run.fits is not None]
-
-    def errors(quantity: Array, places: Array, truth: Array, log_se: Array) -> Errors:
-        return Errors(logs[quantity, places] - truth, residual[quantity, places], unsure[quantity, places], log_se)
-
-    def measured(kind: int) -> Errors:
-        taken = model.targets
-        own = taken.of((kind == KIND_OF[taken.quantity]) & (taken.bound == 0) & predicted[taken.rows])
-        return errors(own.quantity, own.rows, own.logs, own.log_se)
-
+    found = yield from together([predict_unseen(problem, np.setdiff1d(rows, out), out) for out in outs])
+    unseen = Unseen(*sum(map(np.stack, found), np.zeros((3, len(KIND_OF), len(model.runs)))))
+    predicted = np.concatenate([*outs, np.zeros(0, dtype=np.int64)])
+    known = np.array([i for i in np.sort(predicted) if model.runs[i].fits is not None], dtype=np.int64)
     capacity = np.log(np.array([model.runs[i].machine.accelerator.hbm_bytes for i in known]))
+    step, launch, memory = (unseen.measured(model, kind, predicted)[0] for kind in (SECONDS, LAUNCHING, BYTES))
     return HeldOut(
-        measured(SECONDS),
-        measured(LAUNCHING),
-        measured(BYTES),
-        errors(np.full(len(known), PEAK), np.array(known, dtype=np.int64), capacity, np.zeros(len(known))),
+        step,
+        launch,
+        memory,
+        unseen.errors(np.full(len(known), PEAK), known, capacity, np.zeros(len(known))),
         np.array([model.runs[i].fits for i in known], dtype=bool),
     )
-
-
-def _unseen(problem: FitProblem, rows: Array, out: Array) -> Asking[Array]:
-    """Return predictions of the runs `out` by a fit to others, and the spreads of what is left, and of parameters."""
-    found = yield from problem.fit(rows)
-    center, moves = found.solution.values, covariance_root(found.solution.covariance)
-    asked = yield problem.full(np.concatenate([center[None, :], center + moves, center - moves]))
-    logs, forward, backward = np.split(asked[:, :, out], [1, 1 + len(moves)], axis=1)
-    predicted, unsure = logs[:, 0].copy(), np.sqrt((((forward - backward) / 2) ** 2).sum(axis=1))
-    residual = np.broadcast_to(found.solution.spreads[KIND_OF][:, None], predicted.shape).copy()
-    for kind, learned in ((SECONDS, found.seconds), (BYTES, found.bytes)):
-        if learned:
-            places = problem.model.places[out]
-            predicted[kind == KIND_OF] += learned.correction(places)
-            residual[kind == KIND_OF] = learned.log_sd(places)
-    return np.stack([predicted, residual, unsure])
 
 
 def usable_fraction(runs: HeldOut, widened_by: Num, degrees_of_freedom: int) -> float | None:
@@ -223,7 +176,12 @@ def _calibrated(problem: FitProblem, num_folds: int) -> Asking[Fit]:
     both: list[Asking[Any]] = [problem.fit(problem.rows), held_out(problem, part)]
     found, unseen = yield from together(both)
     fit = problem.stated(found)
-    return fit.model_copy(update=_spreads(fit, unseen))
+    fit = fit.model_copy(update=_spreads(fit, unseen))
+    learned = {SECONDS: fit.step_residual, BYTES: fit.memory_residual}
+    widened_by = {kind: one.widened_by if one else 1.0 for kind, one in learned.items()}
+    groups = yield from left_out(problem, found)
+    reach = reach_of(problem, found, groups, widened_by, fit.degrees_of_freedom)
+    return fit.model_copy(update={"reach": reach})
 
 
 def _stack(premises: Premises, fit: Fit, runs: Sequence[Run], places: Array) -> Stack:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from estimator.runs import measured
 from estimator.runs.measured import Run
 from estimator.stack.stack import Startup
 
@@ -40,8 +39,13 @@ def startup_of(runs: Sequence[Run], load_s: float) -> Startup:
     """Return the one-off seconds of a run: medians over the runs that tell them, 0 of what none does."""
     told = {
         field: [value for run in runs if run.startup and (value := getattr(run.startup, field)) is not None]
-        for field in measured.Startup._fields
+        for field in ("request_s", "search_s_per_candidate")
     }
+    told["first_step_excess_s"] = [
+        max(run.startup.first_step_s - run.step_s, 0.0)
+        for run in runs
+        if run.startup and run.startup.first_step_s is not None and run.step_s is not None
+    ]
     known = {name.replace("_s_", " ").removesuffix("_s").replace("_", " "): values for name, values in told.items()}
     evidence = [
         f"{words}: median over {len(values)} logs, of which 90 % took below {np.quantile(values, 0.9):.3g} s"

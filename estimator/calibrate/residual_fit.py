@@ -51,29 +51,27 @@ assumed: enough for 19 numbers; the cost grows as the cube of the runs
 """
 
 
-def learn(places: Array, residuals: Array, spread: float, start: Alike | None = None) -> Learned:
+def learn(places: Array, residuals: Array, spread: float, known: Alike | None = None) -> Learned:
     """Return what residuals, measured less predicted in logarithms, of about some spread, show at their places.
 
     Args:
         places: `residual.features` of the runs.
         residuals: of each.
         spread: what is believed of the noise.
-        start: where the search begins; None: at the priors.
+        known: how errors are alike, where that is not to be sought.
     """
     some = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_SEARCHED)).astype(np.int64))
     search = Search(places[some], residuals[some], spread)
-    alike, precision = Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(some))
-    if start is not None:
-        alike, precision = start, _precision(places[some], residuals[some], start, precision)
-    for _ in range(MOST_SEARCHES):
+    alike, precision = known or Alike(np.full(places.shape[1], LENGTH), SCALE, spread, 0.0), np.ones(len(some))
+    for _ in range(0 if known else MOST_SEARCHES):
         alike = search.likeliest(alike, precision)
         before, precision = precision, _precision(places[some], residuals[some], alike, precision)
         if np.abs(np.log(precision / before)).max() < SETTLED:
             break
-    alike, known = alike.rounded()._replace(most_doublings=most_doublings(places)), places.round(4)
-    noise = (alike.noise_at(known) / np.sqrt(_precision(known, residuals, alike, np.ones(len(known))))).round(6)
-    half = inverse_root(alike.of(known, known) + np.diag(noise**2))
-    return Learned(known, (half.T @ (half @ residuals)).round(5), noise, alike, half)
+    alike, at = alike.rounded()._replace(most_doublings=most_doublings(places)), places.round(4)
+    noise = (alike.noise_at(at) / np.sqrt(_precision(at, residuals, alike, np.ones(len(at))))).round(6)
+    half = inverse_root(alike.of(at, at) + np.diag(noise**2))
+    return Learned(at, (half.T @ (half @ residuals)).round(5), noise, alike, half)
 
 
 def recorded(found: Learned) -> ResidualModel:

@@ -93,7 +93,8 @@ class RunModel:
         self.targets = targets(runs, habits.usable_memory_fraction)
         places = {i: place for batch in self.batches for i, place in zip(batch.rows, batch.places(), strict=True)}
         self.places = np.array([places[i] for i in range(len(runs))])
-        self.names = (*priors, *(label for labels in labels_of(runs, habits).values() for label in labels))
+        self.labels = labels_of(runs, habits)
+        self.names = (*priors, *(label for labels in self.labels.values() for label in labels))
         self._of_seconds = tuple(name for name in priors if name not in MEMORY_PARAMETERS)
         self._asked = np.zeros((len(KIND_OF), len(runs)), dtype=bool)
         self._asked[self.targets.quantity, self.targets.rows] = True

@@ -58,15 +58,17 @@ def gather_seconds(num_bytes: Num, group: Group, machine: Machine, messages: Num
     Hierarchical: between nodes every member gathers its 1/m of the bytes from the same member of the other nodes, the
     node's network shared by all its devices; then the members exchange inside the node.
 
-    between: (n - 1) / n * (bytes / m) / (B_net / d) + (n - 1) a_net;  inside: (m - 1) / m * bytes / B + (m - 1) a
+    between: (n - 1) / n * (bytes / m) / (B_net / d) + (n - 1) a_net;  inside: (m - 1) / m * bytes / B + n (m - 1) a
     (ring terms of Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521, section 4.1; d devices per node).
-    One member of one node: 0. In several messages, the bytes take as long, and each message its latencies.
+    One member of one node: 0. In several messages, the bytes take as long, and each message its latencies: those of a
+    ring through all n m members, as NCCL runs it (src/graph/tuning.cc: nRanks - 1 steps, nNodes - 1 of them between
+    nodes), which grow with the nodes without end.
     """
     members, nodes = np.asarray(group.members, dtype=np.float64), np.asarray(group.nodes, dtype=np.float64)
     bandwidth, latency = group_links(group, machine)
     share, hop_s = network_share(machine), network_hop_seconds(machine)
     between = (nodes - 1) / nodes * np.asarray(num_bytes) / members / share + messages * (nodes - 1) * hop_s
-    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + messages * (members - 1) * latency
+    inside = (members - 1) / members * np.asarray(num_bytes) / bandwidth + messages * nodes * (members - 1) * latency
     return np.asarray(between + inside)
 
 
@@ -155,7 +157,7 @@ def stage_transfer_seconds(inputs: StepInputs) -> Array:
     return np.asarray(2.0 * np.where(plan.num_stages > 1, slots, 0) * seconds)
 
 
-def data_parallel_seconds(inputs: StepInputs) -> Array:
+def data_parallel_seconds(inputs: StepInputs, message_exposure: Num = 1.0) -> Array:
     """Seconds of the collectives that keep replicas alike, none of them hidden.
 
     ZeRO 0 reduces and gathers gradients; 1 and 2 reduce gradients and gather weights; 3 the same where the stack keeps
@@ -163,12 +165,15 @@ def data_parallel_seconds(inputs: StepInputs) -> Array:
     arXiv:1910.02054, section 7). Sharded within nodes, each shard is also reduced over the nodes (Zhao et al. 2023,
     arXiv:2304.11277, section 3.2.2). Experts have 1/ep of the replicas. What is frozen has no gradient, and is gathered
     only where it is not kept.
+
+    Bytes hide behind the backward pass, while a ring's hops grow with its nodes until no pass is long enough for them:
+    of the latencies `message_exposure` counts.
     """
     shape, _, plan, machine, habits = inputs
     zero, regathers = plan.zero_stage, ~habits.gathers_once(plan.num_stages)
     num_reductions = np.where((zero >= 2) & habits.reduces_often(plan.num_stages), plan.num_micro_batches, 1)
     num_gathers = np.where((zero == 3) & regathers, 2 * plan.num_micro_batches, 1)
-    messages = MESSAGES_PER_LAYER * plan.most_of_stages(plan.stage_layers(shape.num_layers))
+    messages = message_exposure * MESSAGES_PER_LAYER * plan.most_of_stages(plan.stage_layers(shape.num_layers))
     dense = plan.replicas, plan.shard_ranks, plan.tp
     experts = plan.replicas // plan.ep, plan.expert_shard_ranks, plan.tp * plan.ep
     params, trained = fullest_rank(shape, plan), fullest_rank(shape, plan, trained=True)
@@ -184,6 +189,7 @@ def data_parallel_seconds(inputs: StepInputs) -> Array:
         gathered = num_gathers * gather_seconds(weights, sharers, machine, messages)
         copies = placed(replicas // shards, stride * shards, machine)
         copied = all_reduce_seconds(gradients / shards, copies, machine)
-        unsharded = 2.0 * gather_seconds(gradients, everyone, machine, np.ceil(gradients / BUCKET_BYTES))
+        buckets = message_exposure * np.ceil(gradients / BUCKET_BYTES)
+        unsharded = 2.0 * gather_seconds(gradients, everyone, machine, buckets)
         seconds = seconds + np.where(zero == 0, unsharded, reduced + gathered + copied)
     return seconds

@@ -186,6 +186,7 @@ def effective(efficiencies: Efficiencies, inputs: StepInputs) -> Efficiencies:
         exposed_communication=1.0,
         tensor_exposure=np.maximum(efficiencies.tensor_exposure, 1.0),
         sharded_exposure=np.maximum(sharded, 1.0),
+        message_exposure=np.maximum(efficiencies.message_exposure, 1.0),
     )
 
 
@@ -238,7 +239,7 @@ def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
     breakdown = busy | {
         "pipeline_bubble": np.maximum(pipeline - sum(busy.values()), 0.0),  # never less, but for rounding
         "stage_transfer": exposed * stage_transfer_seconds(inputs),
-        "data_parallel": exposed * sharded * data_parallel_seconds(inputs),
+        "data_parallel": exposed * sharded * data_parallel_seconds(inputs, efficiencies.message_exposure),
         **update_seconds(inputs, trained, rates),
     }
     return DeviceTime(breakdown, stage, pipeline, weight_gradient)
@@ -266,10 +267,22 @@ def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: in
         hidden = np.maximum(launch - sum(breakdown.values()), 0.0)
         host = (launch + (steps_per_read - 1) * hidden) / steps_per_read
     else:
-        slower = StageLayers(*map(np.maximum, (factor * seconds for seconds in device.stage), launched))
-        waits = pipeline_seconds(slower, plan, device.weight_gradient) - factor * device.pipeline
+        waits = host_waits(device, factor, launched, plan, efficiencies.host_fill)
         host = np.maximum(waits, 0.0) + efficiencies.launch_s_per_step
     return StepTime({**breakdown, "host": np.asarray(host)}, launch)
+
+
+def host_waits(device: DeviceTime, factor: Num, launched: StageLayers, plan: Layout, fill: Num) -> Array:
+    """Seconds that a step takes longer where a stage takes for a micro-batch as long as the slower of host and device.
+
+    Full of micro-batches, a pipeline waits for its slowest host at each of them. While it fills and drains a host has
+    nothing to wait for but data, and may launch ahead of them: of those waits `fill` counts, 1 where it never does.
+    """
+    stages = StageLayers(*(np.asarray(factor * seconds) for seconds in device.stage))
+    slower = StageLayers(*map(np.maximum, stages, launched))
+    whole = pipeline_seconds(slower, plan, device.weight_gradient) - factor * device.pipeline
+    steady = plan.num_micro_batches * (plan.most_of_stages(slower) - plan.most_of_stages(stages))
+    return np.asarray(steady + fill * (whole - steady))
 
 
 def weight_gradient_share(layers: Sequence[KindLayer]) -> Array:

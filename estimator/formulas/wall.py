@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from estimator.arrays import Num
 from estimator.stack.stack import Startup
 from hardware.models import Accelerator, Price
@@ -29,13 +27,14 @@ class Wall(NamedTuple):
 def wall(step_s: Num, num_steps: int, startup: Startup, num_candidates: int) -> Wall:
     """Return the wall time of a run: startup + first step + (n - 1) steps.
 
-    The first step compiles lazily and is never faster than the others. Evaluation, checkpoints and failures are not
+    The first step takes longer than the others by what it does once, whatever they take: lazy compilation, weights to
+    the devices. Evaluation, checkpoints and failures are not
     part of it.
     """
     search_s = startup.search_s_per_candidate * num_candidates
     return Wall(
         startup_s=startup.load_s + startup.request_s + search_s,
-        first_step_s=np.maximum(startup.first_step_s, step_s),
+        first_step_s=startup.first_step_excess_s + step_s,
         later_steps_s=step_s * (num_steps - 1),
     )
 

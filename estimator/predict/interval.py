@@ -1,13 +1,13 @@
 """Values with their 90 % intervals: how parameters move a prediction, and what is added that they leave."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.fit import interval_ratio
+from estimator.stack.fit import Novelty, interval_ratio
 
 
 class Range(NamedTuple):
@@ -87,3 +87,12 @@ def moved_variance(logs: Array) -> Array:
 def log_sd(moved_values: Array, residual: Num) -> Array:
     """Return the log standard deviation of each plan's quantity, from its values after the moves and a residual."""
     return np.asarray(np.sqrt(moved_variance(np.log(moved_values)) + np.asarray(residual) ** 2))
+
+
+def further_log_sd(log_sds: Mapping[Novelty, float], beyond: Mapping[Novelty, float]) -> float:
+    """Return the further spread of what lies beyond the runs measured: sqrt(sum s_k^2 d_k), d_k how far.
+
+    >>> further_log_sd({"nodes": 0.1, "size": 0.2}, {"nodes": 4.0, "size": 0.0, "source": 1.0})
+    0.2
+    """
+    return float(np.sqrt(sum(log_sds.get(kind, 0.0) ** 2 * far for kind, far in beyond.items())))

@@ -9,8 +9,9 @@ from estimator.formulas.inputs import StepInputs
 from estimator.formulas.machine import Machine
 from estimator.formulas.memory import Memory, certain_total_bytes, plan_memory, total_bytes
 from estimator.formulas.step import StepTime, plan_step
-from estimator.predict.interval import log_sd, moved
+from estimator.predict.interval import further_log_sd, log_sd, moved
 from estimator.predict.residual import corrected, features, residual_log_sd
+from estimator.stack.fit import Fit
 from estimator.stack.stack import Stack
 
 UNMEASURED_LOG_SD = 0.2
@@ -105,15 +106,24 @@ def _spreads(
     fit, (_, device, source) = stack.fit, labels
     after = moved(stack.efficiencies(*labels), (*stack.priors, "family_factor"), stack.directions(*labels))
     moved_step, moved_memory = plan_step(inputs, after, steps_per_read), plan_memory(inputs, after)
-    unknown = np.hypot(
-        0.0 if device in fit.accelerators else fit.device_log_sd, 0.0 if source in fit.sources else fit.source_log_sd
-    )
+    unknown = 0.0 if device in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    left = np.hypot(residual_log_sd(fit.step_residual, fit.step_log_sd, places), inputs.machine.drift_log_sd)
-    left_bytes = residual_log_sd(fit.memory_residual, fit.memory_log_sd, places)
+    far, far_bytes = _further_log_sds(inputs, fit, source)
+    known = residual_log_sd(fit.step_residual, fit.step_log_sd, places)
+    left = np.hypot(np.hypot(known, inputs.machine.drift_log_sd), far)
+    left_bytes = np.hypot(residual_log_sd(fit.memory_residual, fit.memory_log_sd, places), far_bytes)
     unmeasured = UNMEASURED_LOG_SD * any(kind.mixer is not None for kind in inputs.shape.kinds)
     return (
         log_sd(moved_step.seconds, np.hypot(left, np.hypot(unknown, unmeasured) * device_share)),
         log_sd(moved_step.launch_s, fit.launch_log_sd),
         log_sd(moved_memory.peak_bytes, np.hypot(left_bytes, unmeasured)),
     )
+
+
+def _further_log_sds(inputs: StepInputs, fit: Fit, source: str) -> tuple[float, float]:
+    """Return the further spreads of seconds per step and of bytes beyond the runs that a stack was fitted to."""
+    if fit.reach is None:
+        return 0.0, 0.0
+    num_nodes, size = inputs.machine.num_nodes, inputs.shape.hidden_size
+    beyond = fit.reach.beyond(num_nodes, size, knows_source=source in fit.sources)
+    return further_log_sd(fit.reach.step_log_sd, beyond), further_log_sd(fit.reach.memory_log_sd, beyond)

@@ -147,7 +147,7 @@ def _run_assumptions(estimate: Estimate) -> list[Assumption]:
         for name, value in (
             ("request", startup.request_s),
             ("search per candidate", startup.search_s_per_candidate),
-            ("first step", startup.first_step_s),
+            ("first step, beyond another", startup.first_step_excess_s),
         )
     ]
     rule = "inferred from the counts of candidates that 22 of 23 of the platform's logs print"

@@ -24,6 +24,8 @@ FURTHER_PARAMETERS = (
     "expert_efficiency",
     "tensor_exposure",
     "sharded_exposure",
+    "message_exposure",
+    "host_fill",
     "hop_s",
     "workspace_bytes",
     "gathered_bytes",
@@ -73,6 +75,10 @@ class Efficiencies(NamedTuple):
     """Part of the seconds of tensor-parallel collectives that no computation hides."""
     sharded_exposure: Num = 1.0
     """Exposed part of data-parallel collectives where something is sharded, over that where nothing is."""
+    message_exposure: Num = 1.0
+    """Exposed part of the latencies of data-parallel collectives over that of their bytes."""
+    host_fill: Num = 1.0
+    """Part of the waits for the host while a pipeline fills and drains that it does not spend launching ahead."""
     hop_s: Num = 0.0
     """Further seconds of each hop of a tensor-parallel ring that leaves the node."""
     workspace_bytes: Num = 0.0

@@ -121,6 +121,37 @@ class ResidualModel(StackRecord):
         return self
 
 
+Novelty = Literal["nodes", "size", "source"]
+"""What a prediction may have that no measured run had: more nodes, another size of model, an unknown source."""
+
+
+class Reach(StackRecord):
+    """How far the runs of a fit reach, and how much less is known of what lies beyond them.
+
+    The further spreads are found from runs of the fit that are of more nodes, other sizes or other sources than those
+    they are predicted from: see `calibrate.reach`. Per doubling of nodes, or of the hidden size from the nearest one
+    measured, the variance grows by as much, as a random walk's does.
+    """
+
+    most_nodes: RunCount
+    hidden_sizes: tuple[RunCount, ...] = Field(min_length=1)
+    step_log_sd: dict[Novelty, LogSd]
+    memory_log_sd: dict[Novelty, LogSd]
+
+    def beyond(self, num_nodes: int, hidden_size: int, *, knows_source: bool) -> dict[Novelty, float]:
+        """Return how far a run lies beyond those measured: doublings of nodes and of size; 1 of an unknown source.
+
+        >>> reach = Reach(most_nodes=8, hidden_sizes=(2048, 4096), step_log_sd={}, memory_log_sd={})
+        >>> reach.beyond(32, 8192, knows_source=True)
+        {'nodes': 2.0, 'size': 1.0, 'source': 0.0}
+        """
+        return {
+            "nodes": max(float(np.log2(num_nodes / self.most_nodes)), 0.0),
+            "size": float(np.abs(np.log2(hidden_size / np.array(self.hidden_sizes))).min()),
+            "source": 0.0 if knows_source else 1.0,
+        }
+
+
 class Fit(StackRecord):
     """What the fit found: parameters and factors, in logarithms, with their joint covariance."""
 
@@ -135,8 +166,8 @@ class Fit(StackRecord):
     """Spread of the factors between families."""
     factors: dict[str, Family] = {}
     """Factors on device seconds of accelerators, by their ids, and of sources of runs, by their names."""
-    source_log_sd: LogSd = 0.0
-    """Spread of the factors between sources."""
+    reach: Reach | None = None
+    """None of a stack that was fitted to nothing."""
     step_log_sd: LogSd
     """Spread of a run's seconds per step around the model, in one number; intervals follow the residual, if any."""
     launch_log_sd: LogSd

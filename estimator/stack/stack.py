@@ -147,8 +147,8 @@ class Startup(StackRecord):
     """From asking for the accelerator until it is ready."""
     search_s_per_candidate: Seconds
     """Compiling and costing one candidate plan."""
-    first_step_s: Seconds
-    """First step, once its plan is chosen: lazy compilation and weights to the devices included."""
+    first_step_excess_s: Seconds
+    """Of the first step, once its plan is chosen, beyond another: lazy compilation, weights to the devices."""
     evidence: str
 
 

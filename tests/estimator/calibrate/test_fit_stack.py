@@ -7,8 +7,6 @@ from estimator.calibrate.assess import assess
 from estimator.calibrate.fit_stack import (
     ASSUMED_SPREADS,
     LEAST_WIDENING,
-    NO_ERRORS,
-    Errors,
     conformal_log_sd,
     fit_stack_to_runs,
     fit_stacks,
@@ -16,6 +14,7 @@ from estimator.calibrate.fit_stack import (
     held_out_log_sd,
     widening,
 )
+from estimator.calibrate.unseen import NO_ERRORS, Errors
 from estimator.stack.file import fit_text
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import load_premises, load_stack, parse_fit
@@ -132,7 +131,7 @@ def test_refit_reproduces_the_file() -> None:
     for spread in ("step_log_sd", "launch_log_sd", "memory_log_sd", "family_log_sd"):
         assert getattr(found.fit, spread) == pytest.approx(getattr(kept.fit, spread), rel=2e-2)
     assert found.window.slow_ratio == pytest.approx(kept.window.slow_ratio, rel=1e-5)
-    assert found.startup.first_step_s == pytest.approx(kept.startup.first_step_s, rel=1e-5)
+    assert found.startup.first_step_excess_s == pytest.approx(kept.startup.first_step_excess_s, rel=1e-5)
     assert found.tables == kept.tables
 
 

@@ -34,18 +34,20 @@ def test_two_paces_are_found(num_fast: int, num_slow: int, ratio: float, fast_s:
 def test_a_startup_is_of_the_runs_that_tell_it() -> None:
     """Each of its seconds is the median over the runs that tell them, 0 where none does; the load is as premised."""
     told = [Startup(1.0, None, 5.0), Startup(3.0, None, 9.0), Startup(5.0), None]
-    found = startup_of([replace(SEED, startup=one) for one in told], load_s=2.0)
-    assert (found.load_s, found.request_s, found.search_s_per_candidate, found.first_step_s) == (2.0, 3.0, 0.0, 7.0)
+    found = startup_of([replace(SEED, step_s=1.0, startup=one) for one in told], load_s=2.0)
+    assert (found.load_s, found.request_s, found.search_s_per_candidate) == (2.0, 3.0, 0.0)
+    assert found.first_step_excess_s == 6.0
     assert found.evidence.startswith("request: median over 3 logs, of which 90 % took below ")
-    assert "; first step: median over 2 logs" in found.evidence
+    assert "; first step excess: median over 2 logs" in found.evidence
     assert found.evidence.endswith("; the rest as premised")
     none = startup_of([replace(SEED, startup=None)], load_s=2.0)
-    assert (none.first_step_s, none.evidence) == (0.0, "assumed: the runs say nothing of it")
+    assert (none.first_step_excess_s, none.evidence) == (0.0, "assumed: the runs say nothing of it")
 
 
 def test_the_first_step_of_the_seed_is_its_median() -> None:
     """Of the five logs, the startup is the median of each of their seconds."""
     found = startup_of(LOGS, load_s=43.7)
-    first = [run.startup.first_step_s for run in LOGS if run.startup and run.startup.first_step_s is not None]
-    assert found.first_step_s == pytest.approx(np.median(first))
-    assert 50 < found.first_step_s < 110
+    told = [(run.startup.first_step_s, run.step_s) for run in LOGS if run.startup]
+    excess = [first - step_s for first, step_s in told if first is not None and step_s is not None]
+    assert found.first_step_excess_s == pytest.approx(np.median(excess))
+    assert 30 < found.first_step_excess_s < 100

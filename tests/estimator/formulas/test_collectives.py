@@ -101,10 +101,10 @@ def test_seconds_are_free_of_units(group: tuple[Group, Machine], num_bytes: floa
 
 @given(groups())
 def test_an_empty_message_costs_its_hops(group: tuple[Group, Machine]) -> None:
-    """A gather of no bytes takes the latency of each hop of its two rings, and no more."""
+    """A gather of no bytes takes the latency of each hop of a ring through all, and no more."""
     members, machine = group
     inside = group_links(members, machine)[1]
-    hops = (members.nodes - 1) * machine.node.network.latency_s + (members.members - 1) * inside
+    hops = (members.nodes - 1) * machine.node.network.latency_s + members.nodes * (members.members - 1) * inside
     assert gather_seconds(0, members, machine) == pytest.approx(hops)
 
 
@@ -228,6 +228,30 @@ def test_a_degree_of_one_costs_nothing(inputs: StepInputs) -> None:
     assert (expert_parallel_seconds(inputs) == 0) == (plan.ep == 1)
     assert (data_parallel_seconds(inputs) == 0) == (plan.replicas == 1)
     assert (stage_transfer_seconds(inputs) == 0) == (plan.num_stages == 1)
+
+
+@given(steps, st.floats(0, 1))
+def test_hidden_latencies_leave_the_bytes(inputs: StepInputs, part: float) -> None:
+    """Latencies of the collectives of replicas count by their exposed part; their bytes take as long whatever it is."""
+    none, some, whole = (float(data_parallel_seconds(inputs, one)) for one in (0.0, part, 1.0))
+    assert some == pytest.approx(none + part * (whole - none))
+    still = scaled(inputs.machine, latency=0)
+    assert none >= float(data_parallel_seconds(inputs._replace(machine=still), 0.0)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_latencies_of_replicas_grow_with_the_nodes(zero_stage: int) -> None:
+    """Over twice the nodes a ring's latencies are twice as long, while its bytes take hardly longer."""
+
+    def seconds(nodes: int, message_exposure: float) -> float:
+        node = CATALOG.node("h100-x8")
+        machine = Machine(CATALOG.accelerator(node.accelerator), node, 8 * nodes, nodes)
+        layout = one_layout(Plan(zero_stage=zero_stage), 8 * nodes)
+        inputs = StepInputs(load_shape("mistral-7b-v0.1"), 2048, layout, machine, HABITS)
+        return float(data_parallel_seconds(inputs, message_exposure))
+
+    assert seconds(64, 0) < 1.05 * seconds(32, 0)
+    assert seconds(64, 1) - seconds(64, 0) == pytest.approx(2 * (seconds(32, 1) - seconds(32, 0)), rel=0.05)
 
 
 @given(steps, st.integers(1, 4096))

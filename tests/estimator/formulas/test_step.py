@@ -293,6 +293,16 @@ def test_the_host_delays_by_no_more_than_it_launches(inputs: StepInputs, launch_
         assert each.seconds == pytest.approx(device + float(each.launch_s))
 
 
+@given(steps, st.floats(0, 1))
+def test_a_host_that_launches_ahead_saves_only_the_filling(inputs: StepInputs, fill: float) -> None:
+    """It saves nothing where there is one stage, and never makes a step shorter than its devices or its host take."""
+    ahead, waiting = (plan_step(inputs, EFFICIENCIES._replace(host_fill=one)) for one in (fill, 1.0))
+    assert ahead.seconds <= waiting.seconds * (1 + 1e-12)
+    assert ahead.seconds >= max(device_seconds(ahead), float(ahead.launch_s)) * (1 - 1e-12)
+    if inputs.plan.num_stages == 1 or fill == 1:
+        assert ahead.seconds == pytest.approx(waiting.seconds)
+
+
 @given(steps, st.floats(0.5, 2))
 def test_a_family_factor_scales_the_devices(inputs: StepInputs, factor: float) -> None:
     """A family's factor multiplies the seconds of the devices, and leaves those of the launch of work."""

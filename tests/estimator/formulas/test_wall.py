@@ -7,7 +7,7 @@ from estimator.stack.stack import Startup
 from hardware.catalog import load_catalog
 from hardware.models import Price, Source
 
-STARTUP = Startup(load_s=10, request_s=5, search_s_per_candidate=2, first_step_s=60, evidence="made")
+STARTUP = Startup(load_s=10, request_s=5, search_s_per_candidate=2, first_step_excess_s=60, evidence="made")
 
 
 def price(usd: float, high: float | None = None) -> Price:
@@ -25,15 +25,17 @@ def price(usd: float, high: float | None = None) -> Price:
 
 
 def test_wall_is_the_sum_of_its_parts() -> None:
-    """Startup is load, request and search; then the first step; then the others."""
+    """Startup is load, request and search; then the first step, longer than the others; then those."""
     found = wall(20.0, 144, STARTUP, num_candidates=16)
     assert found.startup_s == 10 + 5 + 2 * 16
-    assert found.seconds == 47 + 60 + 143 * 20
+    assert found.first_step_s == 60 + 20
+    assert found.seconds == 47 + 60 + 144 * 20
 
 
-def test_the_first_step_is_never_faster_than_the_others() -> None:
-    """With steps longer than the stack's first one, the first takes as long as they do."""
-    assert wall(100.0, 1, STARTUP, num_candidates=0).first_step_s == 100
+def test_what_a_first_step_does_once_adds_to_it() -> None:
+    """However long steps are, the first takes as much longer: its compilation does not hide in them."""
+    for step_s in (1.0, 100.0):
+        assert wall(step_s, 1, STARTUP, num_candidates=0).first_step_s == step_s + 60
 
 
 def test_price_range() -> None:
