@@ -189,7 +189,8 @@ def _held_out_before(path: Path) -> dict[str, Any]:
         raise ValueError(f"rows: {error}") from error
     try:
         document = json.loads(content)
-        schema, stacks = document["schema"], dict(document["stacks"])
+        schema = document["schema"]
+        stacks = document["stacks"] if schema == SCHEMA else {}
         has_rows = all("rows" in split for splits in stacks.values() for split in splits.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where}: is not what --hold-out --rows writes; {mend}") from error
@@ -197,4 +198,4 @@ def _held_out_before(path: Path) -> dict[str, Any]:
         raise ValueError(f"{where}: its schema is {shown(schema)}, not {SCHEMA!r}; make it anew")
     if not has_rows:
         raise ValueError(f"{where}: has no rows; make it anew with --hold-out --rows")
-    return stacks
+    return dict(stacks)

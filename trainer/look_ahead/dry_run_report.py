@@ -158,7 +158,8 @@ def _account(stage: Verified) -> Table:
 
 def _row(term: Term, unit: float) -> tuple[str, str, str, str]:
     sides = (term.counted, term.predicted)
-    return (TERM_NAMES[term.name], *(f"{side / unit:,.0f}" for side in sides), difference(*sides))
+    counted, predicted = (f"{side / unit:,.0f}" for side in sides)
+    return TERM_NAMES[term.name], counted, predicted, difference(*sides)
 
 
 def _complaint(stage: Verified) -> str:

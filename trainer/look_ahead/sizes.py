@@ -48,8 +48,8 @@ def measured_sizes(plan: Plan, whole: Size, *, layers_are_alike: bool = True) ->
         layers_are_alike: False runs all layers.
 
     >>> measured_sizes(Plan(num_stages=2), Size(16, 16))
-    [Size(layers=4, micro_batches=3), Size(layers=4, micro_batches=4), Size(layers=5, micro_batches=3), \
-Size(layers=5, micro_batches=4)]
+    [Size(layers=3, micro_batches=3), Size(layers=3, micro_batches=4), Size(layers=4, micro_batches=3), \
+Size(layers=4, micro_batches=4)]
     """
     period = plan.num_stages if plan.schedule == "interleaved" else 1  # which goes in rounds of all stages
     few = 4 * plan.num_stages if plan.schedule == "interleaved" else plan.num_stages + 1

@@ -128,9 +128,9 @@ def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
     repeated = layer_forward_flop(tokens, length, replace(shape, sliding_window=0), causal=False)
     repeated = repeated - matmul_flop(tokens, layer_matmuls(shape)[-1])
-    layers = stage.layers * layer + np.where(
-        plan.recomputes("full"), plan.repeated_layers(stage.layers) * repeated, 0.0
+    layers = stage.num_layers * layer + np.where(
+        plan.recomputes("full"), plan.repeated_layers(stage.num_layers) * repeated, 0.0
     )
-    layers = layers + np.where(plan.recomputes("selective"), stage.layers * attention, 0.0)
+    layers = layers + np.where(plan.recomputes("selective"), stage.num_layers * attention, 0.0)
     head = np.asarray(stage.has_head) * 3.0 * matmul_flop(tokens, head_matmul(shape))
     return np.asarray((layers + head) / plan.tp * plan.num_micro_batches)

@@ -6,7 +6,7 @@ ZeRO, degrees, the length of rows. What cannot be said of it at all is its reaso
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 
 from convert_measured_runs import SPEED_TOLERANCE
 from models_2026_11 import shape_of
@@ -133,7 +133,7 @@ def adapters_of(text: str, kind: str, notes: str, shape: Shape) -> dict[str, str
     targets = targets or " ".join(TARGETS)
     if not trainable:
         raise ValueError(f"train_kind: {shown(kind)} is not modelled")
-    one = Shape(**{**asdict(shape), "lora_rank": 1, "lora_targets": tuple(targets.split())})
+    one = replace(shape, lora_rank=1, lora_targets=tuple(targets.split()))
     each = shape.num_layers * sum(m.in_size * m.out_size for m in adapter_matmuls(one))
     nearest = min(max(round(int(trainable[1].replace(",", "")) / each), 1), 1024)
     doubt = f"adapters: {kind} is no LoRA, taken as LoRA of rank {nearest}"
@@ -256,7 +256,9 @@ def cells_of(row: Row) -> Mapping[str, str]:
         precision_of(row["precision"], kind),
         adapters_of(row["precision"], kind, notes, shape),
         {"compiles": "true"} if re.search(r"\+ compile|torch\.compile", row["precision"] + notes) else {},
-        {"compiles": "false"} if re.search(r"eager$|nocompile|compile False", row["precision"] + notes) else {},
+        {"compiles": "false"}
+        if re.search(r"(?m)eager$|nocompile|compile False", f"{row['precision']}\n{notes}")
+        else {},
         {} if "OOM" in notes else time_of(row) | memory_of(row),
         {"fits": "false" if "OOM" in notes else "true"},
         {"doubt": doubt_of(row)},

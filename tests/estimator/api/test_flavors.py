@@ -60,7 +60,9 @@ def test_why_no_flavor_is_chosen() -> None:
 
 def test_what_a_notebook_shows(every: Estimates) -> None:
     """The text is a few lines, the table of a notebook has a row a flavor."""
-    assert repr(every).startswith(f"mistralai/Mistral-7B-v0.1 on {len(every)} flavors, stacks generic, moai-24.2: ")
+    assert repr(every).startswith(
+        f"mistralai/Mistral-7B-v0.1 on {len(every)} flavors, stacks generic, moai-24.2, reference: "
+    )
     assert every.chosen is not None
     assert f"least cost: {every.chosen.flavor.id}, " in repr(every).replace(", cheapest", "").replace(", knee", "")
     assert every._repr_html_().count("<tr") == len(every) + 1

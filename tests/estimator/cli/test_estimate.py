@@ -287,7 +287,7 @@ def test_a_batch_that_nothing_divides_names_a_batch() -> None:
     """Where no degree divides the batch, the line names a batch, and that batch works."""
     status, _, err = call("--flavor", "6xlarge")
     assert status == 3
-    batch = err.partition("use --batch ")[2].partition(";")[0]
+    batch = err.partition("use --batch ")[2].partition(",")[0]
     assert call("--flavor", "6xlarge", "--batch", batch)[0] == 0
 
 
