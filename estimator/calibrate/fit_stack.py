@@ -108,8 +108,7 @@ def held_out_log_sd(errors: Errors, assumed: float, degrees_of_freedom: int) -> 
     Less the part of their squares that is the measurements' own. Of few, it is the mean of what the parameters do not
     explain of their squares either, and of what is assumed.
 
-    >>> from estimator.calibrate.unseen import NO_ERRORS
-    >>> held_out_log_sd(NO_ERRORS, 0.1, 4)
+    >>> held_out_log_sd(Errors(*np.zeros((4, 0))), 0.1, 4)
     0.1
     """
     if len(errors.values) >= FEWEST_HELD_OUT:

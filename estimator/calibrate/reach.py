@@ -34,7 +34,7 @@ FEWEST_FITTED = 8
 ASSUMED_LOG_SD = {SECONDS: 0.05, BYTES: 0.03}
 """Further spread per doubling of nodes or of the hidden size, worth one group.
 
-assumed: near what two stacks of 531 and 1,584 runs show, 0.04 to 0.06 of seconds and 0.03 to 0.04 of bytes. Of another
+assumed: near what stacks with many runs show, 0.02 to 0.08 of seconds and 0.02 to 0.03 of bytes. Of another
 source, seconds spread as its factor does; bytes do not, unless they were measured to: they follow from the software
 """
 

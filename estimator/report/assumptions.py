@@ -90,7 +90,31 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
         rows.append(
             ("stack: further spread on this device", f"{fit.device_log_sd:.0%}", "one sigma", "assumed", source)
         )
-    return rows
+    return rows + _reach_assumptions(estimate)
+
+
+def _reach_assumptions(estimate: Estimate) -> list[Assumption]:
+    """Return by how much intervals are wider for what lies beyond the runs of the stack's fit."""
+    reach, size = estimate.stack.fit.reach, estimate.workload.shape.hidden_size
+    if reach is None:
+        return []
+    words = {
+        "nodes": f"more nodes than the {reach.most_nodes} measured",
+        "size": "a model size that was not measured",
+        "source": "a source of runs other than those measured",
+    }
+    why = "runs of the fit predicted without all of their kind, and as assumed, worth one group of them"
+    return [
+        (
+            f"stack: further spread of {words[kind]}",
+            f"{np.sqrt(far) * reach.step_log_sd[kind]:.1%}, {np.sqrt(far) * reach.memory_log_sd[kind]:.1%}",
+            "one sigma of seconds, of memory",
+            "fitted",
+            why,
+        )
+        for kind, far in reach.beyond(estimate.machine.num_nodes, size, knows_source=False).items()
+        if far
+    ]
 
 
 def _formula_assumptions(estimate: Estimate) -> list[Assumption]:

@@ -33,3 +33,12 @@ def test_a_measured_latency_is_called_so() -> None:
         "link of 2 devices": "assumed",
         "link of 8 devices": "measured",
     }
+
+
+def test_what_lies_beyond_the_runs_is_told() -> None:
+    """More nodes than were measured are told as what widens the intervals; as many are not."""
+    for devices, told in (("256", False), ("512", True)):
+        asked = ("--accelerator", "h100-sxm-80gb", "--devices", devices, "--stack", "nanotron", "--batch", "512")
+        _, out, _ = call("--explain", *asked)
+        assert ("stack: further spread of more nodes than the 32 measured" in out) == told
+        assert "stack: further spread of a source of runs other than those measured" in out

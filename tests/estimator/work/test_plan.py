@@ -264,7 +264,7 @@ def test_platform_line(plan: Plan, line: str) -> None:
     assert is_whole(parse_fields(line))
 
 
-@given(plans())
+@given(plans(any_degree, any_degree))
 def test_no_line_leaves_out_what_a_plan_says(plan: Plan) -> None:
     """Where the platform's line cannot tell all of a plan, its own text is printed; both are read back as the plan."""
     assert parse_plan(plan.platform_line()) == plan == Plan(**parse_fields(str(plan)))
