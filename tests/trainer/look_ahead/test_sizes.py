@@ -29,10 +29,6 @@ MODEL = MistralConfig(
         ("num_stages=2,num_micro_batches=5", 10, 0),
         ("num_stages=2,num_micro_batches=5", 10, 4),
         ("num_stages=2,num_micro_batches=5,schedule=gpipe", 10, 4),
-        pytest.param(
-            *("num_micro_batches=1,tp=2", 5, 0),
-            marks=pytest.mark.filterwarnings("ignore:FSDP2-wrapped module"),  # of a fake group alone, at its first look
-        ),
     ],
 )
 def test_a_few_layers_and_micro_batches_tell_of_all(plan: str, layers: int, rank: int) -> None:
