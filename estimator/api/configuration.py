@@ -308,11 +308,17 @@ def _common(taken: _Taken, batch_key: str, software: str, model: object, **optio
     )
 
 
+def _loaded_bits(taken: _Taken) -> str | None:
+    """Return in how many bits frozen weights are loaded, as Axolotl and TRL say it."""
+    in_4, in_8 = taken.take("load_in_4bit") is True, taken.take("load_in_8bit") is True
+    return "4" if in_4 else "8" if in_8 else None
+
+
 def _axolotl(taken: _Taken) -> Configuration:
     """Return what a configuration of Axolotl says (its docs/config reference)."""
     model, adapter = taken.take("base_model"), taken.take("adapter")
     rank = taken.count("lora_r") if adapter in ("lora", "qlora") else None
-    quantized = "4" if taken.take("load_in_4bit") is True else "8" if taken.take("load_in_8bit") is True else None
+    quantized = _loaded_bits(taken)
     return _common(
         taken,
         "micro_batch_size",
@@ -350,7 +356,7 @@ def _transformers(taken: _Taken) -> Configuration:
     """Return what arguments of transformers or TRL say (`TrainingArguments`, `SFTConfig`, `ModelConfig`)."""
     model = taken.take("model_name_or_path")
     rank = taken.count("lora_r") if taken.take("use_peft") is True else None
-    quantized = "4" if taken.take("load_in_4bit") is True else "8" if taken.take("load_in_8bit") is True else None
+    quantized = _loaded_bits(taken)
     return _common(
         taken,
         "per_device_train_batch_size",

@@ -74,6 +74,14 @@ def stages_of(shape: Shape, plan: Layout) -> tuple[Stage, Stage, Stage]:
     )
 
 
+def stage_at(inputs: StepInputs, number: int) -> Stage:
+    """Return a stage of one plan's pipeline by its place, with as many micro-batches in flight as it has at most."""
+    first, middle, last = stages_of(inputs.shape, inputs.plan)
+    is_last = number == int(inputs.plan.num_stages.item()) - 1
+    stage = first if number == 0 else last if is_last else middle
+    return stage._replace(held=inputs.plan.in_flight(number))
+
+
 def rank_parameters(shape: Shape, plan: Layout, stage: Stage, *, trained: bool = False) -> RankParameters:
     """Return the parameters, all or those trained, of one rank of a stage."""
     layers = [(kind, np.asarray(count)) for kind, count in zip(shape.kinds, stage.layers, strict=True)]

@@ -5,13 +5,23 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
+from estimator.formulas.attention import attention_passes
 from estimator.formulas.collectives import transfer_seconds
-from estimator.formulas.compute import sustained_rates
+from estimator.formulas.compute import Rates, matmul_passes, sustained_rates
+from estimator.formulas.counts import adapter_matmuls, layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import stage_launch_seconds
 from estimator.formulas.layout import StageLayers
 from estimator.formulas.memory import fullest_rank
-from estimator.formulas.step import device_time, effective, end_seconds, gradient_pass_seconds, layers_seconds
+from estimator.formulas.step import (
+    Layer,
+    device_time,
+    effective,
+    elementwise_seconds,
+    end_seconds,
+    gradient_pass_seconds,
+    layers_seconds,
+)
 from estimator.stack.efficiencies import Efficiencies
 
 
@@ -47,7 +57,12 @@ def stage_passes(inputs: StepInputs, efficiencies: Efficiencies) -> StagePasses:
     rates = sustained_rates(inputs.machine.accelerator, usual, habits.matmul_precision)
     num_stages, ends = int(plan.num_stages.item()), end_seconds(inputs, usual, rates)
     each = [
-        (layer, by_stage(counts.layers, num_stages), by_stage(counts.repeated, num_stages))
+        (
+            layer,
+            forward_seconds(inputs._replace(shape=counts.kind), layer, rates),
+            by_stage(counts.layers, num_stages),
+            by_stage(counts.repeated, num_stages),
+        )
         for layer, counts in layers_seconds(inputs, usual, rates)
     ]
     layers = np.zeros(num_stages)
@@ -60,10 +75,10 @@ def stage_passes(inputs: StepInputs, efficiencies: Efficiencies) -> StagePasses:
         return np.asarray(factor * seconds)
 
     names = each[0][0].usual
-    forward = {name: scaled(sum(held * own.forward[name] for own, held, _ in each)) for name in names}
-    again = {name: scaled(sum(held * own.repeated[name] for own, _, held in each)) for name in names}
+    forward = {name: scaled(sum(held * once[name] for _, once, held, _ in each)) for name in names}
+    again = {name: scaled(sum(held * own.repeated[name] for own, _, _, held in each)) for name in names}
     backward = {
-        name: scaled(sum(held * (own.usual[name] - own.forward[name]) for own, held, _ in each)) for name in names
+        name: scaled(sum(held * (own.usual[name] - once[name]) for own, once, held, _ in each)) for name in names
     }
     of_ends = (ends.embedding * first + ends.loss * last) / 2.0
     gradients = gradient_pass_seconds(inputs, fullest_rank(shape, plan, trained=True), rates)
@@ -85,6 +100,23 @@ def stage_passes(inputs: StepInputs, efficiencies: Efficiencies) -> StagePasses:
     launched = by_stage(stage_launch_seconds(inputs, usual), len(layers))
     waits = 0.0 if habits.single_controller else np.maximum(launched - found.busy_s, 0.0)
     return found._replace(weight_gradient=np.asarray(later), waits_for_host=waits + np.zeros_like(layers))
+
+
+def forward_seconds(inputs: StepInputs, layer: Layer, rates: Rates) -> dict[str, Array]:
+    """Return the part of a layer's usual seconds that is its forward pass, by kind of op.
+
+    Of the collectives between tensor-parallel ranks and of those to experts it is half, of a context-parallel ring one
+    pass in three.
+    """
+    matrices = (*layer_matmuls(inputs.shape), *adapter_matmuls(inputs.shape))
+    return {
+        "matmul": np.asarray(sum(matmul_passes(inputs.tokens, m, inputs.plan, rates).forward for m in matrices)),
+        "attention": attention_passes(inputs, rates)[0],
+        "elementwise": elementwise_seconds(inputs, rates)[1],
+        "tensor_parallel": layer.usual["tensor_parallel"] / 2.0,
+        "context_parallel": layer.usual["context_parallel"] / 3.0,
+        "expert_parallel": layer.usual["expert_parallel"] / 2.0,
+    }
 
 
 def by_stage(each: StageLayers, num_stages: int) -> Array:

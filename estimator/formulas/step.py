@@ -45,8 +45,6 @@ class Layer(NamedTuple):
 
     usual: dict[str, Array]
     """Forward and backward."""
-    forward: dict[str, Array]
-    """Of the usual."""
     repeated: dict[str, Array]
     """What recomputation repeats, of a layer that it concerns."""
     weight_gradient: Array
@@ -86,15 +84,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,
     }
-    once = {
-        "matmul": np.asarray(sum(p.forward for p in passes)),
-        "attention": forward,
-        "elementwise": elementwise_again,
-        "tensor_parallel": float(shape.num_blocks) * reduced,
-        "context_parallel": usual["context_parallel"] / 3.0,
-        "expert_parallel": experts,
-    }
-    return Layer(usual, once, again, np.asarray(sum(p.weight_gradient for p in passes)))
+    return Layer(usual, again, np.asarray(sum(p.weight_gradient for p in passes)))
 
 
 class KindLayer(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import Memory, Stage, stage_bytes
-from estimator.formulas.passes import StagePasses, by_stage, stage_passes
+from estimator.formulas.memory import Memory, stage_at, stage_bytes
+from estimator.formulas.passes import StagePasses, stage_passes
 from estimator.formulas.schedule import BACKWARD, FORWARD, WEIGHT_GRADIENT, Timeline, pass_orders, timeline
 from estimator.predict.prediction import predict
 from estimator.stack.efficiencies import Efficiencies
@@ -98,15 +98,11 @@ def _pipeline(plan: Plan, passes: StagePasses) -> Timeline:
 
 def _stage_memory(inputs: StepInputs, efficiencies: Efficiencies, memory: Memory) -> tuple[Array, Array]:
     """Return bytes of a device of each stage at its fullest, and those of each chunk in flight."""
-    plan = inputs.plan
-    num_stages = int(plan.num_stages.item())
-    layers = zip(*(by_stage(kind.layers, num_stages) for kind in plan.kind_layers(inputs.shape)), strict=True)
-    last = num_stages - 1
     peaks, chunks = [], []
-    for i, count in enumerate(layers):
-        in_flight = float(plan.in_flight(i).item())
-        held = stage_bytes(inputs, efficiencies, Stage(count, i == 0, i == last, in_flight))
-        of_chunks = memory.factor * memory.ratio * held.parts["activations"]
+    for i in range(int(inputs.plan.num_stages.item())):
+        stage = stage_at(inputs, i)
+        held = stage_bytes(inputs, efficiencies, stage)
+        in_flight = stage.held * inputs.plan.virtual_stages
         peaks.append(float(np.asarray(memory.held(held)).item()))
-        chunks.append(float(np.asarray(of_chunks).item()) / in_flight / float(plan.virtual_stages.item()))
+        chunks.append(float((memory.factor * memory.ratio * held.parts["activations"] / in_flight).item()))
     return np.array(peaks), np.array(chunks)

@@ -1,5 +1,6 @@
 """Which stack answers a question: the one that was measured on what comes nearest to it."""
 
+from functools import cache
 from typing import NamedTuple
 
 from pydantic import TypeAdapter
@@ -39,6 +40,7 @@ class StackChoice(NamedTuple):
     reason: str
 
 
+@cache
 def known_stacks() -> tuple[Known, ...]:
     """Return what each built-in stack was measured on, by its name."""
     return tuple(map(_known, builtin_stacks()))
@@ -75,18 +77,21 @@ def _runs_on(one: Known, accelerator: str) -> bool:
     return any(kind.accelerator == accelerator for kind in one.measured)
 
 
+def _there(one: Known, accelerator: str) -> list[MeasuredKind]:
+    """Return the runs on the accelerator, if any ran there, else all."""
+    return [kind for kind in one.measured if kind.accelerator == accelerator] or list(one.measured)
+
+
 def _like(one: Known, accelerator: str, shape: Shape, precision: MatmulPrecision) -> list[MeasuredKind]:
-    """Return the runs of the question's kind: on the accelerator, if any ran there, else on any."""
-    there = [kind for kind in one.measured if kind.accelerator == accelerator] or one.measured
-    return [kind for kind in there if kind.is_like(shape, precision)]
+    """Return those of them that are of the question's kind."""
+    return [kind for kind in _there(one, accelerator) if kind.is_like(shape, precision)]
 
 
 def _nearness(one: Known, accelerator: str, shape: Shape, precision: MatmulPrecision) -> tuple[float, ...]:
-    there = [kind for kind in one.measured if kind.accelerator == accelerator] or one.measured
+    there, like = _there(one, accelerator), _like(one, accelerator, shape, precision)
     experts, adapters = shape.num_experts > 0, shape.lora_rank > 0
     of_kind = [kind for kind in there if kind.experts == experts]
     in_precision = [kind for kind in of_kind if kind.precision == precision]
-    like = _like(one, accelerator, shape, precision)
     own_size = [
         kind
         for kind in like or in_precision

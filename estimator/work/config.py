@@ -28,6 +28,11 @@ class Config:
             raise ValueError(f"model {shown(self.name)}: {key} = {shown(value)} is not a positive integer below 2**31")
         return value
 
+    def told(self, *keys: str, default: int | None = None) -> tuple[str, int]:
+        """Return the first of several keys that is there, else the first of all, and the positive integer under it."""
+        key = next((name for name in keys if self.document.get(name) is not None), keys[0])
+        return key, self.size(key, default)
+
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean; `null` and a missing key take the default."""
         value = self.document.get(key)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTrainedTokenizerFast
 
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig, load_data
@@ -42,6 +42,19 @@ MODELS: dict[str, dict[str, Any]] = {
 """Configs by name; the windows are shorter than the rows."""
 
 SEED = 7
+
+
+def mistral_of(num_layers: int) -> MistralConfig:
+    """Return a small model of so many layers, for runs on tensors without values."""
+    return MistralConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=num_layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        sliding_window=None,
+    )
 
 
 @torch.no_grad()

@@ -180,6 +180,8 @@ def _measure(config: TrainConfig, model: PreTrainedConfig, place: Place, size: S
             stage.materialize(DEVICE)
         follow_phases(stages, meter)
         step = _Step(config, stages, place, meter)
+        if plan.tp > 1:
+            step.take()  # DTensor finds the shapes of each operation once, on whole tensors, which would count too
         step.give_optimizer_its_state()
         step.take()
     return Measured(meter.peaks(), meter.num_flop)

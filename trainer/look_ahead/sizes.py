@@ -51,8 +51,6 @@ def measured_sizes(plan: Plan, whole: Size, *, layers_are_alike: bool = True) ->
     [Size(layers=3, micro_batches=3), Size(layers=3, micro_batches=4), Size(layers=4, micro_batches=3), \
 Size(layers=4, micro_batches=4)]
     """
-    if plan.tp > 1:  # measured: what DTensor keeps does not grow evenly with the layers
-        return [whole]
     period = plan.num_stages if plan.schedule == "interleaved" else 1  # which goes in rounds of all stages
     few = 4 * plan.num_stages if plan.schedule == "interleaved" else plan.num_stages + 1
     micro_batches = (few, few + period) if whole.micro_batches > few + period else (whole.micro_batches,)

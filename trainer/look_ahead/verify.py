@@ -13,12 +13,12 @@ from estimator.formulas.counts import (
     attention_backward_flop,
     attention_flop,
     head_matmul,
-    layer_forward_flop,
     layer_matmuls,
     matmul_flop,
+    recomputed_layer_flop,
 )
 from estimator.formulas.inputs import StepInputs
-from estimator.formulas.memory import Stage, stage_bytes, stages_of
+from estimator.formulas.memory import Stage, stage_at, stage_bytes
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from trainer.look_ahead.dry_run import DryRun
 
@@ -88,19 +88,11 @@ def verify(runs: Iterable[DryRun], inputs: StepInputs) -> list[Verified]:
     """
     found = []
     for run in runs:
-        stage = stage_of(inputs, run.stage)
+        stage = stage_at(inputs, run.stage)
         predicted = {name: float(part.item()) for name, part in stage_bytes(inputs, COUNTED, stage).parts.items()}
         flop = Term("flop", run.num_flop, float(np.asarray(predicted_flop(inputs, stage)).item()))
         found.append(Verified(run, terms_of(run.num_bytes, predicted), flop))
     return found
-
-
-def stage_of(inputs: StepInputs, number: int) -> Stage:
-    """Return a stage of a pipeline by its place."""
-    first, middle, last = stages_of(inputs.shape, inputs.plan)
-    is_last = number == int(inputs.plan.num_stages.item()) - 1
-    stage = first if number == 0 else last if is_last else middle
-    return stage._replace(held=inputs.plan.in_flight(number))
 
 
 def terms_of(counted: Mapping[str, float], predicted: Mapping[str, float]) -> tuple[Term, ...]:
@@ -122,12 +114,12 @@ def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
 
     A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively its attention alone.
     """
-    shape, plan, tokens, length = inputs.shape, inputs.plan, inputs.tokens, inputs.seq_len
+    plan, tokens, length = inputs.plan, inputs.tokens, inputs.seq_len
+    shape = replace(inputs.shape, sliding_window=0)
     products = 3.0 * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
-    attention = attention_flop(tokens, length, replace(shape, sliding_window=0), causal=False)
+    attention = attention_flop(tokens, length, shape, causal=False)
     layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
-    repeated = layer_forward_flop(tokens, length, replace(shape, sliding_window=0), causal=False)
-    repeated = repeated - matmul_flop(tokens, layer_matmuls(shape)[-1])
+    repeated = recomputed_layer_flop(tokens, length, shape, causal=False)
     layers = stage.num_layers * layer + np.where(
         plan.recomputes("full"), plan.repeated_layers(stage.num_layers) * repeated, 0.0
     )

@@ -70,6 +70,28 @@ def decoder(config: Config, family: str, **traits: Any) -> Shape:
     )
 
 
+def plain_decoder(
+    config: Config, family: str, hidden: tuple[str, int], layers: int, heads: tuple[str, int], **traits: Any
+) -> Shape:
+    """Return a model of plain blocks, all of whose heads have keys of their own; two sizes come with their keys."""
+    (hidden_key, width), (heads_key, count) = hidden, heads
+    if width % count:
+        raise ValueError(f"model {shown(config.name)}: {heads_key} = {count} does not divide {hidden_key} = {width}")
+    return Shape(
+        name=config.name,
+        family=family,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=count,
+        num_kv_heads=count,
+        head_dim=width // count,
+        vocab_size=config.size("vocab_size"),
+        gated_ffn=False,
+        tied_embeddings=config.flag("tie_word_embeddings", default=True),
+        **({"ffn_size": 4 * width} | traits),
+    )
+
+
 def layer_types(config: Config, default: Callable[[int], str], num_layers: int) -> list[str]:
     """Return the type of each layer, by transformers' names."""
     return config.names("layer_types", [default(i) for i in range(num_layers)])
@@ -88,6 +110,11 @@ def every(period: int, last: str = "full_attention", others: str = "sliding_atte
     return lambda i: others if (i + 1) % period else last
 
 
+def used_window(config: Config) -> int:
+    """Read a window that a flag of its own turns on; 0 without one."""
+    return config.size("sliding_window", 0) if config.flag("use_sliding_window", default=False) else 0
+
+
 def biases(config: Config, *, default: bool = False) -> dict[str, bool]:
     """Read whether attention has biases, where one key tells that of all its matrices."""
     bias = config.flag("attention_bias", default=default)
@@ -96,8 +123,7 @@ def biases(config: Config, *, default: bool = False) -> dict[str, bool]:
 
 def experts_of(config: Config, held: str, *others: str, default: int, chosen: int, size: str) -> dict[str, Any]:
     """Read how many experts a layer holds, how many a token meets, and how wide they are."""
-    key = next((name for name in (held, *others) if config.document.get(name) is not None), held)
-    experts, active = config.size(key, default), config.size("num_experts_per_tok", chosen)
+    (key, experts), active = config.told(held, *others, default=default), config.size("num_experts_per_tok", chosen)
     if active > experts:
         raise ValueError(f"model {shown(config.name)}: num_experts_per_tok = {active} is more than {key} = {experts}")
     return {"num_experts": experts, "num_experts_per_token": active, "ffn_size": config.size(size)}

@@ -5,50 +5,46 @@ from dataclasses import replace
 from typing import Any
 
 from estimator.work.config import Config
-from estimator.work.families.common import biases, decoder, every, layer_types, of_layers, windowed
+from estimator.work.families.common import (
+    biases,
+    decoder,
+    every,
+    layer_types,
+    of_layers,
+    plain_decoder,
+    used_window,
+    windowed,
+)
 from estimator.work.layers import Matrix, Mixer, Shape
 from hardware.errors import shown
+
+ALL_BIASES = dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), True)
 
 
 def gpt2(config: Config) -> Shape:
     """Read a config of gpt2."""
-    hidden, heads = config.size("n_embd"), config.size("n_head")
-    if hidden % heads:
-        raise ValueError(f"model {shown(config.name)}: n_head = {heads} does not divide n_embd = {hidden}")
-    return Shape(
-        name=config.name,
-        family="gpt2",
-        hidden_size=hidden,
-        num_layers=config.size("n_layer"),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn_size=config.size("n_inner", 4 * hidden),
-        vocab_size=config.size("vocab_size"),
-        gated_ffn=False,
-        tied_embeddings=config.flag("tie_word_embeddings", default=True),
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-        norm_bias=True,
+    hidden = config.told("n_embd")
+    return plain_decoder(
+        config,
+        "gpt2",
+        hidden,
+        config.size("n_layer"),
+        config.told("n_head"),
+        ffn_size=config.size("n_inner", 4 * hidden[1]),
         num_positions=config.size("n_positions"),
         residual_dropout=config.number("resid_pdrop", 0.1) > 0,
+        **ALL_BIASES,
     )
 
 
-def llama(config: Config) -> Shape:
-    """Read a config of llama."""
-    return decoder(config, "llama", **biases(config), ffn_bias=config.flag("mlp_bias", default=False))
+def llama(config: Config, family: str = "llama") -> Shape:
+    """Read a config of llama, or of a family that is like it."""
+    return decoder(config, family, **biases(config), ffn_bias=config.flag("mlp_bias", default=False))
 
 
-def granite(config: Config) -> Shape:
-    """Read a config of granite."""
-    return decoder(config, "granite", **biases(config), ffn_bias=config.flag("mlp_bias", default=False))
-
-
-def mistral(config: Config) -> Shape:
-    """Read a config of mistral."""
-    return decoder(config, "mistral", sliding_window=config.size("sliding_window", 0))
+def mistral(config: Config, family: str = "mistral") -> Shape:
+    """Read a config of mistral, or of a family that is like it."""
+    return decoder(config, family, sliding_window=config.size("sliding_window", 0))
 
 
 def ministral(config: Config) -> Shape:
@@ -57,14 +53,9 @@ def ministral(config: Config) -> Shape:
     return windowed(config, decoder(config, "ministral"), window, lambda _: "sliding_attention")
 
 
-def ministral3(config: Config) -> Shape:
-    """Read a config of ministral3."""
-    return decoder(config, "ministral3", sliding_window=config.size("sliding_window", 0))
-
-
 def _qwen_window(config: Config, shape: Shape) -> Shape:
     """Return a Qwen model with its window, which its layers from `max_window_layers` on have where it is used."""
-    window = config.size("sliding_window", 0) if config.flag("use_sliding_window", default=False) else 0
+    window = used_window(config)
     first = config.count("max_window_layers", 28)
     return windowed(config, shape, window, lambda i: "sliding_attention" if window and i >= first else "full_attention")
 
@@ -89,8 +80,7 @@ def smollm3(config: Config) -> Shape:
         ffn_bias=config.flag("mlp_bias", default=False),
         tied_embeddings=config.flag("tie_word_embeddings", default=True),
     )
-    window = config.size("sliding_window", 0) if config.flag("use_sliding_window", default=False) else 0
-    return windowed(config, shape, window, lambda _: "full_attention")
+    return windowed(config, shape, used_window(config), lambda _: "full_attention")
 
 
 def _gemma_like(config: Config, family: str, **traits: Any) -> Shape:
@@ -117,21 +107,10 @@ def gemma3(config: Config) -> Shape:
     return windowed(config, shape, config.size("sliding_window", 4096), every(period))
 
 
-def phi3(config: Config) -> Shape:
-    """Read a config of phi3."""
-    return decoder(config, "phi3", sliding_window=config.size("sliding_window", 0))
-
-
-def glm(config: Config) -> Shape:
-    """Read a config of glm."""
-    bias = config.flag("attention_bias", default=True)
-    return decoder(config, "glm", qkv_bias=bias, head_dim=config.size("head_dim", 128))
-
-
-def glm4(config: Config) -> Shape:
-    """Read a config of glm4."""
-    bias = config.flag("attention_bias", default=True)
-    return decoder(config, "glm4", qkv_bias=bias, head_dim=config.size("head_dim", 128), num_post_norms=2)
+def glm(config: Config, family: str = "glm", num_post_norms: int = 0) -> Shape:
+    """Read a config of glm, or of glm4, which has norms after the blocks too."""
+    bias, head_dim = config.flag("attention_bias", default=True), config.size("head_dim", 128)
+    return decoder(config, family, qkv_bias=bias, head_dim=head_dim, num_post_norms=num_post_norms)
 
 
 def _olmo2_like(config: Config, family: str) -> Shape:
@@ -151,7 +130,7 @@ def olmo3(config: Config) -> Shape:
 
 def falcon(config: Config) -> Shape:
     """Read a config of falcon."""
-    new, parallel = (config.flag(key, default) for key, default in FALCON_FLAGS.items())
+    new, parallel = config.flag("new_decoder_architecture", default=False), config.flag("parallel_attn", default=True)
     heads, bias = config.size("num_attention_heads"), config.flag("bias", default=False)
     many = config.size("num_kv_heads", heads) if new or not config.flag("multi_query", default=True) else 1
     two = not parallel or config.size("num_ln_in_parallel_attn", 2 if new else 1) == 2
@@ -171,50 +150,25 @@ def falcon(config: Config) -> Shape:
     )
 
 
-FALCON_FLAGS = {"new_decoder_architecture": False, "parallel_attn": True}
-
-
 def mpt(config: Config) -> Shape:
-    """Read a config of mpt."""
-    hidden, heads = config.size("d_model"), config.size("n_heads")
-    return Shape(
-        name=config.name,
-        family="mpt",
-        hidden_size=hidden,
-        num_layers=config.size("n_layers"),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn_size=4 * hidden,  # transformers' class has that, whatever expansion_ratio says
-        vocab_size=config.size("vocab_size"),
-        gated_ffn=False,
-        tied_embeddings=config.flag("tie_word_embeddings", default=True),
-        max_positions=config.size("max_seq_len", 2048),
-    )
+    """Read a config of mpt; its blocks are four times as wide in transformers' class, whatever expansion_ratio says."""
+    hidden, heads = config.told("d_model"), config.told("n_heads")
+    most = config.size("max_seq_len", 2048)
+    return plain_decoder(config, "mpt", hidden, config.size("n_layers"), heads, max_positions=most)
 
 
 def bloom(config: Config) -> Shape:
     """Read a config of bloom."""
-    hidden = config.size("hidden_size", config.size("n_embed", 64))
-    heads = config.size("n_head", config.size("num_attention_heads", 8))
-    return Shape(
-        name=config.name,
-        family="bloom",
-        hidden_size=hidden,
-        num_layers=config.size("n_layer", config.size("num_hidden_layers", 2)),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn_size=4 * hidden,
-        vocab_size=config.size("vocab_size"),
-        gated_ffn=False,
-        tied_embeddings=config.flag("tie_word_embeddings", default=True),
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-        norm_bias=True,
-        end_vectors=2 * hidden,
+    hidden = config.told("hidden_size", "n_embed", default=64)
+    return plain_decoder(
+        config,
+        "bloom",
+        hidden,
+        config.told("n_layer", "num_hidden_layers", default=2)[1],
+        config.told("n_head", "num_attention_heads", default=8),
+        end_vectors=2 * hidden[1],
         max_positions=config.size("seq_length", 0),
+        **ALL_BIASES,
     )
 
 

@@ -1,7 +1,6 @@
 """Families with experts, and with latent attention."""
 
 from dataclasses import replace
-from typing import Any
 
 from estimator.work.config import Config
 from estimator.work.families.common import (
@@ -13,6 +12,7 @@ from estimator.work.families.common import (
     layer_types,
     of_layers,
     predicted_tokens,
+    used_window,
     windowed,
     without_experts,
 )
@@ -65,7 +65,7 @@ def qwen3_moe(config: Config) -> Shape:
     experts = experts_of(
         config, "num_experts", "num_local_experts", default=128, chosen=8, size="moe_intermediate_size"
     )
-    window = config.size("sliding_window", 0) if config.flag("use_sliding_window", default=False) else 0
+    window = used_window(config)
     shape = decoder(config, "qwen3_moe", **experts, **biases(config), qk_norm=True, sliding_window=window)
     return _sparse(config, shape)
 
@@ -152,7 +152,7 @@ def _latent(config: Config) -> tuple[Mixer, dict[str, int]]:
     return mixer, {"head_dim": qk, "num_kv_heads": heads, "vectors": q_rank + kv_rank}
 
 
-def _deepseek_like(config: Config, family: str, mixer: Mixer, sizes: dict[str, int], **usual: Any) -> Shape:
+def _deepseek_like(config: Config, family: str, mixer: Mixer, sizes: dict[str, int], num_dense: int = 3) -> Shape:
     """Return a mixture of latent attention whose first layers are dense."""
     experts = experts_of(
         config, "n_routed_experts", "num_local_experts", default=256, chosen=8, size="moe_intermediate_size"
@@ -161,7 +161,7 @@ def _deepseek_like(config: Config, family: str, mixer: Mixer, sizes: dict[str, i
     notes = (GROUPED_NOTE, *predicted_tokens(config))
     shape = decoder(config, family, **experts, **sizes, mixer=mixer, shared_ffn_size=shared, notes=notes)
     dense = without_experts(shape, config.size("intermediate_size"))
-    first = config.count("first_k_dense_replace", usual.get("first", 3))
+    first = config.count("first_k_dense_replace", num_dense)
     return of_layers(dense_first(config, shape, dense, first))
 
 
@@ -172,10 +172,10 @@ def deepseek_v3(config: Config) -> Shape:
 
 def glm4_moe_lite(config: Config) -> Shape:
     """Read a config of glm4_moe_lite."""
-    return _deepseek_like(config, "glm4_moe_lite", *_latent(config), first=1)
+    return _deepseek_like(config, "glm4_moe_lite", *_latent(config), num_dense=1)
 
 
-def _indexed(config: Config, family: str) -> Shape:
+def deepseek_v32(config: Config) -> Shape:
     """Read latent attention to the keys that an indexer chooses.
 
     DeepSeek-AI 2025, DeepSeek-V3.2-Exp, section 2: `index_n_heads` small heads score all keys, the best `index_topk`
@@ -191,11 +191,6 @@ def _indexed(config: Config, family: str) -> Shape:
     )
     mixer = mixer._replace(name="indexed latent attention", matrices=(*matrices, *mixer.matrices))
     sizes = sizes | {"vectors": sizes["vectors"] + 2 * width, "sliding_window": config.size("index_topk", 2048)}
-    shape = _deepseek_like(config, family, mixer, sizes)
+    shape = _deepseek_like(config, "deepseek_v32", mixer, sizes)
     note = "the indexer's scores over all keys, and what it keeps"
     return replace(shape, notes=(*shape.notes, note))
-
-
-def deepseek_v32(config: Config) -> Shape:
-    """Read a config of deepseek_v32."""
-    return _indexed(config, "deepseek_v32")

@@ -1,6 +1,7 @@
 """The reader of each `model_type`."""
 
 from collections.abc import Callable
+from functools import partial
 
 from estimator.work.config import Config
 from estimator.work.families.dense import (
@@ -11,17 +12,13 @@ from estimator.work.families.dense import (
     gemma3,
     gemma4,
     glm,
-    glm4,
     gpt2,
-    granite,
     llama,
     ministral,
-    ministral3,
     mistral,
     mpt,
     olmo2,
     olmo3,
-    phi3,
     qwen2,
     qwen3,
     smollm3,
@@ -52,17 +49,17 @@ READERS: dict[str, Callable[[Config], Shape]] = {
     "gemma3_text": gemma3,
     "gemma4_text": gemma4,
     "glm": glm,
-    "glm4": glm4,
+    "glm4": partial(glm, family="glm4", num_post_norms=2),
     "glm4_moe": glm4_moe,
     "glm4_moe_lite": glm4_moe_lite,
     "gpt2": gpt2,
     "gpt_oss": gpt_oss,
-    "granite": granite,
+    "granite": partial(llama, family="granite"),
     "kimi_k2": deepseek_v3,
     "llama": llama,
     "llama4_text": llama4,
     "ministral": ministral,
-    "ministral3": ministral3,
+    "ministral3": partial(mistral, family="ministral3"),
     "mistral": mistral,
     "mixtral": mixtral,
     "mpt": mpt,
@@ -70,7 +67,7 @@ READERS: dict[str, Callable[[Config], Shape]] = {
     "olmo2": olmo2,
     "olmo3": olmo3,
     "olmoe": olmoe,
-    "phi3": phi3,
+    "phi3": partial(mistral, family="phi3"),
     "phimoe": phimoe,
     "qwen2": qwen2,
     "qwen2_moe": qwen2_moe,

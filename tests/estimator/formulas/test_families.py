@@ -1,21 +1,14 @@
 """Families whose layers differ or are unlike Llama's: parameters and FLOP as PyTorch counts them on the meta device."""
 
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from estimator.formulas.counts import head_matmul, layer_forward_flop, matmul_flop, num_parameters, step_flop
+from estimator.formulas.counts import num_parameters
 from estimator.formulas.layout import layout
 from estimator.work.plan import Plan
 from estimator.work.shape import Shape, load_shape, shape_from_config
+from tests.support.counted import config_of, counted_flop, counted_parameters, model_of, predicted_flop
 from tests.support.families import SMALL_FAMILIES
-
-ROWS, SEQ_LEN = 2, 16
-TOKENS = ROWS * SEQ_LEN
 
 COUNTED = (
     "deepseek_v3",
@@ -38,20 +31,12 @@ COUNTED = (
 """Whose products PyTorch counts as they are: no recurrent state, no indexer, no experts that all tokens run through."""
 
 
-def model_of(document: dict[str, Any]) -> PreTrainedModel:
-    """Return the model on the meta device, its experts as batched products, which the counter knows."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**document), attn_implementation="eager", experts_implementation="batched_mm"
-        )
-
-
 @pytest.mark.parametrize("name", SMALL_FAMILIES)
 def test_parameters_of_a_family(name: str) -> None:
     """A small model of each family has as many parameters as PyTorch holds, read as published or as saved."""
     document = SMALL_FAMILIES[name]
-    model = model_of(document)
-    counted = sum(p.numel() for p in model.parameters())
+    model = model_of(config_of(document))
+    counted = counted_parameters(model)
     assert num_parameters(shape_from_config(document, "small")) == counted
     assert num_parameters(shape_from_config(model.config.to_dict(), "small")) == counted
 
@@ -60,21 +45,9 @@ def test_parameters_of_a_family(name: str) -> None:
 @pytest.mark.parametrize("name", COUNTED)
 def test_flop_of_a_family(name: str) -> None:
     """Forward, backward and repeated passes take exactly the FLOP that PyTorch counts."""
-    model, shape = model_of(SMALL_FAMILIES[name]).train(), shape_from_config(SMALL_FAMILIES[name], "small")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    with FlopCounterMode(display=False) as counter:
-        logits = model(
-            input_ids=torch.zeros(ROWS, SEQ_LEN, dtype=torch.long, device="meta"),
-            attention_mask=torch.zeros(ROWS, 1, SEQ_LEN, SEQ_LEN, device="meta"),
-            position_ids=torch.zeros(ROWS, SEQ_LEN, dtype=torch.long, device="meta"),
-            use_cache=False,
-        ).logits
-        forward = counter.get_total_flops()
-        logits.sum().backward()
-    layers = sum(kind.num_layers * layer_forward_flop(TOKENS, SEQ_LEN, kind, causal=False) for kind in shape.kinds)
-    assert layers + matmul_flop(TOKENS, head_matmul(shape)) == forward
-    total = step_flop(TOKENS, SEQ_LEN, shape, causal=False, keeps_scores=True, recompute=True)
-    assert total == counter.get_total_flops()
+    document = SMALL_FAMILIES[name]
+    counted = counted_flop(model_of(config_of(document)), checkpointing=True)
+    assert predicted_flop(shape_from_config(document, "small"), checkpointing=True) == counted
 
 
 def kinds_of_stages(shape: Shape, plan: Plan) -> list[list[float]]:

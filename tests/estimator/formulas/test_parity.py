@@ -1,25 +1,26 @@
 """Parameters and FLOP as PyTorch counts them, on the meta device: no memory, no arithmetic, all the shapes."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedConfig
 
 from estimator.formulas.counts import (
     attention_backward_flop,
     attention_flop,
-    head_matmul,
-    layer_forward_flop,
-    matmul_flop,
     num_parameters,
-    step_flop,
 )
 from estimator.work.shape import Shape, builtin_configs, load_shape, shape_from_config
+from tests.support.counted import (
+    config_of,
+    counted_flop,
+    counted_parameters,
+    model_of,
+    predicted_flop,
+)
 from tests.support.strategies import MODEL_TYPES, documents, shapes
 
 FEW = settings(max_examples=max(settings.default.max_examples // 10, 5))
@@ -67,59 +68,10 @@ SMALL = {
     | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": None},
 }
 
-ROWS, SEQ_LEN = 2, 16
-TOKENS = ROWS * SEQ_LEN
-
-
-def config_of(document: dict[str, Any]) -> PreTrainedConfig:
-    """Return the config that transformers makes of a document."""
-    return AutoConfig.for_model(**document)
-
-
-def model_of(config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
-    """Return the model on the meta device.
-
-    Experts run as batched products: the counter does not know grouped ones, and the loop over the experts needs data.
-    """
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, experts_implementation="batched_mm"
-        )
-
 
 def shape_of(config: PreTrainedConfig) -> Shape:
     """Return the shape that is read from what transformers writes."""
     return shape_from_config(config.to_dict(), "small")
-
-
-def counted_parameters(model: PreTrainedModel) -> int:
-    """Return the parameters that PyTorch holds, a shared one once."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def counted_flop(model: PreTrainedModel, *, checkpointing: bool) -> tuple[int, int]:
-    """Return the FLOP that PyTorch counts in a forward pass, and in it and its backward pass."""
-    model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    with FlopCounterMode(display=False) as counter:
-        logits = model(
-            input_ids=torch.zeros(ROWS, SEQ_LEN, dtype=torch.long, device="meta"),
-            attention_mask=torch.zeros(ROWS, 1, SEQ_LEN, SEQ_LEN, device="meta"),
-            position_ids=torch.zeros(ROWS, SEQ_LEN, dtype=torch.long, device="meta"),
-            use_cache=False,
-        ).logits
-        forward = counter.get_total_flops()
-        logits.sum().backward()
-        return forward, counter.get_total_flops()
-
-
-def predicted_flop(shape: Shape, *, checkpointing: bool) -> tuple[float, float]:
-    """Return the same two by our counts; attention of the tested models computes the masked scores, and keeps them."""
-    layer = layer_forward_flop(TOKENS, SEQ_LEN, shape, causal=False)
-    forward = shape.num_layers * layer + matmul_flop(TOKENS, head_matmul(shape))
-    total = step_flop(TOKENS, SEQ_LEN, shape, causal=False, keeps_scores=True, recompute=checkpointing)
-    return float(forward), float(total)
 
 
 @pytest.mark.parametrize("name", SMALL)

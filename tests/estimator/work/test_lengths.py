@@ -1,5 +1,4 @@
 import json
-import os
 from math import ceil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from estimator.work import lengths as lengths_module
 from estimator.work.lengths import Lengths, lengths_of, packed_rows, read_lengths, useful_fraction
 from estimator.work.workload import MAX_COUNT
+from tests.support.paths import check_what_is_no_file
 
 rows = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 seq_lens = st.integers(1, 80)
@@ -203,15 +203,7 @@ def test_any_text_is_lengths_or_one_line(text: str, tmp_path_factory: pytest.Tem
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A path to nothing, a folder, a pipe and a name that is none are refused; bytes that are no text as such."""
-    os.mkfifo(tmp_path / "pipe")
-    for path, why in (
-        (tmp_path / "none", r"'.*': cannot be read; check the path"),
-        (tmp_path, r".*: is a directory, not a file; name a file in it"),
-        (tmp_path / "pipe", r".*: is a pipe, not a file; save what it carries as a file"),
-        (Path("a\0b"), r"'.*': is no path of a file; give one"),
-    ):
-        with pytest.raises(ValueError, match=rf"^lengths {why}$"):
-            read_lengths(path)
+    check_what_is_no_file(read_lengths, "lengths", tmp_path)
     (tmp_path / "rows").write_bytes(b"5\n\xff\xfe")
     with pytest.raises(ValueError, match=r"^lengths '.*rows': is not text in UTF-8; give a CSV with the columns"):
         read_lengths(tmp_path / "rows")

@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import MistralConfig
 
 from estimator.work.plan import parse_plan
 from tests.support.ranks import fork_server
+from tests.support.tiny import mistral_of
 from trainer.build import build_stages
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig
@@ -17,15 +17,7 @@ from trainer.look_ahead.dry_run import DEVICE, DryRun, _Step, check_dry_run, dry
 from trainer.look_ahead.meter import PURPOSES, Meter
 from trainer.parallel.mesh import make_place
 
-MODEL = MistralConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    sliding_window=None,
-)
+MODEL = mistral_of(4)
 LAYER = 64 * 64 * 2 + 64 * 16 * 2 + 3 * 64 * 128 + 2 * 64
 EMBEDDING, HEAD = 512 * 64, 512 * 64 + 64
 WHOLE = 4 * LAYER + EMBEDDING + HEAD

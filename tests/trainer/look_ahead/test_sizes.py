@@ -1,23 +1,15 @@
 from dataclasses import replace
 
 import pytest
-from transformers import MistralConfig
 
 from estimator.work.plan import Plan, parse_plan
+from tests.support.tiny import mistral_of
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig
 from trainer.look_ahead.dry_run import dry_run
 from trainer.look_ahead.sizes import Measured, Size, extrapolated, measured_sizes, size_of
 
-MODEL = MistralConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=7,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    sliding_window=None,
-)
+MODEL = mistral_of(7)
 
 
 @pytest.mark.parametrize(
@@ -29,22 +21,19 @@ MODEL = MistralConfig(
         ("num_stages=2,num_micro_batches=5", 10, 0),
         ("num_stages=2,num_micro_batches=5", 10, 4),
         ("num_stages=2,num_micro_batches=5,schedule=gpipe", 10, 4),
+        ("num_micro_batches=1,tp=2", 5, 0),
     ],
 )
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")  # of the embedding under tp
 def test_a_few_layers_and_micro_batches_tell_of_all(plan: str, layers: int, rank: int) -> None:
     """What is run and extrapolated equals a run of the whole to the byte, for each purpose, and to the FLOP."""
-    model = replace_layers(layers)
+    model = mistral_of(layers)
     config = replace(TrainConfig(plan=parse_plan(plan), data=DataConfig(seq_len=64)), precision="bf16-mixed")
     few, whole = (
         dry_run(config, model, world_size=8, local_size=4, rank=rank, in_full=in_full) for in_full in (False, True)
     )
     assert few.num_bytes == whole.num_bytes
     assert (few.num_flop, few.phase) == (whole.num_flop, whole.phase)
-
-
-def replace_layers(count: int) -> MistralConfig:
-    """Return the model with so many layers."""
-    return MistralConfig(**MODEL.to_dict() | {"num_hidden_layers": count, "layer_types": None})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.runs.logs.text import CHUNK_BYTES, LONGEST_LINE, LogText, plain, split_lines
+from tests.support.paths import check_what_is_no_file
 
 
 def lines(path: Path, content: bytes) -> list[str]:
@@ -71,12 +71,4 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
 
 def test_a_log_that_is_not_there(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible path are refused by name."""
-    os.mkfifo(tmp_path / "pipe")
-    for path, why in (
-        (tmp_path / "no.log", r"'.*': cannot be read; check the path"),
-        (tmp_path, r".*: is a directory, not a file; name a file in it"),
-        (tmp_path / "pipe", r".*: is a pipe, not a file; save what it carries as a file"),
-        (Path("a\0b"), r"'.*': is no path of a file; give one"),
-    ):
-        with pytest.raises(ValueError, match=rf"^log {why}$"):
-            list(LogText(path).texts())
+    check_what_is_no_file(lambda path: list(LogText(path).texts()), "log", tmp_path)
