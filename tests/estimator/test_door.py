@@ -9,6 +9,7 @@ import pytest
 
 import estimator
 from estimator import calibrate, estimate, load_shape, load_stack, read_runs
+from tests.support.every_flavor import every_flavor
 from tests.support.paths import GOLDEN, ROOT
 
 STEPS = GOLDEN / "logs" / "steps.jsonl"
@@ -100,7 +101,7 @@ def test_every_public_name_is_there() -> None:
         lambda: estimate(flavor="4xLarge.2048GB").best,
         lambda: estimate(flavor="4xLarge.2048GB", why="num_stages=3"),
         lambda: estimate(flavor="Small.64GB"),
-        lambda: estimate(flavor="all"),
+        every_flavor,
         lambda: estimate(flavor=["Small.64GB"]),
         lambda: load_stack("nanotron"),
         lambda: load_shape("mistralai/Mistral-7B-v0.1"),

@@ -3,18 +3,23 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estimator.report.text_flavors import print_flavors
 from estimator.search.planner import offers
 from estimator.stack.stack import builtin_stacks
 from estimator.work.plan import parse_fields, parse_plan
 from hardware.catalog import load_catalog
+from hardware.command import open_console
 from hardware.smi.switching import switch_flavor
 from tests.support.commands import estimate as call
+from tests.support.every_flavor import every_flavor
 from tests.support.paths import GOLDEN as GOLDEN_FOLDER
 
 GOLDEN = tomllib.loads((GOLDEN_FOLDER / "seed.toml").read_text(encoding="utf-8"))["seed"]
@@ -144,7 +149,7 @@ def test_ranges_are_ordered(flavor: str) -> None:
 
 def test_every_flavor_is_answered() -> None:
     """`--flavor all` has the 13 flavors of the menu, both others, and 1 to 8 nodes of H100, H200 and A100."""
-    document = call_json("--flavor", "all")
+    document = call_json("--flavor", "all", "--space", "moai")
     assert document["schema"] == "estimates/1"
     names = [entry["flavor"]["name"] for entry in document["estimates"]]
     assert len(names) == len(set(names)) > 15
@@ -154,16 +159,17 @@ def test_every_flavor_is_answered() -> None:
     assert sorted(marks) == ["cheapest", "fastest", "knee"]
 
 
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_the_table_of_flavors_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_the_table_of_flavors_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """On 80 columns and on 200, each flavor's name and headline number stand whole."""
-    monkeypatch.setenv("COLUMNS", columns)
-    status, out, _ = call("--flavor", "all")
-    assert status == 0
-    for entry in call_json("--flavor", "all")["estimates"]:
-        assert entry["flavor"]["name"] in out
-        if entry["best"]:
-            assert f"{entry['best']['throughput']['tokens_per_s']['value']:,.0f}" in out
+    found = every_flavor()
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        with redirect_stdout(StringIO()) as out:
+            print_flavors(open_console(), found.estimates, found.objective, found.limits, found.chosen)
+        for one in found:
+            assert one.flavor.id in out.getvalue()
+            if one.best:
+                assert f"{one.best.tokens_per_s.value:,.0f}" in out.getvalue()
 
 
 def test_both_spellings_are_one_flavor() -> None:
@@ -321,10 +327,10 @@ def test_limits() -> None:
     assert status == 3
     assert "its best plan takes 52.3 min, 22.3 min more than the deadline" in err
     assert call("--deadline", "1h", "--budget", "100")[0] == 0
-    status, _, err = call("--flavor", "all", "--budget", "1")
+    three = "mi300x8,4xlarge,h100-sxm-80gb-16"
+    status, _, err = call("--flavor", three, "--budget", "1", "--space", "moai")
     assert status == 3
     assert "no flavor keeps the limits; on " in err
-    three = "mi300x8,4xlarge,h100-sxm-80gb-16"
     chosen = call_json("--flavor", three, "--objective", "cost", "--deadline", "10m")["chosen"]
     assert (chosen, call_json("--flavor", three, "--objective", "cost")["chosen"]) == ("h100-sxm-80gb-16", "mi300x8")
 
@@ -354,7 +360,8 @@ def test_failures_are_counted_when_asked(seed: dict) -> None:
 
 def test_a_precision_is_offered_where_it_runs() -> None:
     """`--flavor all` leaves out the accelerators that lack a precision."""
-    names = [e["flavor"]["accelerator"] for e in call_json("--flavor", "all", "--precision", "fp8-mixed")["estimates"]]
+    document = call_json("--flavor", "all", "--precision", "fp8-mixed", "--space", "moai")
+    names = [entry["flavor"]["accelerator"] for entry in document["estimates"]]
     assert "h100-sxm-80gb" in names
     assert "mi250" not in names
 

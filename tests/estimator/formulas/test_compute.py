@@ -109,7 +109,7 @@ def test_arrays_are_their_elements(products: list[tuple[int, int, int]], num_uni
     columns = [np.array(column) for column in zip(*products, strict=True)]
     together = matmul_seconds(*columns, num_compute_units=num_units, **RATES)
     alone = [matmul_seconds(*product, num_compute_units=num_units, **RATES) for product in products]
-    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_max_ulp(together, np.array(alone), maxulp=4)  # a power of one number rounds otherwise
 
 
 accelerators = st.sampled_from(load_catalog().accelerators)
