@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.arrays import Array, Num
+from estimator.arrays import Array, Num, total
 from estimator.formulas.counts import dense_parameters, end_parameters, expert_parameters, head_matmul
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers
@@ -211,12 +211,12 @@ class StageBytes(NamedTuple):
     @property
     def of_state(self) -> Array:
         """Those of the fullest moment that no fit scales."""
-        return np.asarray(sum(self.parts[name] for name in STATE))
+        return total(self.parts[name] for name in STATE)
 
     @property
     def of_work(self) -> Array:
         """The others."""
-        return np.asarray(sum(part for name, part in self.parts.items() if name not in STATE))
+        return total(part for name, part in self.parts.items() if name not in STATE)
 
 
 def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
@@ -256,7 +256,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         "logits": np.where(at_end, 0.0, logits),
         "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
-    return StageBytes(parts, np.asarray(sum(state.values())))
+    return StageBytes(parts, total(state.values()))
 
 
 def workspace_bytes(inputs: StepInputs, efficiencies: Efficiencies, held: Num) -> Array:
@@ -281,8 +281,8 @@ class Memory(NamedTuple):
 
     def held(self, stage: StageBytes) -> Array:
         """Bytes of a device of a stage: no less than what is certain of it."""
-        total = self.factor * (stage.of_state + self.ratio * stage.of_work + self.base_bytes)
-        return np.maximum(total, stage.certain)
+        beside = self.factor * (self.ratio * stage.of_work + self.base_bytes)
+        return np.maximum(self.factor * stage.of_state + beside, stage.certain)
 
     def as_counted(self) -> "Memory":
         """Return what tensors hold, without what a stack was measured to hold beyond them."""

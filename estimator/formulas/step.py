@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.arrays import Array, Num
+from estimator.arrays import Array, Num, total
 from estimator.formulas.attention import attention_passes
 from estimator.formulas.collectives import (
     context_parallel_seconds,
@@ -191,7 +191,7 @@ class StepTime(NamedTuple):
     @property
     def seconds(self) -> Array:
         """Seconds of a step."""
-        return np.asarray(sum(self.breakdown.values()))
+        return total(self.breakdown.values())
 
 
 class DeviceTime(NamedTuple):
@@ -254,8 +254,10 @@ def plan_step(inputs: StepInputs, efficiencies: Efficiencies, steps_per_read: in
     launch = launch_seconds(inputs, efficiencies, launched)
     if habits.single_controller:
         # it launches before the devices run; only until the next read of the loss does it run ahead
-        hidden = np.maximum(launch - sum(breakdown.values()), 0.0)
-        host = (launch + (steps_per_read - 1) * hidden) / steps_per_read
+        host = launch
+        if steps_per_read > 1:
+            hidden = np.maximum(launch - total(breakdown.values()), 0.0)
+            host = (launch + (steps_per_read - 1) * hidden) / steps_per_read
     else:
         waits = host_waits(device, factor, launched, plan, efficiencies.host_fill)
         host = np.maximum(waits, 0.0) + efficiencies.launch_s_per_step

@@ -1,6 +1,7 @@
 """Sets of plans: what the MoAI platform searches, and everything that can run."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -74,12 +75,24 @@ MOST_SEQUENCES = 32
 MOST_VIRTUAL = 16
 """Chunks of an interleaved stage at most."""
 
-CHUNK = 2**15
-"""Plans evaluated at once: arrays of that many numbers stay in a core's cache, and memory stays bounded."""
+CHUNK = 2**17
+"""Plans evaluated at once: enough that numbers, not calls, take the time, few enough that memory stays bounded."""
 
 
-def full_space(workload: Workload, machine: Machine, habits: Habits, fixed: Fixed | None = None) -> Iterator[Plans]:
-    """Yield every plan that can run, once, in blocks that are grids: layouts down, ways to save memory across.
+class Block(NamedTuple):
+    """A grid of plans: layouts along the first axis, then an axis for each choice of what saves memory.
+
+    Its shape is (layouts, recomputations, shardings, 2 or 1, 2 or 1), so that a term of a formula is computed once for
+    each combination of the choices that it depends on, and not for each plan.
+    """
+
+    plans: Plans
+    is_distinct: Array
+    """Which of the plans differ from all others in something that happens; broadcasts against them."""
+
+
+def full_space(workload: Workload, machine: Machine, habits: Habits, fixed: Fixed | None = None) -> Iterator[Block]:
+    """Yield every plan that can run, once, in blocks that are grids.
 
     A plan that differs from another in nothing that happens is left out: sharding over one replica, sequence
     parallelism of one rank, dropping scores that a fused kernel never writes. What is given of a plan stays as it is.
@@ -87,22 +100,24 @@ def full_space(workload: Workload, machine: Machine, habits: Habits, fixed: Fixe
     fixed = fixed or {}
     layouts = _layouts(workload, machine, fixed)
     fused, has_host = habits.fuses_attention(workload.shape), machine.node.host is not None
-    kinds, kind_of = np.unique(_kinds(layouts, workload, machine), axis=0, return_inverse=True)
+    largest = _largest_stage(layouts, workload)
+    kinds, kind_of = np.unique(_kinds(layouts, machine), axis=0, return_inverse=True)
     for i, kind in enumerate(kinds.tolist()):
-        ways = _kept(_ways(_Kind(*kind), fixed, fused=fused, has_host=has_host), fixed)
-        if not len(ways):
-            continue
         rows = np.flatnonzero(kind_of.ravel() == i)
-        size = max(CHUNK // len(ways), 1)
-        for start in range(0, len(rows), size):
-            yield _grid(_chosen(layouts, rows[start : start + size]), ways)
+        rows = rows[np.argsort(-largest[rows], kind="stable")]  # neighbours have as many layers to choose from
+        while len(rows):
+            ways = _ways(_Kind(*kind), int(largest[rows[0]]), fixed, fused=fused, has_host=has_host)
+            count = math.prod(len(choices) for choices in ways)
+            size = max(CHUNK // max(count, 1), 1)
+            if count:
+                plans = _grid(_chosen(layouts, rows[:size]), ways)
+                yield Block(plans, plans.recomputed_layers < largest[rows[:size]].reshape(-1, *[1] * len(ways)))
+            rows = rows[size:]
 
 
 class _Kind(NamedTuple):
-    """What the ways to save memory depend on in a layout."""
+    """What the ways to save memory depend on in a layout, beside the layers of its fullest stage."""
 
-    largest_stage: int
-    """Layers of the fullest stage."""
     has_tp: int
     replica_kind: int
     """0 with one replica, 1 with several in one node or one per node, 2 with several in each of several nodes."""
@@ -149,13 +164,6 @@ def _has(plans: Plans, given: Fixed) -> Array:
     return kept
 
 
-def _kept(ways: Plans, fixed: Fixed) -> Plans:
-    """Return the ways to save memory that have what is given, none where none has."""
-    own = {field.name: fixed[field.name] for field in PLAN_FIELDS if field.saves_memory and field.name in fixed}
-    rows = _has(ways, own)
-    return Plans(**{field.name: np.broadcast_to(ways.arrays[field.name], ways.shape)[rows] for field in PLAN_FIELDS})
-
-
 def _chosen(layouts: Plans, rows: Array) -> Plans:
     """Return some of the layouts, by their places or by a mask."""
     shape, arrays = layouts.shape, layouts.arrays
@@ -163,15 +171,20 @@ def _chosen(layouts: Plans, rows: Array) -> Plans:
     return Plans(**{name: np.broadcast_to(arrays[name], shape)[rows] for name in names})
 
 
-def _kinds(layouts: Plans, workload: Workload, machine: Machine) -> Ints:
-    """Return the kind of each layout, shape (layouts, 3)."""
+def _largest_stage(layouts: Plans, workload: Workload) -> Ints:
+    """Return the layers of the fullest stage of each layout, shape (layouts,)."""
     stages, first, last = layouts.num_stages, layouts.first_layers, layouts.last_layers
     between = np.maximum(np.where(first > 0, stages - 2, stages), 1)
     middle = (workload.shape.num_layers - first - last) // between
+    return np.asarray(np.maximum(middle, np.maximum(first, last)))
+
+
+def _kinds(layouts: Plans, machine: Machine) -> Ints:
+    """Return the kind of each layout, shape (layouts, 2)."""
     replicas = layouts.data_parallel(machine.num_devices) * layouts.cp
     in_node = np.clip(machine.devices_per_node // layouts.tp, 1, replicas)
     replica_kind = np.where(replicas == 1, 0, np.where((in_node > 1) & (in_node < replicas), 2, 1))
-    return np.stack([np.maximum(middle, np.maximum(first, last)), layouts.tp > 1, replica_kind], axis=1)
+    return np.stack([layouts.tp > 1, replica_kind], axis=1)
 
 
 def _pipelines(stages: int, num_layers: int, ends: tuple[int, int]) -> list[tuple[int, int, int, int, int]]:
@@ -210,43 +223,55 @@ def _uneven_splits(stages: int, num_layers: int) -> list[tuple[int, int]]:
     return found
 
 
-def _ways(kind: _Kind, fixed: Fixed, *, fused: bool, has_host: bool) -> Plans:
-    """Return the ways to save memory in a layout, the work laid as usual: shape (ways,).
+class _Choices(NamedTuple):
+    """Values that some fields of a plan take together, a tuple for each choice."""
+
+    fields: tuple[str, ...]
+    values: Sequence[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        """Return the number of choices."""
+        return len(self.values)
+
+    def having(self, fixed: Fixed) -> "_Choices":
+        """Return the choices that have what is given of a plan."""
+        given = {own.name: own.array([fixed[own.name]])[0] for own in PLAN_FIELDS if own.name in fixed}
+        wanted = [(i, given[name]) for i, name in enumerate(self.fields) if name in given]
+        return _Choices(self.fields, [value for value in self.values if all(value[i] == want for i, want in wanted)])
+
+
+def _ways(kind: _Kind, largest_stage: int, fixed: Fixed, *, fused: bool, has_host: bool) -> list[_Choices]:
+    """Return the ways to save memory in a layout: any choice of the first goes with any of the others.
 
     Of ways that come to the same, the usual one, unless another is given.
     """
     none, selective, full = range(len(RECOMPUTATIONS))
     counts = {2**i for i in range(10)} | {fixed.get("recomputed_layers") or 1}
-    partly = [(full, count) for count in sorted(counts) if count < kind.largest_stage]
+    partly = [(full, count) for count in sorted(counts) if count < largest_stage]
     drops_scores = not fused or fixed.get("recomputation") == "selective"
     recomputations = [(none, 0), *([(selective, 0)] if drops_scores else []), (full, 0), *partly]
     shardings = [(stage, False) for stage in range(4) if kind.replica_kind > 0 or fixed.get("zero_stage", 3) == stage]
     within = kind.replica_kind == 2 or fixed.get("shard_within_node")
     shardings += [(stage, True) for stage in (1, 2, 3)] if within else []
-    rows = [
-        (*recomputation, *sharding, sequence, offload)
-        for recomputation in recomputations
-        for sharding in shardings
-        for sequence in ((True, False) if kind.has_tp or "sequence_parallel" in fixed else (True,))
-        for offload in ((False, True) if has_host else (False,))
-    ]
-    recomputation, layers, zero_stage, within_node, sequence, offload = map(np.array, zip(*rows, strict=True))
-    return Plans(
-        recomputation=recomputation,
-        recomputed_layers=layers,
-        zero_stage=zero_stage,
-        shard_within_node=within_node,
-        sequence_parallel=sequence,
-        offload_optimizer=offload,
+    splits = [(True,), (False,)] if kind.has_tp or "sequence_parallel" in fixed else [(True,)]
+    offloads = [(False,), (True,)] if has_host else [(False,)]
+    ways = (
+        _Choices(("recomputation", "recomputed_layers"), recomputations),
+        _Choices(("zero_stage", "shard_within_node"), shardings),
+        _Choices(("sequence_parallel",), splits),
+        _Choices(("offload_optimizer",), offloads),
     )
+    return [choices.having(fixed) for choices in ways]
 
 
-def _grid(layouts: Plans, ways: Plans) -> Plans:
-    """Return the plans of every layout in every way, arrays of shape (layouts, 1) and (1, ways)."""
-    down, across = layouts.arrays, ways.arrays
-    return Plans(
-        **{own.name: across[own.name][None] if own.saves_memory else down[own.name][:, None] for own in PLAN_FIELDS}
-    )
+def _grid(layouts: Plans, ways: Sequence[_Choices]) -> Plans:
+    """Return the plans of every layout in every way: layouts along the first axis, then an axis for each choice."""
+    fields = {name: array.reshape(-1, *[1] * len(ways)) for name, array in layouts.arrays.items()}
+    for axis, choices in enumerate(ways, start=1):
+        shape = [len(choices) if i == axis else 1 for i in range(len(ways) + 1)]
+        for name, column in zip(choices.fields, zip(*choices.values, strict=True), strict=True):
+            fields[name] = np.array(column).reshape(shape)
+    return Plans(**fields)
 
 
 def _divisors_of(number: int) -> list[int]:

@@ -12,6 +12,7 @@ from estimator.formulas.memory import host_bytes, plan_memory
 from estimator.formulas.step import plan_step
 from estimator.predict.evaluate import host_memory
 from estimator.predict.prediction import usable_bytes
+from estimator.search.spaces import Block
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
@@ -34,7 +35,7 @@ class Sweep(NamedTuple):
 
 
 def sweep(
-    blocks: Iterable[Plans],
+    blocks: Iterable[Block],
     workload: Workload,
     machine: Machine,
     stack: Stack,
@@ -47,7 +48,7 @@ def sweep(
     By the formulas alone: what a stack learned beside (`residual`) takes a thousand times as long.
 
     Args:
-        blocks: fields of any shapes that broadcast.
+        blocks: as `full_space` yields them.
         workload: the work.
         machine: devices, links and network.
         stack: the software.
@@ -58,8 +59,8 @@ def sweep(
     usable, high = usable_bytes(machine, stack), _memory_high(stack)
     safe, risky, missed = _Best(kept), _Best(kept), _Best(1)
     num_plans = num_possible = num_faster = 0
-    for plans in blocks:
-        able = are_trainable(plans, workload.shape) if stack.trainer == TRAINER else np.True_
+    for plans, is_distinct in blocks:
+        able = is_distinct & (are_trainable(plans, workload.shape) if stack.trainer == TRAINER else np.True_)
         inputs = step_inputs(plans, workload, machine, stack.habits)
         step_s = plan_step(inputs, efficiencies).seconds
         used = np.broadcast_to(plan_memory(inputs, efficiencies).peak_bytes, plans.shape)
@@ -67,12 +68,14 @@ def sweep(
         if machine.node.host:
             fits &= host_bytes(inputs) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step_s, plans.shape), used * high <= usable
-        safe.offer(plans, np.where(fits & is_safe, seconds, np.inf))
-        risky.offer(plans, np.where(fits & ~is_safe, seconds, np.inf))
-        missed.offer(plans, np.where(able & ~fits, used, np.inf))
+        safe.offer(plans, seconds, fits & is_safe)
+        risky.offer(plans, seconds, fits & ~is_safe)
         num_plans += int(np.broadcast_to(able, plans.shape).sum())
         num_possible += int(fits.sum())
-        num_faster += int((fits & (seconds < faster_than)).sum())
+        if not num_possible:
+            missed.offer(plans, used, np.broadcast_to(able, plans.shape))
+        if faster_than:
+            num_faster += int((fits & (seconds < faster_than)).sum())
     best = [*safe.plans, *risky.plans]
     return Sweep(num_plans, num_possible, num_faster, best or missed.plans)
 
@@ -95,16 +98,17 @@ class _Best:
         self.found: list[tuple[float, int, Plan]] = []
         self.num_offered = 0
 
-    def offer(self, plans: Plans, values: Array) -> None:
-        """Take in the plans of a block; those of infinite value do not count."""
-        flat = values.ravel()
+    def offer(self, plans: Plans, values: Array, counts: Array) -> None:
+        """Take in the plans of a block that count, each of its value."""
         worst = self.found[-1][0] if len(self.found) == self.kept else np.inf
-        better = np.flatnonzero(flat < worst)
+        better = np.flatnonzero(counts & (values < worst))
+        found = values[np.unravel_index(better, values.shape)]
         if len(better) > self.kept:
-            better = better[np.argpartition(flat[better], self.kept - 1)[: self.kept]]
-        self.found += [(float(flat[i]), self.num_offered + int(i), plans[int(i)]) for i in better]
-        self.found = sorted(self.found, key=lambda item: item[:2])[: self.kept]
-        self.num_offered += flat.size
+            best = np.argpartition(found, self.kept - 1)[: self.kept]
+            better, found = better[best], found[best]
+        each = zip(found.tolist(), (self.num_offered + better).tolist(), plans.each(better), strict=True)
+        self.found = sorted([*self.found, *each], key=lambda item: item[:2])[: self.kept]
+        self.num_offered += len(plans)
 
     @property
     def plans(self) -> list[Plan]:

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from itertools import product
+from itertools import compress, product
+from math import prod
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.formulas.machine import Machine
-from estimator.search.spaces import CHUNK, full_space, moai_space, nearest_batch
+from estimator.search.spaces import CHUNK, Block, full_space, moai_space, nearest_batch
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.rules import are_legal
 from estimator.work.shape import Shape, load_shape
@@ -29,21 +30,28 @@ Row = tuple[int, ...]
 
 
 def rows_of(plans: Plans) -> list[Row]:
-    """Return every plan of a block."""
+    """Return every plan of a grid."""
     columns = [np.broadcast_to(getattr(plans, name), plans.shape).ravel().tolist() for name in NAMES]
     return list(zip(*columns, strict=True))
+
+
+def distinct_rows(block: Block) -> list[Row]:
+    """Return every plan of a block that differs from all others."""
+    kept = np.broadcast_to(block.is_distinct, block.plans.shape).ravel().tolist()
+    return list(compress(rows_of(block.plans), kept))
 
 
 @given(st.sampled_from(CATALOG.flavors), st.integers(1, 6), st.integers(0, 10), st.sampled_from(["always", ()]))
 @FEW
 def test_blocks_stay_small(flavor: Flavor, odd: int, power: int, fused: str) -> None:
-    """A block is a grid of no more plans than fit a core's cache, unless it is one layout."""
+    """A block is a grid of a bounded number of plans, unless it is one layout; most of them differ from all others."""
     habits = HABITS.model_copy(update={"fused_attention": fused})
     workload = Workload(MIXTURE, 2048, odd * 2**power, 1)
     for block in full_space(workload, Machine.of(CATALOG, flavor), habits):
-        layouts, ways = block.shape
-        assert layouts == 1 or layouts * ways <= CHUNK
-        assert len(block) == layouts * ways > 0
+        layouts, *ways = block.plans.shape
+        assert layouts == 1 or len(block.plans) <= CHUNK
+        assert len(block.plans) == layouts * prod(ways) > 0
+        assert np.broadcast_to(block.is_distinct, block.plans.shape).mean() > 0.3
 
 
 def every_layout(workload: Workload, num_devices: int) -> Iterator[Plan]:
@@ -113,15 +121,16 @@ def test_the_full_space_is_what_loops_find(
     found = [
         row
         for block in full_space(workload, machine, HABITS.model_copy(update={"fused_attention": fused}))
-        for row in rows_of(block)
+        for row in distinct_rows(block)
     ]
     assert sorted(found) == sorted(rows_of(Plans.of(expected)) if expected else [])
 
 
-def holds(block: Plans, plan: Row) -> bool:
+def holds(block: Block, plan: Row) -> bool:
     """Whether a block has a plan."""
-    equal = [getattr(block, name) == value for name, value in zip(NAMES, plan, strict=True)]
-    return bool(np.logical_and.reduce([np.broadcast_to(column, block.shape) for column in equal]).any())
+    equal = [getattr(block.plans, name) == value for name, value in zip(NAMES, plan, strict=True)]
+    shape = block.plans.shape
+    return bool(np.logical_and.reduce([np.broadcast_to(each, shape) for each in (*equal, block.is_distinct)]).any())
 
 
 @FEW

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from estimator.formulas.machine import Machine
 from estimator.predict.evaluate import PlanEstimate, evaluate
-from estimator.search.spaces import full_space, moai_space
+from estimator.search.spaces import Block, full_space, moai_space
 from estimator.search.sweep import sweep
 from estimator.stack.stack import load_stack
 from estimator.work.plan import Plans
@@ -36,12 +36,14 @@ def machine_of(accelerator: str, num_devices: int, *, memory: float = 1.0, host_
     )
 
 
-def flat(plans: Plans) -> Plans:
-    """Return a block's plans without its grid."""
-    return Plans(**{name: np.broadcast_to(array, plans.shape).ravel() for name, array in plans.arrays.items()})
+def flat(block: Block) -> Plans:
+    """Return a block's distinct plans without its grid."""
+    shape = block.plans.shape
+    kept = np.broadcast_to(block.is_distinct, shape)
+    return Plans(**{name: np.broadcast_to(array, shape)[kept] for name, array in block.plans.arrays.items()})
 
 
-def one_by_one(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> list[PlanEstimate]:
+def one_by_one(blocks: Iterable[Block], workload: Workload, machine: Machine) -> list[PlanEstimate]:
     """Return the estimate of each plan, from tables without grids, whose rows are their plans alone."""
     tables = [evaluate(flat(block), workload, machine, STACK) for block in blocks]
     return [table.row(i, None) for table in tables for i in range(len(table.plans))]
@@ -98,7 +100,7 @@ def test_how_many_are_faster() -> None:
         assert found.num_faster == sum(each < limit for each in seconds)
 
 
-def optimum(blocks: Iterable[Plans], workload: Workload, machine: Machine) -> float:
+def optimum(blocks: Iterable[Block], workload: Workload, machine: Machine) -> float:
     """Return the seconds of the fastest step that fits; infinite where none does."""
     found = sweep(blocks, workload, machine, STACK, kept=1)
     if not found.num_possible:
@@ -155,5 +157,5 @@ def test_a_larger_space_is_never_slower(workload: Workload, flavor: Flavor, part
     machine = machine._replace(accelerator=few)
     platform = moai_space(flavor, workload.global_batch)
     legal = [platform[i] for i in np.flatnonzero(are_legal(platform, workload, machine.num_devices))]
-    of_platform = optimum([Plans.of(legal)] if legal else [], workload, machine)
+    of_platform = optimum([Block(Plans.of(legal), np.True_)] if legal else [], workload, machine)
     assert best_of_all(workload, machine) <= of_platform * (1 + 1e-12)
