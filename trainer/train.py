@@ -25,7 +25,7 @@ from trainer.measure import Step, Stopwatch, gather, peak_memory
 from trainer.parallel.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from trainer.parallel.mesh import World, local_device, make_place, start_processes
 from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
-from trainer.parallel.parallelize import compute_dtype, weight_dtype
+from trainer.parallel.parallelize import chunks_loss, compute_dtype, weight_dtype
 from trainer.parallel.pipeline import Passes, Rows
 from trainer.parallel.weights import draw_weights, export_weights, load_weights
 from trainer.source import ModelSource
@@ -138,6 +138,7 @@ class Run:
             "precision": config.precision,
             "attention": config.attention,
             "compiled": config.compiles,
+            "loss": "chunked" if chunks_loss(config.plan) else "whole",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 

@@ -222,9 +222,8 @@ class StageBytes(NamedTuple):
 def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
     """Bytes that each device of a pipeline stage allocates at its peak, by purpose.
 
-    Logits are those of one micro-batch, but for GPipe's, which all wait. Of a single micro-batch whose gradients have
-    no lasting buffers, activations go as gradients come: the peak is at the begin of the backward pass or at its end.
-    At its begin the logits are gone before the last layer is repeated.
+    Of a single micro-batch whose gradients have no lasting buffers, activations go as gradients come: the peak is at
+    the begin of the backward pass or at its end. At its begin the logits are gone before the last layer is repeated.
 
     Args:
         inputs: plans, a model and a machine.
@@ -235,8 +234,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
     heads = max(kind.num_heads for kind in shape.kinds)
     scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
-    waiting = np.where(inputs.plan.follows("gpipe"), stage.held, 1.0)
-    logits = np.asarray(stage.has_head) * waiting * tokens / tp * head_matmul(shape).out_size * habits.logit_bytes
+    logits = np.asarray(stage.has_head) * logit_bytes(inputs, stage.held)
     state = state_bytes(inputs, stage)
     come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
     of_last_layer = activations / np.maximum(stage.num_layers, 1)
@@ -257,6 +255,21 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
     return StageBytes(parts, total(state.values()))
+
+
+def logit_bytes(inputs: StepInputs, held: Num) -> Array:
+    """Bytes of the logits of the last stage: of one micro-batch, but for GPipe's, which all wait."""
+    plan, habits, size = inputs.plan, inputs.habits, head_matmul(inputs.shape).out_size
+    whole = np.where(plan.follows("gpipe"), held, 1.0) * inputs.tokens / plan.tp * size
+    if not habits.chunked_logits:
+        return np.asarray(whole * habits.logit_bytes)
+    chunked = np.minimum(whole, habits.chunked_logits) * habits.activation_bytes
+    return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
+
+
+def chunks_loss(plan: Layout) -> Array:
+    """Whether a loss in chunks can be one: where ranks do not share the vocabulary, and no logits wait."""
+    return ~(plan.follows("gpipe") & (plan.num_stages > 1)) & np.equal(plan.tp, 1)
 
 
 def workspace_bytes(inputs: StepInputs, efficiencies: Efficiencies, held: Num) -> Array:

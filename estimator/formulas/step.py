@@ -19,8 +19,14 @@ from estimator.formulas.counts import adapter_matmuls, head_matmul, layer_matmul
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
-from estimator.formulas.memory import RankParameters, Stage, fullest_rank, rank_parameters
-from estimator.formulas.traffic import KERNEL_S, KERNELS, executed_traffic, loss_traffic_bytes
+from estimator.formulas.memory import RankParameters, Stage, chunks_loss, fullest_rank, rank_parameters
+from estimator.formulas.traffic import (
+    KERNEL_S,
+    KERNELS,
+    chunked_loss_traffic_bytes,
+    executed_traffic,
+    loss_traffic_bytes,
+)
 from estimator.stack.efficiencies import Efficiencies
 
 HOST_MEMORY_EFFICIENCY = 0.5
@@ -136,7 +142,10 @@ def end_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) ->
     usual = rates._replace(weights_flop_per_s=rates.flop_per_s, precision=rates.usual_precision)
     passes = matmul_passes(tokens, head_matmul(shape), plan, usual)
     head = sum(passes.frozen() if shape.lora_rank else passes)
-    loss = loss_traffic_bytes(habits) * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
+    moved: Num = loss_traffic_bytes(habits)
+    if habits.chunked_logits:
+        moved = np.where(chunks_loss(plan), chunked_loss_traffic_bytes(habits), moved)
+    loss = moved * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
     reduced = tensor_parallel_seconds(inputs.passed_bytes, plan, machine, efficiencies.hop_s)
     return Ends(embedding, np.asarray(head), loss, reduced)
 

@@ -82,3 +82,15 @@ def loss_traffic_bytes(habits: Habits) -> float:
     if habits.execution == "kernels":
         return 2.0 * (act + 4.0)
     return 12.0 + 4.0 + 16.0 + (2.0 * (act + 4.0) if act < 4 else 0.0)
+
+
+def chunked_loss_traffic_bytes(habits: Habits) -> float:
+    """Bytes per logit through memory of a loss in chunks, whose gradient takes the logits' place (trainer's `loss.py`).
+
+    Compiled: read for their sum, read and written for their softmax. Else a log-softmax that reads them three times and
+    writes 32 bits, its exponential in place, and the copy back.  # assumed: passes counted, none timed
+    """
+    act = habits.activation_bytes
+    if habits.execution == "compiled":
+        return 3.0 * act
+    return 3.0 * act + 4.0 + 8.0 + 4.0 + act

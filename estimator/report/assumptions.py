@@ -131,6 +131,7 @@ def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
     kernels = "CK flash attention beside matrix products in one run on MI300X (TraceLens, Hyperloom)"
     if habits.attention_kernel == "torch":
         kernels = "where it is not cuDNN's, whose speed was measured on an H200: " + kernels
+    chunked, whole = traffic.chunked_loss_traffic_bytes, traffic.loss_traffic_bytes
     code = "ops of the eager attention of Hugging Face decoders, counted"
     return [
         ("kernel tiles", tiles, "rows x columns", "assumed", "tiles that hipBLASLt and cuBLAS ship"),
@@ -145,7 +146,7 @@ def _formula_assumptions(estimate: Estimate) -> list[Assumption]:
         ("scores' workspace", f"{habits.score_workspace_bytes:g}", "bytes per score", "documented", code),
         (
             "loss traffic",
-            f"{traffic.loss_traffic_bytes(habits):g}",
+            f"{(chunked if habits.chunked_logits else whole)(habits):g}",
             "bytes per logit",
             "assumed",
             "its passes, counted",

@@ -65,6 +65,8 @@ class RunRecord(BaseModel):
     attention: Label = ""
     compiled: bool | None = None
     """Its layers were compiled, or not; None where that is not told."""
+    loss: Literal["whole", "chunked"] = "whole"
+    """Whether the loss had all logits at once; the first logs of the reference trainer do not say so."""
     trainer: Label = ""
     versions: dict[str, Any] = {}
     started: Label = ""
@@ -118,10 +120,14 @@ class RunRecord(BaseModel):
         return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
 
     def recipe(self) -> Recipe:
-        """Return the precision, None for bfloat16 mixed (the stack's own), and whether layers were compiled."""
+        """Return the precision, None for bfloat16 mixed (the stack's own), what was compiled, and the kind of loss."""
         if self.precision not in PRECISIONS:
             raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
-        return Recipe(None if self.precision == "bf16-mixed" else self.precision, compiles=self.compiled)
+        return Recipe(
+            None if self.precision == "bf16-mixed" else self.precision,
+            compiles=self.compiled,
+            has_all_logits=self.loss == "whole",
+        )
 
     def workload(self) -> Workload:
         """Return one step, whose rows are as long as makes its tokens.

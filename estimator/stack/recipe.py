@@ -67,6 +67,8 @@ class Recipe:
     """Collectives run beside the computation, as the stack has them."""
     compiles: bool | None = field(default=None, repr=False)  # `Run.digest` counts it where it is told
     """Layers are compiled, or run operator by operator; None as the stack has it."""
+    has_all_logits: bool = field(default=False, repr=False)
+    """The loss had all logits at once, whatever the stack's has."""
     lora_targets: tuple[str, ...] = field(default=(), repr=False)
     """Matrices that the adapters lie beside; () for all of them."""
 
@@ -130,6 +132,8 @@ class Recipe:
             changes["execution"] = "compiled" if self.compiles else "eager"
         if not self.overlaps:
             changes["overlaps_communication"] = False
+        if self.has_all_logits:
+            changes["chunked_logits"] = 0
         return habits.model_copy(update=changes)
 
     def stack(self, stack: Stack, shape: Shape) -> Stack:

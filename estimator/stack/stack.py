@@ -50,7 +50,9 @@ class Habits(StackRecord):
     gradient_bytes: PositiveBytesEach
     activation_bytes: int = Field(ge=1, le=4)
     logit_bytes: PositiveBytesEach
-    """Bytes per logit that the loss holds at once."""
+    """Bytes per logit that the loss holds at once, of a loss that has all of them."""
+    chunked_logits: int = Field(default=0, ge=0)
+    """Logits that the loss has in memory at most, their gradient taking their place; 0 where it has all."""
     fused_attention: Literal["always"] | tuple[str, ...]
     """Model families whose attention runs in one kernel that never writes the scores; the others write them."""
     score_workspace_bytes: float = 16.0

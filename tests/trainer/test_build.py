@@ -1,4 +1,3 @@
-from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -58,5 +57,5 @@ def test_a_stage_repeats_as_many_layers_as_its_plan_says(pipeline: str, recomput
     config = TrainConfig(plan=parse_plan(f"{pipeline},recomputation={recomputation}"), precision="fp32")
     for stage in range(2):
         chunks = build_stages(model, config, Place(mesh, dp=1, dp_rank=0, stage=stage, tp_rank=0))
-        repeated = [isinstance(layer.forward, partial) for chunk in chunks for _, layer in chunk.layers]
+        repeated = ["forward" in vars(layer) for chunk in chunks for _, layer in chunk.layers]
         assert repeated == [True] * count + [False] * (4 - count)

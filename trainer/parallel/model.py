@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from trainer.parallel.loss import loss_sum
+
 FAMILIES = ("mistral", "llama", "qwen2", "qwen3")
 """Model types whose layers are laid out alike; `trainer_limits` refuses the others."""
-
-IGNORED = -100
-"""Label of a position without a target."""
 
 
 class Stage(nn.Module):
@@ -41,6 +40,8 @@ class Stage(nn.Module):
         decoder: Any = whole.model
         self.config: PreTrainedConfig = decoder.config
         self.first, self.last, self.packed = first, last, packed
+        self.chunks_loss = False
+        """Whether the vocabulary projection gives the loss itself (`loss.take_loss`), and logits are never whole."""
         self.model: Any = nn.Module()
         if first:
             self.model.embed_tokens = decoder.embed_tokens
@@ -60,12 +61,16 @@ class Stage(nn.Module):
         """Whether the vocabulary projection is the embedding."""
         return self.first and self.last and bool(self.config.tie_word_embeddings)
 
-    def forward(self, x: Tensor, position_ids_BT: Tensor) -> Tensor:
-        """Return logits, shape (B, T, V), of the last stage; hidden states, shape (B, T, D), of the others.
+    def forward(
+        self, x: Tensor, position_ids_BT: Tensor, labels_BT: Tensor | None = None, num_targets: int = 1
+    ) -> Tensor:
+        """Return hidden states, shape (B, T, D); of the last stage logits, shape (B, T, V), or its loss, shape ().
 
         Args:
             x: token ids, shape (B, T), of the first stage; hidden states of the others.
             position_ids_BT: position of each token in its document.
+            labels_BT: of a last stage that chunks the loss.
+            num_targets: over which its loss is a mean.
         """
         h_BTD = self.model.embed_tokens(x) if self.first else x
         cos_sin = self.model.rotary_emb(h_BTD, position_ids=position_ids_BT)
@@ -78,7 +83,15 @@ class Stage(nn.Module):
                 position_embeddings=cos_sin,
                 use_cache=False,
             )
-        return self.lm_head(self.model.norm(h_BTD)) if self.last else h_BTD
+        if not self.last:
+            return h_BTD
+        h_BTD = self.model.norm(h_BTD)
+        out: Tensor = self.lm_head(h_BTD, labels_BT, num_targets) if self.chunks_loss else self.lm_head(h_BTD)
+        return out
+
+    def loss(self, out: Tensor, labels_BT: Tensor, num_targets: int) -> Tensor:
+        """Return the share of the mean loss over so many targets that rows have, of what `forward` gave for them."""
+        return out if self.chunks_loss else loss_sum(out, labels_BT) / num_targets
 
     def _attention_kind(self, index: int) -> str:
         kinds = getattr(self.config, "layer_types", None)
@@ -117,10 +130,3 @@ def meta_model(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> 
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     return model.train()
-
-
-def loss_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Return the summed cross-entropy of the positions that have a target, in 32 bits."""
-    return nn.functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )

@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from estimator.work.plan import Plan
+from trainer.parallel.loss import take_loss
 from trainer.parallel.mesh import Place
 from trainer.parallel.model import Stage
 
@@ -47,12 +48,20 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_r
     """
     if plan.tp > 1:
         split_tensors(stage, place.mesh["tp"], sequence_parallel=plan.sequence_parallel)
+    if stage.last and chunks_loss(plan):
+        stage.chunks_loss = True
+        take_loss(stage.lm_head, compiles=compiles)
     recompute_layers(stage, num_recomputed)
     if compiles:
         for _, layer in stage.layers:
             layer.compile()
     if place.dp > 1 or precision == "bf16-mixed":
         shard(stage, plan, place.data_mesh, precision)
+
+
+def chunks_loss(plan: Plan) -> bool:
+    """Whether the loss is computed in chunks: not over a split vocabulary, nor where GPipe would keep its gradients."""
+    return plan.tp == 1 and not (plan.schedule == "gpipe" and plan.num_stages > 1)
 
 
 # --- tensor parallelism -----------------------------------------------------------------------------------------------
@@ -124,7 +133,11 @@ def recompute_layers(stage: Stage, count: int) -> None:
 
 
 def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    # a function, as the compiler looks into no `functools.partial` of torch's own
+    def repeat(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return repeat
 
 
 def attention_kernel(name: str, recomputation: str) -> str:

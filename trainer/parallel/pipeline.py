@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from estimator.work.plan import Plan
 from trainer.parallel.mesh import Place
-from trainer.parallel.model import Stage, loss_sum
+from trainer.parallel.model import Stage
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle | PipelineScheduleMulti]] = {
     "gpipe": ScheduleGPipe,
@@ -80,7 +80,7 @@ class Passes:
             self._schedule = kind(
                 chunks[0] if alone else chunks,  # type: ignore[arg-type]
                 n_microbatches=plan.num_micro_batches,
-                loss_fn=_scaled_loss,
+                loss_fn=stages[-1].loss,  # of the last stage; called nowhere else
                 scale_grads=False,
             )
 
@@ -96,7 +96,11 @@ class Passes:
             shape = (rows, split, config.hidden_size)
             return torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
 
-        def logits(*, requires_grad: bool) -> Tensor:
+        def output(*, requires_grad: bool) -> Tensor:
+            if not stage.last:
+                return hidden(requires_grad=requires_grad)
+            if stage.chunks_loss:
+                return torch.empty((), device="meta", requires_grad=requires_grad)
             shape = (rows, seq_len, config.vocab_size // plan.tp)
             local = torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
             return DTensor.from_local(local, mesh["tp"], [Shard(-1)], run_check=False) if plan.tp > 1 else local
@@ -108,7 +112,7 @@ class Passes:
             plan.num_stages * plan.virtual_stages,
             device,
             input_args=ids if stage.first else hidden(requires_grad=True),
-            output_args=logits(requires_grad=True) if stage.last else hidden(requires_grad=True),
+            output_args=output(requires_grad=True),
             input_grads=None if stage.first else hidden(requires_grad=False),
             output_grads=None if stage.last else hidden(requires_grad=False),
             group=mesh.get_group("pp"),
@@ -133,7 +137,7 @@ class Passes:
             micro_batches = rows.micro_batches(self.plan.num_micro_batches)
             for number, part in enumerate(micro_batches, start=1):
                 self._synchronize_gradients(stage, is_last=number == len(micro_batches))
-                loss = _scaled_loss(stage(part.input_ids, part.position_ids), part.labels, num_targets)
+                loss = _loss(stage, part, num_targets)
                 loss.backward()
                 losses.append(loss.detach())
             return self._part(losses, rows)
@@ -147,7 +151,7 @@ class Passes:
             else:
                 (stage,) = self.stages
                 parts = rows.micro_batches(self.plan.num_micro_batches)
-                losses = [_scaled_loss(stage(p.input_ids, p.position_ids), p.labels, num_targets) for p in parts]
+                losses = [_loss(stage, part, num_targets) for part in parts]
             for module in (module for stage in self.stages for module in stage.modules()):
                 if isinstance(module, FSDPModule):  # no backward pass follows that would
                     module.reshard()
@@ -165,6 +169,7 @@ class Passes:
         run(
             *([rows.input_ids] if self.is_first else []),
             position_ids_BT=rows.position_ids,
+            **({"labels_BT": rows.labels, "num_targets": num_targets} if self.is_last else {}),
             target=rows.labels if self.is_last else None,
             losses=losses if self.is_last else None,
             loss_kwargs={"num_targets": num_targets},
@@ -184,5 +189,7 @@ class Passes:
         return loss_parallel() if self.plan.tp > 1 else nullcontext()
 
 
-def _scaled_loss(logits_BTV: Tensor, labels_BT: Tensor, num_targets: int) -> Tensor:
-    return loss_sum(logits_BTV, labels_BT) / num_targets
+def _loss(stage: Stage, rows: Rows, num_targets: int) -> Tensor:
+    """Return the loss of a micro-batch on a stage that is alone."""
+    out = stage(rows.input_ids, rows.position_ids, rows.labels, num_targets)
+    return stage.loss(out, rows.labels, num_targets)

@@ -4,9 +4,12 @@ import hashlib
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -33,27 +36,80 @@ def named_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
     return found
 
 
-def random_weight(name: str, shape: torch.Size, config: PreTrainedConfig, seed: int) -> Tensor:
-    """Return a weight as a new model has it, shape as given: the same for a name and a seed, whatever the plan.
+BLOCK = 2**20
+"""Numbers of a matrix that are drawn together, as many whole rows: what ranks share the work in."""
 
-    Matrices are normal with the config's `initializer_range`, norms are 1, biases 0, as transformers draws them.
+
+def random_weight(name: str, shape: torch.Size, config: PreTrainedConfig, seed: int) -> Tensor:
+    """Return a weight as a new model has it, in 32 bits: the same for a name and a seed, whatever the plan and device.
+
+    Matrices are normal with the config's `initializer_range`, norms are 1, biases 0, as transformers draws them. A
+    normal number is one of 65,536 quantiles, which a counter-free generator picks: SFC64, whose stream NumPy keeps for
+    ever (NEP 19).
     """
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-    return torch.empty(shape).normal_(0.0, config.initializer_range, generator=generator)
+    quantiles = _quantiles(config.initializer_range, torch.float32)
+    return torch.cat([_drawn_rows(name, rows, shape[1], quantiles, seed) for rows in _row_blocks(shape)])
+
+
+@cache
+def _quantiles(deviation: float, dtype: torch.dtype) -> Tensor:
+    """Return the middles of 65,536 equally likely parts of a normal distribution, shape (65536,)."""
+    from scipy.special import ndtri  # noqa: PLC0415 - slow to import
+
+    return torch.from_numpy(deviation * ndtri((np.arange(2**16) + 0.5) / 2**16)).to(dtype)
+
+
+def _row_blocks(shape: Sequence[int]) -> list[range]:
+    """Return the rows of a matrix, so many at a time; a function of its shape alone."""
+    count = max(BLOCK // shape[1], 1)
+    return [range(begin, min(begin + count, shape[0])) for begin in range(0, shape[0], count)]
+
+
+def _drawn_rows(name: str, rows: range, columns: int, quantiles: Tensor, seed: int) -> Tensor:
+    """Return a block of a matrix; shape (rows, columns), dtype of the quantiles."""
+    digest = hashlib.sha256(f"{seed} {name} {rows.start}".encode()).digest()
+    number = len(rows) * columns
+    generator = np.random.SFC64(int.from_bytes(digest[:16], "big"))
+    picked = generator.random_raw(-(-number // 4)).view(np.uint16)[:number]
+    bits = quantiles.view(torch.int16 if quantiles.element_size() == 2 else torch.int32)
+    drawn = torch.from_numpy(np.take(bits.numpy(), picked, mode="clip"))  # a tenth of the time that indexing takes
+    return drawn.view(quantiles.dtype).view(len(rows), columns)
 
 
 @torch.no_grad()
 def draw_weights(stages: Sequence[Stage], seed: int) -> None:
-    """Draw the weights of this rank's chunks; a whole matrix at a time is in memory, never the whole model."""
-    for name, weight in named_weights(stages).items():
-        whole = random_weight(name, weight.shape, stages[0].config, seed)
-        for offsets, local in _local_parts(weight):
-            local.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offsets, local.shape, strict=True))])
+    """Draw the weights of this rank's chunks, block by block on all its threads; never a whole matrix at once."""
+    config = stages[0].config
+
+    def draw(name: str, offsets: Sequence[int], local: Tensor, rows: range) -> None:
+        first = max(rows.start, offsets[0])
+        last = min(rows.stop, offsets[0] + local.shape[0])
+        block = _drawn_rows(name, rows, columns[name], _quantiles(config.initializer_range, local.dtype), seed)
+        of_rank = block[first - rows.start : last - rows.start, offsets[1] : offsets[1] + local.shape[1]]
+        local[first - offsets[0] : last - offsets[0]].copy_(of_rank)
+
+    columns: dict[str, int] = {}
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        drawing = []
+        for name, weight in named_weights(stages).items():
+            for offsets, local in _local_parts(weight):
+                if weight.ndim == 1:
+                    local.fill_(0.0 if name.endswith(".bias") else 1.0)
+                    continue
+                columns[name] = weight.shape[1]
+                _quantiles(config.initializer_range, local.dtype)  # made once, before threads ask for it
+                ends = offsets[0], offsets[0] + local.shape[0]
+                drawing += [
+                    threads.submit(draw, name, offsets, local, rows)
+                    for rows in _row_blocks(weight.shape)
+                    if rows.start < ends[1] and rows.stop > ends[0]
+                ]
+        for each in drawing:
+            each.result()
 
 
 def _local_parts(weight: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:

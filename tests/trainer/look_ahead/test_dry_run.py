@@ -125,9 +125,9 @@ def test_other_schedules_hold_the_same_weights(schedule: str) -> None:
 
 
 def test_recomputation_trades_activations() -> None:
-    """Full recomputation keeps less than a third of the activations, and the same weights."""
+    """Full recomputation keeps less than half of the activations, and the same weights."""
     none, full = found("num_micro_batches=2"), found("num_micro_batches=2,recomputation=full")
-    assert 3 * full.num_bytes["activations"] < none.num_bytes["activations"]
+    assert 2 * full.num_bytes["activations"] < none.num_bytes["activations"]
     assert full.num_bytes["parameters"] == none.num_bytes["parameters"]
 
 
