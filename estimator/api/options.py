@@ -208,6 +208,8 @@ def plan_asked(plan: str | Plan) -> PlanAsked:
     if plan == "best":
         return PlanAsked()
     fields = parse_fields(plan)
+    if fields.get("recomputation") == "full":
+        fields.setdefault("recomputed_layers", 0)  # of all layers, unless it is told of how many
     return PlanAsked(Plan(**fields)) if is_whole(fields) else PlanAsked(fixed=fields)
 
 
