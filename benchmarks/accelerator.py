@@ -370,7 +370,7 @@ def of_baseline(case: Case, baseline: Path, limit_s: float, results: Results) ->
 def parts(given: argparse.Namespace, results: Results) -> Iterator[Callable[[float], None]]:
     """Yield what is to be done, in order; each takes the seconds that are left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.train", "torch._inductor.compile_fx"])
+    context.set_forkserver_preload(["trainer.train"])
     for case in SMOKE if given.smoke else CASES:
         yield lambda left, case=case: forked(case, context, min(case.limit_s, left), results)  # type: ignore[misc]
         if given.baseline and case in BESIDE_BASELINE:
