@@ -4,9 +4,10 @@ from transformers import PreTrainedConfig
 
 from estimator.work.plan import Plan
 from trainer.config import TrainConfig
+from trainer.parallel.attention import TAKE_LENGTHS, attention_kernel
 from trainer.parallel.mesh import Place
 from trainer.parallel.model import Stage, meta_model
-from trainer.parallel.parallelize import attention_kernel, parallelize, weight_dtype
+from trainer.parallel.parallelize import compute_dtype, parallelize, weight_dtype
 
 
 def chunk_layers(plan: Plan, num_layers: int) -> list[range]:
@@ -32,14 +33,21 @@ def build_stages(model: PreTrainedConfig, config: TrainConfig, place: Place) -> 
         config: the run.
         place: the mesh, and where this rank is.
     """
-    kernel = attention_kernel(config.attention, config.plan.recomputation)
+    kernel = attention_kernel(
+        config.attention,
+        packed=config.data.packing,
+        device_type=place.mesh.device_type,
+        dtype=compute_dtype(config.precision),
+        head_size=getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads,
+    )
     whole = meta_model(model, kernel, weight_dtype(config.precision))
     plan, chunks = config.plan, chunk_layers(config.plan, model.num_hidden_layers)
-    recomputed = (plan.recomputed_layers or model.num_hidden_layers) if plan.recomputation == "full" else 0
+    recomputed = 0 if plan.recomputation == "none" else plan.recomputed_layers or model.num_hidden_layers
     stages = []
     for number in range(place.stage, len(chunks), plan.num_stages):
         layers, first, last = chunks[number], number == 0, number == len(chunks) - 1
-        stage = Stage(whole, layers, first=first, last=last, packed=config.data.packing)
+        takes_lengths, packed = kernel in TAKE_LENGTHS, config.data.packing
+        stage = Stage(whole, layers, first=first, last=last, packed=packed, takes_lengths=takes_lengths)
         parallelize(stage, plan, place, config.precision, num_recomputed=recomputed, compiles=config.compiles)
         stages.append(stage)
         recomputed = max(recomputed - len(layers), 0)  # a plan counts over all chunks of its stage

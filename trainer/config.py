@@ -77,8 +77,6 @@ class TrainConfig:
                 raise ValueError(f"{name}: {shown(given)} is not one of {', '.join(known)}")
         if self.eval_every and not self.data.eval_rows:
             raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
-        if self.attention == "eager" and self.plan.recomputation == "selective":
-            raise ValueError("attention: eager is not repeated by itself; give --attention sdpa, or recomputation=full")
         if self.compiles and self.plan.schedule == "zero_bubble":
             raise ValueError(
                 "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one"

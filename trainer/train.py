@@ -85,7 +85,8 @@ class Run:
     def to_device(self, batch: Batch) -> Rows:
         """Return a batch where the model is."""
         arrays = (batch.input_ids_BT, batch.labels_BT, batch.position_ids_BT)
-        return Rows(*(torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays))
+        ids, labels, positions = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+        return Rows(ids, labels, positions, tuple((batch.position_ids_BT == 0).sum(axis=1).tolist()))
 
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, and clear the gradients; return their norm before clipping, and the rate."""
@@ -135,6 +136,7 @@ class Run:
             "global_batch": config.global_batch,
             "seq_len": config.data.seq_len,
             "packing": config.data.packing,
+            "documents": "lengths" if self.stages[0].takes_lengths else "mask" if config.data.packing else "rows",
             "precision": config.precision,
             "attention": config.attention,
             "compiled": config.compiles,

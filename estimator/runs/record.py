@@ -30,7 +30,7 @@ MOST_RECORD_BYTES = 2**20
 PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if name), "data_parallel", "text"})
 """Keys of a plan's document; its text is for people."""
 
-UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing"})
+UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "documents"})
 """What the first line of a `steps.jsonl` says beyond a run record."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from estimator.work.plan import SCHEDULES, Flags, Plan, Plans
+from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Flags, Plan, Plans
 from estimator.work.rules import Rule
 from estimator.work.shape import Shape
 from hardware.errors import shown
@@ -50,6 +50,14 @@ def limits(plans: Plans, shape: Shape) -> Sequence[Rule]:
             lambda plan, _: (
                 f"num_micro_batches={plan.num_micro_batches} makes no equal rounds of num_stages={plan.num_stages}; "
                 "schedule=zero_bubble needs a multiple of it"
+            ),
+        ),
+        Rule(
+            (plans.schedule == SCHEDULES.index("zero_bubble"))
+            & (plans.recomputation == RECOMPUTATIONS.index("selective")),
+            lambda *_: (
+                "recomputation=selective: what it keeps is read once, and schedule=zero_bubble's two backward passes "
+                "repeat a layer each; use full or none, or schedule=1f1b"
             ),
         ),
     ]

@@ -112,7 +112,7 @@ def terms_of(counted: Mapping[str, float], predicted: Mapping[str, float]) -> tu
 def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     """FLOP of a step of one rank of a stage, as torch counts them: masked scores too, attention fused.
 
-    A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively its attention alone.
+    A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively nothing that counts.
     """
     plan, tokens, length = inputs.plan, inputs.tokens, inputs.seq_len
     shape = replace(inputs.shape, sliding_window=0)
@@ -123,6 +123,5 @@ def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     layers = stage.num_layers * layer + np.where(
         plan.recomputes("full"), plan.repeated_layers(stage.num_layers) * repeated, 0.0
     )
-    layers = layers + np.where(plan.recomputes("selective"), stage.num_layers * attention, 0.0)
     head = np.asarray(stage.has_head) * 3.0 * matmul_flop(tokens, head_matmul(shape))
     return np.asarray((layers + head) / plan.tp * plan.num_micro_batches)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from trainer.parallel.attention import lengths
 from trainer.parallel.loss import loss_sum
 
 FAMILIES = ("mistral", "llama", "qwen2", "qwen3")
@@ -26,7 +27,16 @@ class Stage(nn.Module):
     checkpoints fit any plan.
     """
 
-    def __init__(self, whole: nn.Module, layers: Sequence[int], *, first: bool, last: bool, packed: bool) -> None:
+    def __init__(
+        self,
+        whole: nn.Module,
+        layers: Sequence[int],
+        *,
+        first: bool,
+        last: bool,
+        packed: bool,
+        takes_lengths: bool = False,
+    ) -> None:
         """Take the parts of a whole model that this stage holds.
 
         Args:
@@ -35,11 +45,13 @@ class Stage(nn.Module):
             first: whether the stage holds the embedding, and takes token ids.
             last: whether it holds the vocabulary projection, and gives logits.
             packed: rows hold several documents, told apart by positions that start again at 0.
+            takes_lengths: the attention's kernel is told where documents begin, instead of taking a mask.
         """
         super().__init__()
         decoder: Any = whole.model
         self.config: PreTrainedConfig = decoder.config
-        self.first, self.last, self.packed = first, last, packed
+        self.first, self.last = first, last
+        self.packed, self.takes_lengths = packed, packed and takes_lengths
         self.chunks_loss = False
         """Whether the vocabulary projection gives the loss itself (`loss.take_loss`), and logits are never whole."""
         self.model: Any = nn.Module()
@@ -62,7 +74,12 @@ class Stage(nn.Module):
         return self.first and self.last and bool(self.config.tie_word_embeddings)
 
     def forward(
-        self, x: Tensor, position_ids_BT: Tensor, labels_BT: Tensor | None = None, num_targets: int = 1
+        self,
+        x: Tensor,
+        position_ids_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        num_targets: int = 1,
+        num_documents: int = 0,
     ) -> Tensor:
         """Return hidden states, shape (B, T, D); of the last stage logits, shape (B, T, V), or its loss, shape ().
 
@@ -71,10 +88,12 @@ class Stage(nn.Module):
             position_ids_BT: position of each token in its document.
             labels_BT: of a last stage that chunks the loss.
             num_targets: over which its loss is a mean.
+            num_documents: of packed rows, at least as many as they hold.
         """
         h_BTD = self.model.embed_tokens(x) if self.first else x
         cos_sin = self.model.rotary_emb(h_BTD, position_ids=position_ids_BT)
         masks = self._masks(h_BTD, position_ids_BT)
+        told = lengths(position_ids_BT, num_documents) if self.takes_lengths else {}
         for index, layer in self.layers:
             h_BTD = layer(
                 h_BTD,
@@ -82,6 +101,7 @@ class Stage(nn.Module):
                 position_ids=position_ids_BT,
                 position_embeddings=cos_sin,
                 use_cache=False,
+                **told,
             )
         if not self.last:
             return h_BTD
@@ -102,10 +122,10 @@ class Stage(nn.Module):
     def _masks(self, h_BTD: Tensor, position_ids_BT: Tensor) -> Callable[[str], Any]:
         """Return what gives the mask of a kind of attention: None where the kernel's own causal mask is all it takes.
 
-        Positions are handed over only where rows are packed: looking through them for documents waits for the device.
+        Positions are handed over only where the mask keeps documents apart: looking for documents waits for the device.
         """
         stand_in = h_BTD.new_empty(position_ids_BT.shape).unsqueeze(-1)  # shape and dtype are all that is read of it
-        positions = position_ids_BT if self.packed else None
+        positions = position_ids_BT if self.packed and not self.takes_lengths else None
         made: dict[str, Any] = {}
 
         def mask(kind: str) -> Any:

@@ -21,18 +21,12 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from estimator.work.plan import Plan
 from trainer.parallel.loss import take_loss
 from trainer.parallel.mesh import Place
 from trainer.parallel.model import Stage
-
-RECOMPUTED = "recomputed_"
-"""Before the name of an attention kernel: the same, repeated in the backward pass instead of kept."""
 
 
 def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_recomputed: int, compiles: bool) -> None:
@@ -43,7 +37,7 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_r
         plan: one that the trainer can run.
         place: the mesh.
         precision: one of `config.PRECISIONS`.
-        num_recomputed: its first layers that full recomputation repeats.
+        num_recomputed: its first layers that recomputation repeats.
         compiles: whether each layer is compiled.
     """
     if plan.tp > 1:
@@ -51,7 +45,7 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_r
     if stage.last and chunks_loss(plan):
         stage.chunks_loss = True
         take_loss(stage.lm_head, compiles=compiles)
-    recompute_layers(stage, num_recomputed)
+    recompute_layers(stage, num_recomputed, keeps_products=plan.recomputation == "selective")
     if compiles:
         for _, layer in stage.layers:
             layer.compile()
@@ -121,33 +115,39 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
 # --- recomputation ----------------------------------------------------------------------------------------------------
 
 
-def recompute_layers(stage: Stage, count: int) -> None:
-    """Keep only the input of the first so many layers, and repeat them in the backward pass.
+def recompute_layers(stage: Stage, count: int, *, keeps_products: bool = False) -> None:
+    """Repeat the first so many layers in the backward pass, from their inputs.
 
     The repetition ends with the last tensor that the backward pass asks for, so that a layer's last product is not
     repeated (`torch.utils.checkpoint`, early stop).
+
+    Args:
+        stage: the stage.
+        count: of its layers.
+        keeps_products: selective recomputation: what matrix products with weights and attention kernels give is kept
+            too, so that what is repeated are norms, activations and rotations, whose results are as large and cheap.
     """
+    options = {"context_fn": _PRODUCTS_KEPT} if keeps_products else {}
     for number, (_, layer) in enumerate(stage.layers):
         if number < count:
-            layer.forward = _recomputed(layer.forward)
+            layer.forward = _recomputed(layer.forward, options)
 
 
-def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputed(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     # a function, as the compiler looks into no `functools.partial` of torch's own
     def repeat(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **options, **kwargs)
 
     return repeat
 
 
-def attention_kernel(name: str, recomputation: str) -> str:
-    """Return the name under which transformers finds an attention kernel, repeated where recomputation is selective."""
-    if recomputation != "selective":
-        return name
-    kernel, mask = ALL_ATTENTION_FUNCTIONS[name], ALL_MASK_ATTENTION_FUNCTIONS[name]
-    AttentionInterface.register(RECOMPUTED + name, _recomputed(kernel))
-    AttentionMaskInterface.register(RECOMPUTED + name, mask)
-    return RECOMPUTED + name
+def _product_kept(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    name = str(operator)
+    is_kept = name.startswith(("aten.mm.", "aten.addmm.")) or "attention" in name or "attn" in name
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_PRODUCTS_KEPT = partial(create_selective_checkpoint_contexts, _product_kept)
 
 
 # --- sharding ---------------------------------------------------------------------------------------------------------

@@ -39,11 +39,15 @@ class Rows:
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor
+    documents: tuple[int, ...] = ()
+    """In each row, where rows are packed: what the host knows need not be asked of the device."""
 
     def micro_batches(self, count: int) -> list["Rows"]:
         """Split along the rows."""
         parts = (t.chunk(count) for t in (self.input_ids, self.labels, self.position_ids))
-        return [Rows(*part) for part in zip(*parts, strict=True)]
+        each = len(self.documents) // count
+        documents = (self.documents[i * each : (i + 1) * each] for i in range(count))
+        return [Rows(*part) for part in zip(*parts, documents, strict=True)]
 
 
 class Passes:
@@ -169,6 +173,7 @@ class Passes:
         run(
             *([rows.input_ids] if self.is_first else []),
             position_ids_BT=rows.position_ids,
+            num_documents=max(sum(part.documents) for part in rows.micro_batches(self.plan.num_micro_batches)),
             **({"labels_BT": rows.labels, "num_targets": num_targets} if self.is_last else {}),
             target=rows.labels if self.is_last else None,
             losses=losses if self.is_last else None,
@@ -191,5 +196,5 @@ class Passes:
 
 def _loss(stage: Stage, rows: Rows, num_targets: int) -> Tensor:
     """Return the loss of a micro-batch on a stage that is alone."""
-    out = stage(rows.input_ids, rows.position_ids, rows.labels, num_targets)
+    out = stage(rows.input_ids, rows.position_ids, rows.labels, num_targets, sum(rows.documents))
     return stage.loss(out, rows.labels, num_targets)

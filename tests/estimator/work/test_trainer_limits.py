@@ -82,6 +82,14 @@ def test_a_grid_has_the_flags_of_its_plans() -> None:
             {},
             "num_micro_batches=9 makes no equal rounds of num_stages=4; schedule=zero_bubble needs a multiple of it",
         ),
+        (
+            Plan(num_stages=2, num_micro_batches=4, schedule="zero_bubble", recomputation="selective"),
+            {},
+            (
+                "recomputation=selective: what it keeps is read once, and schedule=zero_bubble's two backward passes "
+                "repeat a layer each; use full or none, or schedule=1f1b"
+            ),
+        ),
     ],
 )
 def test_what_the_trainer_cannot_run_is_told(plan: Plan, changes: dict[str, object], said: str) -> None:

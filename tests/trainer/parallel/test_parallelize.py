@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.tiny import mistral_of
 from trainer.parallel.model import Stage, meta_model
@@ -33,6 +34,31 @@ def gradients(stage: Stage) -> dict[str, torch.Tensor]:
         assert parameter.grad is not None
         found[name] = parameter.grad
     return found
+
+
+def test_selective_recomputation_repeats_no_product() -> None:
+    """Gradients and products are those of a plain step; full recomputation has more products."""
+    expected, products = gradients(stage_of(2)), {}
+    for name, count, keeps_products in (("none", 0, False), ("selective", 2, True), ("full", 2, False)):
+        stage = stage_of(2)
+        recompute_layers(stage, count, keeps_products=keeps_products)
+        with FlopCounterMode(display=False) as counter:
+            found = gradients(stage)
+        products[name] = counter.get_total_flops()
+        torch.testing.assert_close(found, expected)
+    assert products["none"] == products["selective"] < products["full"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_selective_recomputation_is_compiled_whole() -> None:
+    """Compiled layers that keep their products are one graph each, and have the gradients of plain ones."""
+    expected, stage = gradients(stage_of(2)), stage_of(2)
+    recompute_layers(stage, 2, keeps_products=True)
+    torch.compiler.reset()
+    for _, layer in stage.layers:
+        layer.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(stage), expected)
 
 
 @pytest.mark.slow
