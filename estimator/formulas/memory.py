@@ -107,6 +107,10 @@ def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankPa
     )
 
 
+WIDE_LOGITS = 2**24
+"""Logits that a loss in chunks has 32-bit copies of at once: three, operator by operator (trainer/parallel/loss.py)."""
+
+
 class Kept(NamedTuple):
     """Bytes per token that a layer keeps from its forward to its backward pass."""
 
@@ -120,23 +124,27 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     """Bytes per token that one layer keeps between its forward and its backward pass where none of it is repeated.
 
     Whole: per norm its input, its copy in 32 bits where one is made, and its output; of a mixture, the tokens as sorted
-    for their experts, and what these return. Split: queries, keys, values; attention's output; the feed-forward block's
-    one (plain) or three (gated) inner values beside its input, that of the last product included; where the activation
-    is fused with its gate, one less of three. A compiled layer repeats the activation and the norms' copies instead: of
-    Mistral's it keeps 34 h bytes a token in 16 bits, 49 h operator by operator (`train --dry-run --verify`).
+    for their experts, and what these return. Split: queries, keys, values, and what norms of queries and keys take;
+    attention's output; the feed-forward block's one (plain) or three (gated) inner values beside its input, that of the
+    last product included; where the activation is fused with its gate, one less of three. A compiled layer repeats the
+    activation and makes no copies in 32 bits: of Mistral's it keeps 34 h bytes a token in 16 bits, 49 h operator by
+    operator (`train --dry-run --verify`).
     Materialized attention adds the keys and values repeated for every query head, and the probabilities (`scores`: 1,
     or 0 where they are dropped).
     """
     shape, habits, fused = inputs.shape, inputs.habits, inputs.fuses_attention
     act, mixer, compiled = habits.activation_bytes, shape.mixer, habits.execution == "compiled"
     ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    norm_copy = 0.0 if compiled else habits.norm_copy_bytes
     heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size if mixer is None else mixer.kept_size)
+    if shape.qk_norm and mixer is None:
+        heads += (act + norm_copy) * (shape.q_size + shape.kv_size)
     block = act * ((3 if habits.fuses_activation or compiled else 4) if shape.gated_ffn else 2) * ffn
     repeated = 0 if fused else act * 2 * (shape.q_size - shape.kv_size)
     probabilities = 0.0 if fused else scores * np.asarray(act * shape.num_heads * inputs.seq_len, dtype=np.float64)
     sorted_tokens = 2 * act * (shape.num_experts_per_token if shape.num_experts else 0)
     norms = shape.num_pre_norms + shape.num_post_norms
-    whole = norms * (act + (0.0 if compiled else habits.norm_copy_bytes)) + shape.num_blocks * act + sorted_tokens
+    whole = norms * (act + norm_copy) + shape.num_blocks * act + sorted_tokens
     inner = 0.0 if mixer is None else act * mixer.kept_whole_size
     return Kept(float(whole * shape.hidden_size + inner), heads + block + repeated + probabilities)
 
@@ -235,7 +243,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
     heads = max(kind.num_heads for kind in shape.kinds)
     scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
-    logits = np.asarray(stage.has_head) * logit_bytes(inputs, stage.held)
+    logits = np.asarray(stage.has_head) * loss_bytes(inputs, stage.held)
     state = state_bytes(inputs, stage)
     come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
     of_last_layer = activations / np.maximum(stage.num_layers, 1)
@@ -258,14 +266,24 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     return StageBytes(parts, total(state.values()))
 
 
-def logit_bytes(inputs: StepInputs, held: Num) -> Array:
-    """Bytes of the logits of the last stage: of one micro-batch, but for GPipe's, which all wait."""
+def loss_bytes(inputs: StepInputs, held: Num) -> Array:
+    """Bytes of the last stage's loss: logits of one micro-batch, but for GPipe's, which all wait; or a loss in chunks.
+
+    That holds its logits, 32-bit copies of a few of them, the gradients of the projection (their sum in 32 bits beside,
+    where there are several chunks) and of what it takes, and the final norm's values (trainer/parallel/loss.py). So
+    counted, 21 of 24 steps are within 0.6 % of what torch's tracker has of them (the steps of
+    reports/measured/h200/dry_runs.csv).
+    """
     plan, habits, size = inputs.plan, inputs.habits, head_matmul(inputs.shape).out_size
     whole = np.where(plan.follows("gpipe"), held, 1.0) * inputs.tokens / plan.tp * size
     if not habits.chunked_logits:
         return np.asarray(whole * habits.logit_bytes)
-    chunked = np.minimum(whole, habits.chunked_logits) * habits.activation_bytes
-    return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
+    act, hidden = habits.activation_bytes, inputs.shape.hidden_size
+    logits = np.minimum(whole, habits.chunked_logits)
+    copies = 12.0 * np.minimum(logits, WIDE_LOGITS)
+    gradient = size * hidden * (habits.weight_bytes + 4.0 * (whole > habits.chunked_logits))
+    around = inputs.tokens * hidden * (4.0 * act + habits.norm_copy_bytes)
+    return np.where(chunks_loss(plan), act * logits + copies + gradient + around, whole * habits.logit_bytes)
 
 
 def chunks_loss(plan: Layout) -> Array:

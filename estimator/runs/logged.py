@@ -63,15 +63,17 @@ def logged_run_of(log: Log, catalog: Catalog) -> Run:
 
 def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     workload, machine = record.workload(), record.machine(catalog)
+    trainer = record.trainer or ("reference" if log.form == "steps.jsonl" else log.form)
+    had_all = record.loss == "whole" or (record.loss is None and trainer == "reference")  # whose first logs say nothing
     run = Run(
         name=str(log.path),
         source="step logs",
-        trainer=record.trainer or ("reference" if log.form == "steps.jsonl" else log.form),
+        trainer=trainer,
         shape=workload.shape,
         seq_len=workload.seq_len,
         machine=machine,
         plan=plan_of(record.plan),
-        recipe=record.recipe(),
+        recipe=replace(record.recipe(), has_all_logits=had_all),
         step_s=None,
         reserved_bytes=log.reserved_bytes,
         allocated_bytes=log.allocated_bytes,

@@ -65,8 +65,8 @@ class RunRecord(BaseModel):
     attention: Label = ""
     compiled: bool | None = None
     """Its layers were compiled, or not; None where that is not told."""
-    loss: Literal["whole", "chunked"] = "whole"
-    """Whether the loss had all logits at once; the first logs of the reference trainer do not say so."""
+    loss: Literal["whole", "chunked"] | None = None
+    """Whether the loss had all logits at once, or some at a time; None where that is not told."""
     trainer: Label = ""
     versions: dict[str, Any] = {}
     started: Label = ""
@@ -120,14 +120,10 @@ class RunRecord(BaseModel):
         return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
 
     def recipe(self) -> Recipe:
-        """Return the precision, None for bfloat16 mixed (the stack's own), what was compiled, and the kind of loss."""
+        """Return the precision, None for bfloat16 mixed (the stack's own), and whether layers were compiled."""
         if self.precision not in PRECISIONS:
             raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
-        return Recipe(
-            None if self.precision == "bf16-mixed" else self.precision,
-            compiles=self.compiled,
-            has_all_logits=self.loss == "whole",
-        )
+        return Recipe(None if self.precision == "bf16-mixed" else self.precision, compiles=self.compiled)
 
     def workload(self) -> Workload:
         """Return one step, whose rows are as long as makes its tokens.

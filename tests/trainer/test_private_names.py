@@ -30,6 +30,8 @@ SEEN = {
     "torch._functorch.partitioners.min_cut_rematerialization_partition": NEWER,
     "torch._guards.active_fake_mode": NEWER,
     "torch._inductor.decomposition.select_decomp_table": NEWER,
+    "torch._prims.rng_prims.run_and_save_rng_state": NEWER,
+    "torch._prims.rng_prims.run_with_rng_state": NEWER,
     "torch._ops": NEWER,
     "torch._subclasses.fake_tensor.FakeTensor": NEWER,
     "torch._subclasses.fake_tensor.FakeTensorMode": NEWER,

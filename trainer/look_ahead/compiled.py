@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from torch.fx import GraphModule, Interpreter, Node
 
 from trainer.look_ahead.meter import FLOP_FORMULAS, fused
@@ -49,6 +50,16 @@ class _Fused(Interpreter):
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.fused = fused_nodes(graph)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function; where recomputation would save or restore a random state, as for dropout, there is none."""
+        if target is run_and_save_rng_state:
+            operator, *rest = args
+            return torch.empty(0, dtype=torch.uint8), operator(*rest, **kwargs)
+        if target is run_with_rng_state:
+            _, operator, *rest = args
+            return operator(*rest, **kwargs)
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
         """Run an operator."""

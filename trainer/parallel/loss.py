@@ -56,9 +56,11 @@ class _ProjectedLoss(torch.autograd.Function):
         """Return the sum times the scale, in 32 bits; shape ()."""
         wants_h, wants_weight = ctx.needs_input_grad[:2]
         gradient_h_ND = torch.empty_like(h_ND) if wants_h else None
-        gradient_VD: Tensor | None = None
-        total = h_ND.new_zeros((), dtype=torch.float32)
+        gradient_VD = torch.empty_like(weight_VD) if wants_weight else None
         rows = max(MOST_LOGITS // weight_VD.shape[0], 1)
+        is_one = rows >= len(labels_N)
+        sum_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight and not is_one else None
+        total = h_ND.new_zeros((), dtype=torch.float32)
         for begin in range(0, len(labels_N), rows):
             part = slice(begin, begin + rows)
             h, labels = h_ND[part], labels_N[part]
@@ -76,13 +78,15 @@ class _ProjectedLoss(torch.autograd.Function):
                 out = gradient_h_ND[part]
                 torch.addmm(out, logits, weight_VD, beta=0, alpha=scale, out=out)
                 out *= has_target.unsqueeze(1)
-            if wants_weight:
+            if gradient_VD is not None:
                 trained = h * has_target.unsqueeze(1)
-                own = torch.addmm(torch.empty_like(weight_VD), logits.t(), trained, beta=0, alpha=scale)
-                is_all = rows >= len(labels_N)
-                gradient_VD = own if is_all else own.float() if gradient_VD is None else gradient_VD.add_(own)
+                torch.addmm(gradient_VD, logits.t(), trained, beta=0, alpha=scale, out=gradient_VD)
+                if sum_VD is not None:
+                    sum_VD += gradient_VD
             del logits
-        ctx.save_for_backward(gradient_h_ND, None if gradient_VD is None else gradient_VD.to(weight_VD.dtype))
+        if gradient_VD is not None and sum_VD is not None:
+            gradient_VD.copy_(sum_VD)
+        ctx.save_for_backward(gradient_h_ND, gradient_VD)
         return total * scale
 
     @staticmethod

@@ -116,7 +116,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     norm = square.sqrt()
     if most and local:
         scale = torch.clamp(most / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        torch._foreach_mul_(local, scale)
+        for dtype in {gradient.dtype for gradient in local}:  # of another type, it would be cast element by element
+            same = [gradient for gradient in local if gradient.dtype == dtype]
+            torch._foreach_mul_(same, scale.to(dtype))
     return norm
 
 

@@ -14,7 +14,7 @@ def test_a_measured_machine_is_no_datasheet() -> None:
     kinds = {line.partition("  ")[0]: line.split()[-1] for line in out.splitlines() if line.startswith("device ")}
     assert kinds["device memory"] == kinds["device memory bandwidth"] == "measured"
     assert kinds["device power"] == "assumed"
-    assert "37 runs; prior " in out
+    assert "61 runs; prior " in out
 
 
 def test_spreads_of_a_stack_that_learned_are_ranges() -> None:

@@ -63,7 +63,7 @@ def test_the_trainer_log_is_a_run() -> None:
     run = logged_run_of(read_log(LOGS / "steps.jsonl"), CATALOG)
     assert (run.trainer, run.model, run.seq_len, run.dp) == ("reference", "mistral-tiny", 256, 2)
     assert run.plan == Plan(num_micro_batches=2, batch_per_device=4)
-    assert run.recipe == Recipe("fp32")
+    assert run.recipe == Recipe("fp32", has_all_logits=True)
     assert run.pace is not None
     assert run.step_s == run.pace.step_s == pytest.approx(0.3 * (1 + 0.35 * 12 / 37), rel=0.01)
     assert run.reserved_bytes == 402653184 + 40

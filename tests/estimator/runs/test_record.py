@@ -41,9 +41,9 @@ def test_a_run_record_is_a_run() -> None:
     assert (workload.seq_len, workload.global_batch, workload.shape.num_layers) == (256, 16, 4)
     assert (machine.num_devices, machine.num_nodes, machine.devices_per_node) == (2, 1, 2)
     assert plan_of(run.plan) == Plan(num_micro_batches=2, batch_per_device=4, zero_stage=3)
-    assert run.recipe() == Recipe("fp32", has_all_logits=True)
-    assert record(precision="bf16-mixed", loss="chunked").recipe() == Recipe()
-    assert record(compiled=True, loss="chunked").recipe() == Recipe("fp32", compiles=True)
+    assert run.recipe() == Recipe("fp32")
+    assert record(precision="bf16-mixed").recipe() == Recipe()
+    assert record(compiled=True).recipe() == Recipe("fp32", compiles=True)
 
 
 def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
