@@ -64,6 +64,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
     """
     shape, plan = inputs.shape, inputs.plan
     exposed, full = efficiencies.exposed_communication, plan.recomputes("full")
+    between = full | (plan.recomputes("selective") & inputs.habits.selective_keeps_products)
     base = [matmul_passes(inputs.tokens, m, plan, rates) for m in layer_matmuls(shape)]
     adapters = [matmul_passes(inputs.tokens, m, plan, rates) for m in adapter_matmuls(shape)]
     passes = [*adapters, *(p.frozen() if shape.lora_rank else p for p in base)]
@@ -85,7 +86,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
     again = {
         "matmul": full * repeated,
         "attention": inputs.repeats_attention * forward,
-        "elementwise": full * elementwise_again,
+        "elementwise": between * elementwise_again,
         "tensor_parallel": full * reduced * (shape.num_blocks - (not shape.repeats_last_product)),
         "context_parallel": full * (exposed / 3.0 * ring),
         "expert_parallel": full * experts,

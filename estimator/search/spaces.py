@@ -99,14 +99,15 @@ def full_space(workload: Workload, machine: Machine, habits: Habits, fixed: Fixe
     """
     fixed = fixed or {}
     layouts = _layouts(workload, machine, fixed)
-    fused, has_host = habits.fuses_attention(workload.shape), machine.node.host is not None
+    drops = not habits.fuses_attention(workload.shape) or habits.selective_keeps_products
+    has_host = machine.node.host is not None
     largest = _largest_stage(layouts, workload)
     kinds, kind_of = np.unique(_kinds(layouts, machine), axis=0, return_inverse=True)
     for i, kind in enumerate(kinds.tolist()):
         rows = np.flatnonzero(kind_of.ravel() == i)
         rows = rows[np.argsort(-largest[rows], kind="stable")]  # neighbours have as many layers to choose from
         while len(rows):
-            ways = _ways(_Kind(*kind), int(largest[rows[0]]), fixed, fused=fused, has_host=has_host)
+            ways = _ways(_Kind(*kind), int(largest[rows[0]]), fixed, drops=drops, has_host=has_host)
             count = math.prod(len(choices) for choices in ways)
             size = max(CHUNK // max(count, 1), 1)
             if count:
@@ -240,7 +241,7 @@ class _Choices(NamedTuple):
         return _Choices(self.fields, [value for value in self.values if all(value[i] == want for i, want in wanted)])
 
 
-def _ways(kind: _Kind, largest_stage: int, fixed: Fixed, *, fused: bool, has_host: bool) -> list[_Choices]:
+def _ways(kind: _Kind, largest_stage: int, fixed: Fixed, *, drops: bool, has_host: bool) -> list[_Choices]:
     """Return the ways to save memory in a layout: any choice of the first goes with any of the others.
 
     Of ways that come to the same, the usual one, unless another is given.
@@ -248,8 +249,8 @@ def _ways(kind: _Kind, largest_stage: int, fixed: Fixed, *, fused: bool, has_hos
     none, selective, full = range(len(RECOMPUTATIONS))
     counts = {2**i for i in range(10)} | {fixed.get("recomputed_layers") or 1}
     partly = [(full, count) for count in sorted(counts) if count < largest_stage]
-    drops_scores = not fused or fixed.get("recomputation") == "selective"
-    recomputations = [(none, 0), *([(selective, 0)] if drops_scores else []), (full, 0), *partly]
+    is_selective = drops or fixed.get("recomputation") == "selective"
+    recomputations = [(none, 0), *([(selective, 0)] if is_selective else []), (full, 0), *partly]
     shardings = [(stage, False) for stage in range(4) if kind.replica_kind > 0 or fixed.get("zero_stage", 3) == stage]
     within = kind.replica_kind == 2 or fixed.get("shard_within_node")
     shardings += [(stage, True) for stage in (1, 2, 3)] if within else []

@@ -87,6 +87,10 @@ class Habits(StackRecord):
     """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
     keeps_gradients: bool = True
     """Gradients have buffers that last; else each comes to be in the backward pass, and goes with the update."""
+    selective_keeps_products: bool = False
+    """Selective recomputation keeps what products and attention give, and repeats what lies between; else it drops the
+    scores of attention that writes them, and does nothing where a kernel does not.
+    """
     norm_copy_bytes: BytesEach = 4.0
     """Bytes per element of the copy in 32 bits that a norm keeps of its input; 0 where its kernel makes none."""
     execution: Literal["kernels", "eager", "compiled"] = "kernels"

@@ -139,3 +139,12 @@ def test_norms_keep_32_bit_copies_only_where_the_software_makes_them() -> None:
     assert kept[1] / per_token_and_unit == pytest.approx(49.2, rel=0.01)
     assert kept[2] / per_token_and_unit == pytest.approx(34.2, rel=0.01)
     assert Recipe().habits(eager.habits, eager.shape).norm_copy_bytes == 4
+
+
+def test_selective_recomputation_keeps_products() -> None:
+    """Of a layer of Mistral, 25 h bytes a token operator by operator and 23 h compiled, as dry runs hold."""
+    plan = Plan(num_micro_batches=2, recomputation="selective")
+    compiled = asked("mistralai/Mistral-7B-v0.1", plan, 1, "reference")
+    eager = compiled._replace(habits=Recipe(compiles=False).habits(compiled.habits, compiled.shape))
+    kept = [plan_memory(inputs, COUNTED).first.parts["activations"].item() for inputs in (eager, compiled)]
+    assert [one / (32 * 2048 * 4096) for one in kept] == pytest.approx([25.2, 23.1], rel=0.01)
