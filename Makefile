@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead cpu-runs bench dry-runs fuzz tables further-runs clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead accelerator cpu-runs bench dry-runs fuzz tables further-runs clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -96,6 +96,10 @@ overhead: $(VENV)/dev.stamp  ## the trainer's step beside a plain loop's and tra
 
 cpu-runs: $(VENV)/dev.stamp  ## runs of the trainer on this machine's processors: reports/measured/cpu, about 40 minutes
 	$(BIN)/python benchmarks/cpu_runs.py
+
+accelerator: $(VENV)/dev.stamp  ## on a machine with one accelerator: every path, then measured runs; nine minutes
+	$(BIN)/python benchmarks/accelerator.py --smoke --seconds 150
+	$(BIN)/python benchmarks/accelerator.py
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py

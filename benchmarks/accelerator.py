@@ -6,6 +6,7 @@ what it found is written at once. No network and no checkpoint is needed: weight
     python3 benchmarks/accelerator.py --predict FILE   what the stack `reference` says of each run, without a device
     python3 benchmarks/accelerator.py --out FOLDER     FOLDER/results.jsonl, and the step logs in FOLDER/logs.jsonl
         --smoke             tiny models through every path; on processors too
+        --eager             of those, what compiles nothing: a rehearsal of seconds
         --baseline OTHER    runs of 7B also by the trainer of another checkout
 """
 
@@ -109,7 +110,7 @@ SEVEN, ONE = Case("7b", 2048, 4), Case("1b", 2048, 4, limit_s=60)
 BESIDE_BASELINE = (SEVEN, replace(SEVEN, recomputation="full"), replace(SEVEN, packing=512))
 CASES = (
     *BESIDE_BASELINE,
-    replace(SEVEN, packing=512, attention="flex_attention"),
+    replace(SEVEN, recomputation="selective"),
     replace(SEVEN, micro_batches=4, recomputation="full", precision="bf16-mixed", steps=5),
     *(
         replace(ONE, seq_len=seq_len, rows=rows, micro_batches=count, recomputation=again, compiles=compiles)
@@ -155,7 +156,7 @@ SMOKE = (
     replace(TINY, compiles=True, precision="bf16-mixed", micro_batches=2),
     replace(TINY, packing=32),
     replace(TINY, packing=32, compiles=True, precision="bf16"),
-    replace(TINY, packing=32, compiles=True, attention="flex_attention"),
+    replace(TINY, packing=32, compiles=True, precision="bf16", recomputation="full"),
 )
 
 
@@ -371,7 +372,8 @@ def parts(given: argparse.Namespace, results: Results) -> Iterator[Callable[[flo
     """Yield what is to be done, in order; each takes the seconds that are left."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.train"])
-    for case in SMOKE if given.smoke else CASES:
+    cases = SMOKE if given.smoke else CASES
+    for case in (case for case in cases if not (given.eager and case.compiles)):
         yield lambda left, case=case: forked(case, context, min(case.limit_s, left), results)  # type: ignore[misc]
         if given.baseline and case in BESIDE_BASELINE:
             yield lambda left, case=case: of_baseline(case, given.baseline.resolve(), min(case.limit_s, left), results)  # type: ignore[misc]
@@ -384,6 +386,7 @@ def main() -> int:
     parser.add_argument("--accelerator", default="h200-sxm-141gb", help="of the predictions, as the catalog names it")
     parser.add_argument("--out", type=Path, default=Path("build/accelerator"), help="folder of the results")
     parser.add_argument("--smoke", action="store_true", help="tiny models through every path")
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
     parser.add_argument("--baseline", type=Path, help="another checkout of this repository")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no run is begun")
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.box import Box
@@ -68,11 +68,18 @@ def machine_table(console: Console, machine: MachineStatus) -> RenderableType:
     return Group(_clock(machine.time), _table(console, columns, rows))
 
 
+def _version() -> str:
+    try:
+        return version("foretrain")
+    except PackageNotFoundError:  # run from its tree
+        return "not installed"
+
+
 def status_document(status: Status) -> dict[str, Any]:
     """Return all of it as an object of JSON, `smi/1`: memory in MiB, times in seconds, utilization from 0 to 1."""
     return {
         "schema": "smi/1",
-        "version": version("foretrain"),
+        "version": _version(),
         "time": _time(status.time).isoformat(timespec="seconds"),
         "accelerators": [_with_mib(record._asdict()) for record in status.accelerators],
         "processes": [_with_mib(record._asdict()) for record in status.processes],
