@@ -1,4 +1,4 @@
-"""What a step takes: synchronized seconds by phase, peak memory of every rank, and the step log that holds them.
+"""What a step takes: seconds by phase, peak memory of every rank, and the step log that holds them.
 
 The log follows the contract `steps/1` that `calibrate` reads; beside it go lines as the seed run prints them.
 """
@@ -20,25 +20,42 @@ SCHEMA = "steps/1"
 
 
 class Stopwatch:
-    """Seconds of the phases of a step; each ends with a wait for the device, so that it holds its own work."""
+    """Seconds of the phases of a step, each with its own work on the device, which nothing here waits for.
+
+    A device's phases lie between events that it passes in turn; they are read at the end of a step, which has waited
+    for the loss.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Start the first step."""
         self.device = device
         self.seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs inside to a phase."""
-        begun = time.perf_counter()
-        yield
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
+            begun = time.perf_counter()
+            yield
+            self._add(name, time.perf_counter() - begun)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def end_step(self) -> tuple[float, dict[str, float]]:
         """Return the seconds since the last step ended, and those of each phase; the next step starts."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._add(name, begin.elapsed_time(end) / 1e3)
+        self._events = []
         now = time.perf_counter()
         total, phases = now - self.started, self.seconds
         self.started, self.seconds = now, {}

@@ -46,7 +46,7 @@ class Run:
         self.stages = build_stages(source.config, config, self.place)
         for stage in self.stages:
             stage.materialize(device)
-        self.optimizers = make_optimizers(self.stages, config.optimizer)
+        self.optimizers = make_optimizers(self.stages, config.optimizer, compiles=config.compiles)
         self.loader = Loader(data.train, **self._batching(), seed=config.data.seed)
         self.num_steps = config.num_steps
         self.step = 0
@@ -91,7 +91,7 @@ class Run:
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, and clear the gradients; return their norm before clipping, and the rate."""
         rate = learning_rate(self.step, self.num_steps, self.config.optimizer)
-        norm = clip_gradients(self.parameters, self.config.optimizer.clip_norm)
+        norm = clip_gradients(self.parameters, self.config.optimizer.clip_norm, self.optimizers)
         set_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()

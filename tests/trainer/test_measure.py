@@ -101,6 +101,41 @@ def test_phases_sum_within_a_step() -> None:
     assert watch.end_step()[1] == {}
 
 
+class Passed:
+    """An event of a device that passes each a second after the one before, once it is waited for."""
+
+    def __init__(self, made: list["Passed"]) -> None:
+        """Take the list of those passed."""
+        self.made, self.at_s, self.waits = made, 0.0, 0
+
+    def record(self) -> None:
+        """Be passed."""
+        self.at_s = float(len(self.made))
+        self.made.append(self)
+
+    def synchronize(self) -> None:
+        """Be waited for."""
+        self.waits += 1
+
+    def elapsed_time(self, end: "Passed") -> float:
+        """Return milliseconds until another."""
+        assert end.waits
+        return 1e3 * (end.at_s - self.at_s)
+
+
+def test_a_device_is_waited_for_at_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases on a device last from event to event, and no event is waited for before the step ends."""
+    made: list[Passed] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda *, enable_timing: Passed(made) if enable_timing else None)
+    watch = Stopwatch(torch.device("cuda"))
+    for name in ("data", "compute", "data"):
+        with watch.phase(name):
+            pass
+    assert [event.waits for event in made] == [0] * 6
+    assert watch.end_step()[1] == {"data": 2.0, "compute": 1.0}
+    assert watch.end_step()[1] == {}
+
+
 def test_peak_is_the_process_at_least() -> None:
     """On a processor the peak is the resident memory, and holds what was allocated."""
     before = peak_memory(torch.device("cpu"))

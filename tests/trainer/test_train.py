@@ -227,7 +227,7 @@ def breaking(target: str, config: TrainConfig) -> None:
         trainer.train.Passes.train = lambda self, rows, n: passes(self, rows, n) * float("nan")  # type: ignore[method-assign]
     else:
         clip = trainer.train.clip_gradients
-        trainer.train.clip_gradients = lambda parameters, most: clip(parameters, most) * torch.inf
+        trainer.train.clip_gradients = lambda *given: clip(*given) * torch.inf
     train_tiny(config)
 
 

@@ -7,12 +7,15 @@ however many ranks hold it.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.placement_types import Placement
+
+from trainer.parallel.adamw import CompiledAdamW, local_part
 
 DECAYS = ("constant", "cosine")
 
@@ -74,21 +77,16 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     return config.lr * (LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
 
-def make_optimizers(stages: Sequence[nn.Module], config: OptimizerConfig) -> list[torch.optim.AdamW]:
+def make_optimizers(
+    stages: Sequence[nn.Module], config: OptimizerConfig, *, compiles: bool = False
+) -> list[torch.optim.AdamW]:
     """Return an optimizer per chunk, so that its state is saved under the chunk's parameter names.
 
-    Fused: one kernel, and no temporary copy of the parameters.
+    Compiled, or torch's fused one: no temporary copy of the parameters.
     """
-    return [
-        torch.optim.AdamW(
-            stage.parameters(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        for stage in stages
-    ]
+    kind = CompiledAdamW if compiles else partial(torch.optim.AdamW, fused=True)
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    return [kind(stage.parameters(), lr=config.lr, betas=betas, weight_decay=decay) for stage in stages]
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
@@ -99,13 +97,20 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], most: float, optimizers: Sequence[torch.optim.Optimizer] = ()
+) -> Tensor:
     """Return the norm of the whole model's gradient, shape (), and scale gradients down to a norm of at most `most`.
 
-    All ranks call it: |g|^2 = sum over ranks of sum over their elements of g_i^2 / copies_i. 0 does not scale.
+    All ranks call it: |g|^2 = sum over ranks of sum over their elements of g_i^2 / copies_i.
+
+    Args:
+        parameters: of this rank.
+        most: 0 does not scale.
+        optimizers: theirs. Compiled ones scale gradients as they read them, and are told by how much.
     """
     settled = [settle(p) for p in parameters if p.grad is not None]
-    local = [_local(g) for g in settled]
+    local = [local_part(g) for g in settled]
     device = local[0].device if local else torch.device("cpu")
     square = torch.zeros((), dtype=torch.float32, device=device)
     if local:
@@ -116,9 +121,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     norm = square.sqrt()
     if most and local:
         scale = torch.clamp(most / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        for dtype in {gradient.dtype for gradient in local}:  # of another type, it would be cast element by element
+        folding = [optimizer for optimizer in optimizers if isinstance(optimizer, CompiledAdamW)]
+        for optimizer in folding:
+            optimizer.scale = scale
+        for dtype in set() if folding else {gradient.dtype for gradient in local}:
             same = [gradient for gradient in local if gradient.dtype == dtype]
-            torch._foreach_mul_(same, scale.to(dtype))
+            torch._foreach_mul_(same, scale.to(dtype))  # of another type, it would be cast element by element
     return norm
 
 
@@ -140,7 +148,3 @@ def num_copies(tensor: Tensor) -> int:
         return 1
     mesh = tensor.device_mesh
     return math.prod(mesh.size(i) for i, where in enumerate(tensor.placements) if isinstance(where, Replicate))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
