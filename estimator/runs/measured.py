@@ -98,7 +98,8 @@ class Run:
         told = (*compiles, *self.recipe.lora_targets)
         identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *told)
         read = tuple(value for value in (self.held_bytes, self.used_bytes, self.longest_row) if value)
-        text = repr((*identity, self.step_s, self.reserved_bytes, self.allocated_bytes, self.fits, *read))
+        step_s = self.step_s and float(f"{self.step_s:.9g}")  # the last digits depend on the version of NumPy
+        text = repr((*identity, step_s, self.reserved_bytes, self.allocated_bytes, self.fits, *read))
         return sha256(text.encode()).hexdigest()[:10]
 
     @property
