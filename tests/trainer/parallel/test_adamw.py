@@ -2,11 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.parallel.adamw import LEAST, WIDTH, CompiledAdamW
+from trainer.parallel import adamw
+from trainer.parallel.adamw import WIDTH, CompiledAdamW
 from trainer.parallel.optimizer import OptimizerConfig, make_optimizers, set_rate
 
-SHAPES = ((256, 300), (256, 512), (1, LEAST), (WIDTH,), (3, 5), ())
+SHAPES = ((256, 300), (256, 512), (1, 64 * WIDTH), (WIDTH,), (3, 5), ())
 """Of weights: three large ones in rows of `WIDTH`, of which one size comes last, and those that are no such."""
+
+
+@pytest.fixture(autouse=True)
+def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adamw, "LEAST", 64 * WIDTH)
 
 
 def model(dtype: torch.dtype) -> nn.ParameterList:
