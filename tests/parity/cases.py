@@ -36,6 +36,8 @@ class Case:
     model: str = "mistral"
     packing: bool = False
     precision: str = "fp32"
+    compiles: bool = False
+    """Each layer."""
     per_node: int = 0
     """Ranks of a node; 0 for all."""
     quick: bool = False
@@ -51,7 +53,14 @@ class Case:
     @property
     def name(self) -> str:
         """Return what tells it from the others."""
-        parts = [f"{self.world} ranks", self.model, "packed" * self.packing, self.precision, self.text]
+        parts = [
+            f"{self.world} ranks",
+            self.model,
+            "packed" * self.packing,
+            "compiled" * self.compiles,
+            self.precision,
+            self.text,
+        ]
         if self.per_node:
             parts.insert(1, f"{self.per_node} per node")
         return "; ".join(part for part in parts if part)
@@ -129,4 +138,12 @@ CASES = (
     Case(4, f"{_PIPELINE},tp=2,recomputation=selective", "qwen3"),
     Case(4, f"{_PIPELINE},tp=2", "qwen2"),
     Case(4, f"{_PIPELINE},zero_stage=3", precision="bf16-mixed"),
+    # compiled
+    *(Case(1, f"{_ONE},recomputation={which}", compiles=True) for which in ("none", "full")),
+    Case(1, f"{_ONE},recomputation=selective", packing=True, compiles=True),
+    Case(1, _ONE, "qwen2, window", packing=True, compiles=True),
+    Case(1, _ONE, "qwen2, tied", precision="bf16-mixed", compiles=True),
+    Case(2, f"{_PIPELINE},recomputation=selective", compiles=True),
+    Case(2, f"{_ONE},zero_stage=3,recomputation=full", "qwen3", compiles=True),
+    Case(4, f"{_PIPELINE},zero_stage=3", precision="bf16-mixed", compiles=True),
 )

@@ -55,6 +55,7 @@ class Work:
             global_batch=GLOBAL_BATCH,
             num_steps=self.steps,
             precision=case.precision,
+            compiles=case.compiles,
         )
 
     def files(self, model: str) -> Path:

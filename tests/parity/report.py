@@ -66,7 +66,7 @@ def _lines(found: dict[Case, Difference], losses: tuple[float, float]) -> Iterat
         yield f"| | | largest | {_cells(largest)} |"
         for case, difference in own.items():
             ranks = f"{case.world} on {case.world // case.per_node} nodes" if case.per_node else case.world
-            model = f"{case.model}; packed" if case.packing else case.model
+            model = "; ".join([case.model, *["packed"] * case.packing, *["compiled"] * case.compiles])
             yield f"| {ranks} | {model} | {case.text.replace(',', ', ')} | {_cells(difference)} |"
 
 
