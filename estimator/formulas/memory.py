@@ -188,6 +188,8 @@ def kind_activation_bytes(
     selective = plan.recomputes("selective")
     kept, unrepeated = (kept_bytes_per_token(inputs, scores) for scores in (1.0 - selective, 1.0))
     gathered = efficiencies.gathered_bytes * shape.hidden_size * (plan.sequence_ways > 1)
+    if inputs.habits.keeps_gathered:
+        gathered = gathered + act * shape.num_blocks * shape.hidden_size * (1.0 - 1.0 / plan.sequence_ways)
     layer = kept.whole / plan.sequence_ways + kept.split / plan.tp + gathered
     if inputs.habits.selective_keeps_products:
         products = products_bytes_per_token(inputs)

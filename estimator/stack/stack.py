@@ -87,6 +87,8 @@ class Habits(StackRecord):
     """Collectives run beside the computation, as far as they can; else all of their seconds are exposed."""
     keeps_gradients: bool = True
     """Gradients have buffers that last; else each comes to be in the backward pass, and goes with the update."""
+    keeps_gathered: bool = False
+    """With sequence parallelism each rank keeps whole what it gathered for a block's products; else only its part."""
     selective_keeps_products: bool = False
     """Selective recomputation keeps what products and attention give, and repeats what lies between; else it drops the
     scores of attention that writes them, and does nothing where a kernel does not.
