@@ -77,6 +77,11 @@ class TrainConfig:
                 raise ValueError(f"{name}: {shown(given)} is not one of {', '.join(known)}")
         if self.eval_every and not self.data.eval_rows:
             raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
+        if self.compiles and self.plan.tp > 1 and self.plan.recomputation == "full":
+            raise ValueError(
+                f"compile: torch repeats no compiled layer that tp={self.plan.tp} splits; give --no-compile, or "
+                "recomputation=selective"
+            )
         if self.compiles and self.plan.schedule == "zero_bubble":
             raise ValueError(
                 "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one"

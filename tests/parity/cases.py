@@ -145,5 +145,6 @@ CASES = (
     Case(1, _ONE, "qwen2, tied", precision="bf16-mixed", compiles=True),
     Case(2, f"{_PIPELINE},recomputation=selective", compiles=True),
     Case(2, f"{_ONE},zero_stage=3,recomputation=full", "qwen3", compiles=True),
+    Case(2, f"{_ONE},tp=2", "llama", compiles=True),
     Case(4, f"{_PIPELINE},zero_stage=3", precision="bf16-mixed", compiles=True),
 )

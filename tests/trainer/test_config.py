@@ -32,6 +32,10 @@ from trainer.data.dataset import DataConfig
             {"compiles": True, "plan": Plan(num_stages=2, schedule="zero_bubble")},
             "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one",
         ),
+        (
+            {"compiles": True, "plan": Plan(tp=2, recomputation="full")},
+            "compile: torch repeats no compiled layer that tp=2 splits; give --no-compile, or recomputation=selective",
+        ),
     ],
 )
 def test_runs_that_are_none_are_refused(values: dict[str, Any], said: str) -> None:

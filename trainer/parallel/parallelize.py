@@ -106,6 +106,8 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
     if stage.first:
         embed = RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
         parallelize_module(stage.model.embed_tokens, mesh, embed)
+        # compiled, the first layer would send the gradient of a view's base to DTensor, which is no DTensor
+        stage.model.embed_tokens.register_forward_hook(lambda _, __, h_BTD: h_BTD.clone())
     if stage.last:
         parallelize_module(stage.model.norm, mesh, norm)
         head = ColwiseParallel(input_layouts=between, output_layouts=Shard(-1), use_local_output=False)
