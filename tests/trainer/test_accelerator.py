@@ -1,12 +1,16 @@
 """The script for a machine with an accelerator, rehearsed on a processor."""
 
 import json
+import multiprocessing
+import os
+import queue
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.accelerator import what_it_found
 from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "accelerator.py"
@@ -38,3 +42,21 @@ def test_predictions_come_before_any_run(tmp_path: Path) -> None:
     for one in found:
         for value, low, high in (one["step_s"], one["reserved_bytes"]):
             assert 0 < low <= value <= high
+
+
+def test_smoke_tests_that_were_not_begun_are_a_failure(tmp_path: Path) -> None:
+    """They are counted in one line, and the status is 1."""
+    done = called("--smoke", "--eager", "--seconds", "5", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["4 runs were not begun: 5 s were over; give more --seconds"]
+
+
+def test_a_run_that_was_killed_is_not_waited_for() -> None:
+    """Its status is the result, long before its time limit; a result that came with the end is taken."""
+    process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(7,))
+    process.start()
+    process.join()
+    found: queue.Queue[dict[str, float]] = queue.Queue()
+    assert what_it_found(process, found, 600.0) == {"error": "ended with status 7 and no result"}
+    found.put({"step_s": 1.0})
+    assert what_it_found(process, found, 600.0) == {"step_s": 1.0}
