@@ -20,6 +20,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from trainer.look_ahead.meter import FLOP_FORMULAS, fused
 
+DRAWN: dict[Any, int] = {run_and_save_rng_state: 0, run_with_rng_state: 1}
+"""Around an operator of recomputation that may draw random numbers, attention's; and its place among the arguments."""
+
 
 def counted_as_compiled(graph: GraphModule, inputs: Sequence[Any]) -> Any:
     """Compile as a backend of `torch.compile` whose graphs a meter counts as Inductor's."""
@@ -28,6 +31,7 @@ def counted_as_compiled(graph: GraphModule, inputs: Sequence[Any]) -> Any:
         bw_compiler=_as_compiled,
         decompositions=select_decomp_table,
         partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
+        keep_inference_input_mutations=True,
     )(graph, inputs)
 
 
@@ -87,7 +91,8 @@ def fused_nodes(graph: GraphModule) -> set[Node]:
 
 def _is_kernel(node: Node) -> bool:
     """Whether an operator is a kernel of its own, which reads its inputs from memory."""
-    packet = getattr(node.target, "overloadpacket", None)
+    target = node.args[DRAWN[node.target]] if node.target in DRAWN else node.target
+    packet = getattr(target, "overloadpacket", None)
     return packet in FLOP_FORMULAS or getattr(node.target, "namespace", "") in {"_c10d_functional", "c10d"}
 
 
@@ -97,4 +102,6 @@ def _is_view(node: Node) -> bool:
 
 def _is_elementwise(node: Node) -> bool:
     target = node.target
+    if target is torch.ops.aten.copy.default:  # what is written in place, as autograd's graphs have it
+        return True
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags  # noqa: SLF001

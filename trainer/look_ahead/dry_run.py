@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.pipelining._utils import InferenceMode
 from torch.distributed.pipelining.schedules import _PipelineSchedule
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedConfig
 
@@ -35,6 +36,7 @@ from trainer.look_ahead.compiled import counted_as_compiled
 from trainer.look_ahead.meter import Meter
 from trainer.look_ahead.phases import follow_phases
 from trainer.look_ahead.sizes import Measured, Size, extrapolated, measured_sizes, size_of
+from trainer.parallel.loss import take_loss
 from trainer.parallel.mesh import Place, make_place
 from trainer.parallel.model import Stage
 from trainer.parallel.optimizer import clip_gradients, make_optimizers
@@ -175,7 +177,11 @@ def _measure(config: TrainConfig, model: PreTrainedConfig, place: Place, size: S
     if config.compiles:
         for layer in (layer for stage in stages for _, layer in stage.layers):
             layer.compile(backend=counted_as_compiled)
-    with FakeTensorMode(allow_non_fake_inputs=True), meter, _static_shapes(), _gradients_marked(meter):
+        for stage in stages:
+            if stage.chunks_loss:
+                take_loss(stage.lm_head, compiles=True, backend=counted_as_compiled)
+    marks = _gradients_marked(meter), _shapes_unseen(meter)
+    with FakeTensorMode(allow_non_fake_inputs=True), meter, _static_shapes(), marks[0], marks[1]:
         for stage in stages:
             stage.materialize(DEVICE)
         follow_phases(stages, meter)
@@ -272,6 +278,25 @@ def _gradients_marked(meter: Meter) -> Iterator[None]:
         yield
     finally:
         FSDPParamGroup.post_backward = plain  # type: ignore[method-assign]
+
+
+@contextmanager
+def _shapes_unseen(meter: Meter) -> Iterator[None]:
+    """Leave out the whole tensors without memory on which DTensor finds the shape of an operation's result."""
+    plain = ShardingPropagator._propagate_tensor_meta_non_cached  # noqa: SLF001
+
+    def unseen(propagator: ShardingPropagator, schema: Any) -> Any:
+        before, meter.is_fused = meter.is_fused, True
+        try:
+            return plain(propagator, schema)
+        finally:
+            meter.is_fused = before
+
+    ShardingPropagator._propagate_tensor_meta_non_cached = unseen  # type: ignore[method-assign,assignment] # noqa: SLF001
+    try:
+        yield
+    finally:
+        ShardingPropagator._propagate_tensor_meta_non_cached = plain  # type: ignore[method-assign] # noqa: SLF001
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class _ProjectedLoss(torch.autograd.Function):
         return gradient_h_ND, gradient_VD, None, None, None
 
 
-def take_loss(head: nn.Linear, *, compiles: bool) -> None:
+def take_loss(head: nn.Linear, *, compiles: bool, backend: Any = "inductor") -> None:
     """Let a vocabulary projection take labels beside its input, and return a loss instead of logits.
 
     It stays the module that it was: its weight has its name, and what wraps it sees one call. It returns the mean loss
@@ -105,9 +105,10 @@ def take_loss(head: nn.Linear, *, compiles: bool) -> None:
     Args:
         head: without a bias.
         compiles: whether what lies between the products is compiled.
+        backend: by what, as `torch.compile` takes it.
     """
     assert head.bias is None
-    softened: Softened = torch.compile(soften, dynamic=False) if compiles else soften_in_parts
+    softened: Softened = torch.compile(soften, dynamic=False, backend=backend) if compiles else soften_in_parts
 
     def forward(h_BTD: Tensor, labels_BT: Tensor, num_targets: int) -> Tensor:
         found = _ProjectedLoss.apply(h_BTD.flatten(0, 1), head.weight, labels_BT.flatten(), 1.0 / num_targets, softened)
