@@ -31,6 +31,8 @@ SEEN = {
     "torch._guards.active_fake_mode": NEWER,
     "torch._inductor.decomposition.select_decomp_table": NEWER,
     "torch._prims.rng_prims.run_and_save_rng_state": NEWER,
+    "torch.distributed.tensor._sharding_prop.ShardingPropagator": NEWER,
+    "torch.distributed.tensor._sharding_prop.ShardingPropagator._propagate_tensor_meta_non_cached": NEWER,
     "torch._prims.rng_prims.run_with_rng_state": NEWER,
     "torch._ops": NEWER,
     "torch._subclasses.fake_tensor.FakeTensor": NEWER,
