@@ -117,6 +117,9 @@ fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
 dry-runs: $(VENV)/dev.stamp  ## Mistral-7B under plans of each kind on fake tensors: reports/measured/dry_run/runs.csv
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dry_runs.py
 
+memory-grid: $(VENV)/dev.stamp  ## torch's tracker and the formulas over a grid of steps, 6 minutes: reports/validation/memory.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_grid
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
 

@@ -1,12 +1,15 @@
 """Bytes that a device holds, by purpose and by pipeline stage."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Array, Num, total
+from estimator.formulas import fully_sharded
 from estimator.formulas.counts import dense_parameters, end_parameters, expert_parameters, head_matmul
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, StageLayers
@@ -109,6 +112,10 @@ def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankPa
 
 WIDE_LOGITS = 2**24
 """Logits that a loss in chunks has 32-bit copies of at once: three, operator by operator (trainer/parallel/loss.py)."""
+
+
+SPLIT_LOGIT_BYTES = 16.0
+"""Per logit of a rank, of a loss whose vocabulary ranks share: four in 32 bits at once (torch's `loss_parallel`)."""
 
 
 class Kept(NamedTuple):
@@ -229,23 +236,65 @@ STATE = ("weights", "master_weights", "optimizer", "gradients", "communication_b
 """Purposes whose bytes follow from the plan alone: no fit scales them."""
 
 
-class StageBytes(NamedTuple):
+@dataclass(frozen=True)
+class StageBytes:
     """Bytes of a device of a stage."""
 
-    parts: dict[str, Array]
-    """As counted at the fullest moment, by purpose."""
+    moments: tuple[dict[str, Array], ...]
+    """By purpose, at each moment that may be the fullest."""
+    always: dict[str, Array]
+    """By purpose, at all of them; what is in both adds up."""
     certain: Array
     """Of its parameters, gradients and optimizer, all of which it holds at some moment: no prediction lies below."""
+    share: Num = 1.0
+    """Of all of this; 0 where there is no such stage."""
 
-    @property
+    @cached_property
+    def parts(self) -> dict[str, Array]:
+        """As counted at the fullest moment, by purpose."""
+        names = dict.fromkeys([*self.always, *(name for moment in self.moments for name in moment)])
+        zero = np.zeros(())
+        return {
+            name: self.share * (self.always.get(name, zero) + self._fullest([m.get(name, zero) for m in self.moments]))
+            for name in names
+        }
+
+    @cached_property
     def of_state(self) -> Array:
         """Those of the fullest moment that no fit scales."""
-        return total(self.parts[name] for name in STATE)
+        always = total(self.always[name] for name in STATE if name in self.always)
+        each = [total(moment[name] for name in STATE if name in moment) for moment in self.moments]
+        return np.asarray(self.share * (always + self._fullest(each)))
 
-    @property
+    @cached_property
     def of_work(self) -> Array:
         """The others."""
-        return total(part for name, part in self.parts.items() if name not in STATE)
+        always = total(part for name, part in self.always.items() if name not in STATE)
+        each = [total(part for name, part in moment.items() if name not in STATE) for moment in self.moments]
+        return np.asarray(self.share * (always + self._fullest(each)))
+
+    def only_where(self, there_is: Num) -> "StageBytes":
+        """Return the same where there is such a stage, else nothing."""
+        return replace(self, share=there_is, certain=np.asarray(there_is * self.certain))
+
+    def _fullest(self, each: Sequence[Array]) -> Array:
+        """Return what is told of each moment, of the fullest one."""
+        chosen = np.asarray(each[0])
+        for value, fuller in zip(each[1:], self._fuller, strict=True):
+            chosen = np.where(fuller, value, chosen)
+        return chosen
+
+    @cached_property
+    def _fuller(self) -> list[Array]:
+        """Whether each moment but the first is fuller than those before it."""
+        if len(self.moments) == 1:
+            return []
+        sums = [total(moment.values()) for moment in self.moments]
+        most, found = sums[0], []
+        for held in sums[1:]:
+            found.append(np.asarray(held > most))
+            most = np.maximum(most, held)
+        return found
 
 
 def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
@@ -259,6 +308,8 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         efficiencies: what devices were measured to hold beyond the bytes counted here.
         stage: its layers, ends, and micro-batches in flight.
     """
+    if inputs.habits.fully_shards and not inputs.shape.lora_rank:
+        return _fully_sharded_bytes(inputs, efficiencies, stage)
     shape, habits, tokens, tp = inputs.shape, inputs.habits, inputs.tokens, inputs.plan.tp
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
     heads = max(kind.num_heads for kind in shape.kinds)
@@ -283,7 +334,171 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         "logits": np.where(at_end, 0.0, logits),
         "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
-    return StageBytes(parts, total(state.values()))
+    return StageBytes((parts,), {}, total(state.values()))
+
+
+def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
+    """Return the same of a trainer whose parameters are sharded as FSDP2 does: of the fullest of a step's moments.
+
+    They are: the loss, the last layer's backward pass, the one before it, the second layer's, the first's, and the
+    embedding's. In a pipeline, which keeps all gathered and reduces at the end: the loss, the first backward pass with
+    all in flight, the second, that of the projection, the end of the first, and the reduction of the first unit.
+    """
+    plan, habits = inputs.plan, inputs.habits
+    units, how, piped = _units(inputs, stage), _sharding(inputs), plan.num_stages > 1
+    m, held, several = plan.num_micro_batches, np.asarray(stage.held), plan.num_micro_batches > 1
+    one = activation_bytes(inputs, efficiencies, stage._replace(held=1.0))[0]
+    between = _between_stages(inputs, stage)
+    waiting = np.asarray(stage.has_head) * _waiting_logits(inputs)
+    whole = np.where(how.is_sharded, how.reduction, how.weight) * units.all
+    work, made = layer_in_backward(inputs, efficiencies, how.weight)
+    first_unit = np.where(units.embedding > 0, units.embedding, units.layer)
+    everything = how.weight * units.all * how.is_sharded
+    gpipe = plan.follows("gpipe") & piped
+    loss = np.asarray(stage.has_head) * loss_bytes(inputs, held)
+    second = np.minimum(held, np.maximum(m - 1, 0))
+    has_head = np.asarray(stage.has_head)
+    # DTensor makes the gradient of a split embedding whole, and adds it up so
+    split_embedding = how.reduction * units.embedding * (plan.tp + (m > held))
+    of_embedding = np.where(plan.tp > 1, split_embedding, how.weight * units.embedding)
+    of_pipe = (
+        fully_sharded.Moment(everything, whole * (m > held), np.zeros(())),
+        fully_sharded.Moment(everything, whole * (m > held) + how.weight * made, np.zeros(())),
+        fully_sharded.Moment(everything, whole * several + how.weight * made, np.zeros(())),
+        fully_sharded.Moment(everything, has_head * (whole * several + how.weight * units.head), np.zeros(())),
+        fully_sharded.Moment(everything, whole + of_embedding, np.zeros(())),
+        fully_sharded.Moment(
+            np.asarray(everything - how.weight * first_unit * how.is_sharded),
+            np.asarray(whole + how.gradient * first_unit / how.ranks),
+            np.asarray(how.reduction * first_unit * how.is_sharded),
+        ),
+    )
+    layers = stage.num_layers
+    alone = (
+        fully_sharded.at_loss(units, how, plan.tp == 1),
+        fully_sharded.at_layer(units, how, 0.0, made),
+        fully_sharded.at_layer(units, how, 1.0, made),
+        fully_sharded.at_layer(units, how, np.maximum(layers - 2, 1), made),
+        fully_sharded.at_layer(units, how, np.maximum(layers - 1, 0), made, is_first=True),
+        fully_sharded.at_end(units, how),
+    )
+    a_layer = 1.0 / np.maximum(layers, 1)
+    held_alone = (1.0, 1.0, 1.0 - a_layer, np.minimum(2.0 * a_layer, 1.0), a_layer, 0.0)
+    held_piped = (held, held, second, second * has_head, np.maximum(held - 1, 0), 0.0)
+    works: tuple[Num, ...] = (0.0, work, work, work, work, 0.0)
+    of_head = how.weight * units.head + stage.has_head * inputs.passed_bytes * 4.0
+    works_piped: tuple[Num, ...] = (0.0, work, work, of_head, 0.0, 0.0)
+    found = []
+    for i in range(6):
+        a, b = alone[i], of_pipe[i]
+        flight = np.where(piped, held_piped[i], held_alone[i])
+        found.append(
+            {
+                "weights": np.where(piped, b.gathered, a.gathered),
+                "gradients": np.where(piped, b.gradients, a.gradients),
+                "communication_buffers": np.where(piped, b.buffers, a.buffers),
+                "activations": flight * (one + between.kept),
+                "recomputed_layer": np.where(piped, works_piped[i], works[i]),
+                "logits": loss if i == 0 else flight * waiting * gpipe,
+            }
+        )
+    state = state_bytes(inputs, stage)
+    stored = np.where(how.is_sharded, how.ranks, 1)
+    kept_weights = units.all * (0.0 if habits.master_bytes else habits.weight_bytes) / stored
+    gradients = how.gradient * units.all / stored
+    certain = total((units.all * habits.master_bytes / stored, kept_weights, state["optimizer"], gradients))
+    return StageBytes(
+        tuple(found),
+        {
+            "weights": kept_weights,
+            "master_weights": units.all * habits.master_bytes / stored,
+            "optimizer": state["optimizer"],
+            "communication_buffers": between.buffers,
+            "attention_workspace": np.zeros(()),
+            "workspace": workspace_bytes(inputs, efficiencies, stage.held),
+        },
+        certain,
+    )
+
+
+def _units(inputs: StepInputs, stage: Stage) -> fully_sharded.Units:
+    """Return the parameters of what a stage's rank gathers at once."""
+    shape, plan = inputs.shape, inputs.plan
+    tied = shape.tied_embeddings
+    ends = end_parameters(shape, stage.has_embedding, stage.has_head) / plan.tp
+    head = np.zeros(()) if tied else end_parameters(shape, False, stage.has_head) / plan.tp
+    params = np.asarray(sum(rank_parameters(shape, plan, stage)))
+    return fully_sharded.Units(params, largest_layer(shape, plan), np.asarray(ends - head), np.asarray(head), tied)
+
+
+def _sharding(inputs: StepInputs) -> fully_sharded.Sharding:
+    plan, habits = inputs.plan, inputs.habits
+    zero, alone, several = plan.zero_stage, plan.num_stages == 1, plan.num_micro_batches > 1
+    return fully_sharded.Sharding(
+        habits.weight_bytes,
+        habits.master_bytes or habits.weight_bytes,
+        habits.reduced_bytes,
+        np.where(zero >= 1, plan.shard_ranks, 1),
+        np.asarray((plan.replicas > 1) | (habits.master_bytes > 0)),
+        np.asarray((zero == 3) & alone),
+        np.asarray((zero >= 2) & alone),
+        np.asarray(several),
+    )
+
+
+class Between(NamedTuple):
+    """Bytes of what the stages of a pipeline hand to each other."""
+
+    kept: Array
+    """Per micro-batch in flight, beside what layers keep."""
+    buffers: Array
+    """For what is received, of all micro-batches."""
+
+
+def _between_stages(inputs: StepInputs, stage: Stage) -> Between:
+    """Return what a stage keeps of what it hands on: torch's pipelines have a buffer for each micro-batch at once."""
+    plan, act = inputs.plan, inputs.habits.activation_bytes
+    each = inputs.passed_bytes / plan.sequence_ways * (plan.num_stages > 1)
+    first, last = np.asarray(stage.has_embedding), np.asarray(stage.has_head)
+    angles = 2.0 * act * inputs.shape.head_dim * inputs.tokens  # sine and cosine of each position
+    return Between(
+        np.asarray(angles + each * (1.0 * first - last)),
+        np.asarray(each * plan.num_micro_batches * (2.0 * plan.virtual_stages - first - last)),
+    )
+
+
+def _waiting_logits(inputs: StepInputs) -> Array:
+    """Return bytes of the logits of a micro-batch whose backward pass waits, and of their logarithms in 32 bits."""
+    logits = inputs.tokens / inputs.plan.tp * head_matmul(inputs.shape).out_size
+    return np.asarray(logits * (inputs.habits.activation_bytes + 4.0))
+
+
+def layer_in_backward(inputs: StepInputs, efficiencies: Efficiencies, weight_bytes: float) -> tuple[Array, Array]:
+    """Bytes that a layer's backward pass holds beyond what the layer keeps, and parameters whose gradients are made.
+
+    Of a gated block, the fuller of two moments: where the gradients of its inner values are made, beside what was kept
+    and the last product's gradient; or where all its gradients are there, and the norm's are made in 32 bits, beside
+    what attention kept. As torch's tracker finds them: of Mistral-7B 44 h bytes a token and 42 of gradients.
+    """
+    shape, plan, habits, tokens = inputs.shape, inputs.plan, inputs.habits, inputs.tokens
+    act, compiled = habits.activation_bytes, habits.execution == "compiled"
+    full = plan.recomputes("full")
+    hidden, ffn = shape.hidden_size / plan.sequence_ways, shape.ffn_size / plan.tp
+    kept, again = activation_bytes(inputs, efficiencies, Stage(one_layer(shape, 0).layers))
+    layer = np.where(full, again, kept + again)
+    heads = act * (2 * shape.q_size + 2 * shape.kv_size) / plan.tp
+    copies = 0.0 if compiled else habits.norm_copy_bytes
+    early = layer + tokens * act * (2 * ffn + hidden)
+    late = heads + hidden * (4.0 * act + 5.5 * act if compiled else 2.0 * act + 2 * copies + 11.0 * act)
+    if compiled:
+        early = np.where(full, tokens * act * (4 * ffn + hidden), early)
+        late = np.where(full, 10.0 * act * hidden, late)
+    one = shape.ffn_size * shape.hidden_size / plan.tp
+    products = 3.0 if shape.gated_ffn else 2.0
+    is_late = tokens * late + weight_bytes * products * one > early + weight_bytes * one
+    own = np.where(full, 0.0, kept)
+    work = np.where(is_late, tokens * late, early) - own
+    return np.asarray(work), np.where(is_late, products * one, one)
 
 
 def loss_bytes(inputs: StepInputs, held: Num) -> Array:
@@ -298,12 +513,20 @@ def loss_bytes(inputs: StepInputs, held: Num) -> Array:
     whole = np.where(plan.follows("gpipe"), held, 1.0) * inputs.tokens / plan.tp * size
     if not habits.chunked_logits:
         return np.asarray(whole * habits.logit_bytes)
-    act, hidden = habits.activation_bytes, inputs.shape.hidden_size
+    act, hidden, weight = habits.activation_bytes, inputs.shape.hidden_size, habits.weight_bytes
     logits = np.minimum(whole, habits.chunked_logits)
-    copies = 12.0 * np.minimum(logits, WIDE_LOGITS)
-    gradient = size * hidden * (habits.weight_bytes + 4.0 * (whole > habits.chunked_logits))
+    wide = np.minimum(logits, WIDE_LOGITS)
+    copies = 0.0 if habits.execution == "compiled" else 8.0 * wide + 4.0 * np.minimum(logits - wide, wide)
+    sums = 4.0 * size * hidden * (whole > habits.chunked_logits)
     around = inputs.tokens * hidden * (4.0 * act + habits.norm_copy_bytes)
-    return np.where(chunks_loss(plan), act * logits + copies + gradient + around, whole * habits.logit_bytes)
+    chunked = act * logits + sums + copies + weight * size * hidden + around
+    if not habits.fully_shards:
+        return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
+    each = (habits.norm_copy_bytes + act) / plan.sequence_ways + act  # of the final norm
+    one = whole / np.where(plan.follows("gpipe"), held, 1.0)
+    waits = (held - 1.0) * _waiting_logits(inputs) * plan.follows("gpipe")
+    per_logit = np.where(plan.tp > 1, SPLIT_LOGIT_BYTES, habits.logit_bytes)
+    return np.where(chunks_loss(plan), chunked, one * per_logit + waits + inputs.tokens * hidden * each)
 
 
 def chunks_loss(plan: Layout) -> Array:
@@ -380,9 +603,7 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
     between = plan.num_stages > 2
     return Memory(
         first=stage_bytes(inputs, efficiencies, first._replace(held=plan.in_flight(0))),
-        second=StageBytes(
-            {name: between * part for name, part in of_second.parts.items()}, between * of_second.certain
-        ),
+        second=of_second.only_where(between),
         last=stage_bytes(inputs, efficiencies, last._replace(held=plan.in_flight(plan.num_stages - 1))),
         ratio=efficiencies.memory_ratio,
         base_bytes=efficiencies.base_bytes,

@@ -103,6 +103,10 @@ class Habits(StackRecord):
     """Whose speed fused attention has: as published beside products, or of the kernel that torch chooses."""
     matmul_precision: MatmulPrecision = "bf16"
     """Which of an accelerator's peaks the products of a layer's weights run at."""
+    fully_shards: bool = False
+    """Parameters are gathered, freed and reduced unit by unit as FSDP2 does (`formulas.fully_sharded`)."""
+    reduced_bytes: BytesEach = 4.0
+    """Of such units: bytes per parameter of a gradient as it is reduced, and while it waits for that."""
     evidence: dict[str, Evidence]
 
     @property

@@ -1,0 +1,124 @@
+"""Bytes of parameters and gradients under FSDP2, moment by moment: gathered, prefetched, reduced, not yet freed.
+
+A unit is what FSDP gathers at once: a layer, the embedding, the final norm with the vocabulary projection. Torch 2.13's
+`fully_shard` gathers a unit through a buffer of its size, which in the forward pass lives until the next unit's is
+there; in the backward pass it prefetches one unit, and what a unit's gradients are reduced from lives until the next
+unit's are (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py, `wait_for_unshard`, `_backward_prefetch`,
+`post_backward`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from estimator.arrays import Array, Num
+
+
+class Units(NamedTuple):
+    """Parameters of one rank of a stage."""
+
+    all: Array
+    layer: Array
+    """Of the largest layer."""
+    embedding: Array
+    """Of the unit that is reduced last: the embedding, tied with the vocabulary projection or not; 0 without one."""
+    head: Array
+    """Of the final norm and the vocabulary projection; 0 without them, and where they are tied."""
+    tied: bool
+
+
+class Sharding(NamedTuple):
+    """How units are sharded, and bytes per parameter."""
+
+    weight: float
+    gradient: float
+    """Of a shard."""
+    reduction: float
+    """Of what is reduced, and of gradients that wait for it."""
+    ranks: Array
+    """Over which units are sharded; 1 for copies."""
+    is_sharded: Array
+    """Units are wrapped at all."""
+    reshards: Array
+    """Weights are freed after each use, and gathered for the next."""
+    reduces: Array
+    """Gradients of each micro-batch are reduced; else those of the last, and whole ones wait."""
+    accumulates: Array
+    """There are several micro-batches."""
+
+
+class Moment(NamedTuple):
+    """Bytes beside what is kept between steps."""
+
+    gathered: Array
+    gradients: Array
+    buffers: Array
+
+
+def waiting_gradients(units: Units, how: Sharding) -> Array:
+    """Bytes of the gradients of the micro-batches before the last: shards where each was reduced, else whole."""
+    each = np.where(how.reduces, how.gradient / how.ranks, np.where(how.is_sharded, how.reduction, how.weight))
+    return np.asarray(units.all * each * how.accumulates)
+
+
+def at_loss(units: Units, how: Sharding, is_inside: Array) -> Moment:
+    """Return what is held where the forward pass ends.
+
+    The vocabulary projection is gathered, its buffer not yet freed, and neither is what the last unit of the
+    micro-batch before was reduced from.
+
+    Args:
+        units: of the stage.
+        how: they are sharded.
+        is_inside: the loss is computed within the forward pass, at whose end the last buffer is freed.
+    """
+    last = units.embedding if units.tied else units.head
+    gathered = how.weight * np.where(how.reshards, last, units.all) * how.is_sharded
+    waits = is_inside & (how.ranks > 1) & (how.reshards | ~how.accumulates)
+    buffers = how.weight * (units.layer if units.tied else units.head) * waits
+    pending = how.reduction * units.embedding * (how.accumulates & how.reduces & how.is_sharded)
+    return Moment(np.asarray(gathered), waiting_gradients(units, how), np.asarray(buffers + pending))
+
+
+def at_layer(units: Units, how: Sharding, layers_done: Num, made: Num, *, is_first: bool = False) -> Moment:
+    """Return what is held in the backward pass of a layer.
+
+    Args:
+        units: of the stage.
+        how: they are sharded.
+        layers_done: layers whose gradients were reduced.
+        made: parameters of the layer whose gradients are there, not yet reduced.
+        is_first: nothing is prefetched but the embedding.
+    """
+    done = units.head + layers_done * units.layer
+    left = units.all - done
+    gathered = how.weight * np.where(how.reshards, units.layer, left) * how.is_sharded
+    before = np.where(np.equal(layers_done, 0), np.where(units.tied, 0.0, units.head), units.layer)
+    next_one = 0.0 if units.tied and is_first else units.embedding if is_first else units.layer
+    prefetched = how.weight * next_one * (how.reshards & (how.ranks > 1))
+    whole = np.where(how.is_sharded, how.reduction, how.weight)
+    reduced = how.gradient * done / np.where(how.is_sharded, how.ranks, 1)
+    waits = np.where(
+        how.accumulates, np.where(how.reduces, units.all * how.gradient / how.ranks, whole * left + reduced), reduced
+    )
+    tied = how.weight * units.embedding if units.tied else 0.0  # from the projection's backward pass on
+    gradients = waits + how.weight * made + tied
+    return Moment(
+        np.asarray(gathered), np.asarray(gradients), np.asarray(how.reduction * before * how.is_sharded + prefetched)
+    )
+
+
+def at_end(units: Units, how: Sharding) -> Moment:
+    """Return what is held where the embedding's gradients are made, and then reduced."""
+    whole = units.embedding
+    gradients = how.gradient * (units.all - whole) / how.ranks + how.weight * whole
+    waits = how.accumulates & how.reduces
+    gradients = gradients + np.where(waits, how.gradient * whole / how.ranks, 0.0)
+    unreduced = how.accumulates & ~how.reduces
+    gradients = gradients + np.where(unreduced, whole * np.where(how.is_sharded, how.reduction, how.weight), 0.0)
+    made = how.weight * whole + how.reduction * units.layer
+    reduced = how.reduction * whole * (1 + 1 / how.ranks)
+    at_reduction = reduced > made
+    gathered = np.where(at_reduction, 0.0, how.weight * whole) * how.is_sharded
+    buffers = how.reduction * np.where(at_reduction, whole * (1 + 1 / how.ranks), units.layer) * how.is_sharded
+    return Moment(np.asarray(gathered), np.asarray(gradients), np.asarray(buffers))
