@@ -244,8 +244,8 @@ class StageBytes:
     """By purpose, at each moment that may be the fullest."""
     always: dict[str, Array]
     """By purpose, at all of them; what is in both adds up."""
-    certain: Array
-    """Of its parameters, gradients and optimizer, all of which it holds at some moment: no prediction lies below."""
+    kept: Array
+    """Of its parameters, gradients and optimizer, all of which it holds at some moment."""
     share: Num = 1.0
     """Of all of this; 0 where there is no such stage."""
 
@@ -258,6 +258,11 @@ class StageBytes:
             name: self.share * (self.always.get(name, zero) + self._fullest([m.get(name, zero) for m in self.moments]))
             for name in names
         }
+
+    @cached_property
+    def certain(self) -> Array:
+        """Those that no prediction lies below: what is kept, or is there at the fullest moment whatever is fed."""
+        return np.maximum(self.share * self.kept, self.of_state)
 
     @cached_property
     def of_state(self) -> Array:
@@ -275,7 +280,7 @@ class StageBytes:
 
     def only_where(self, there_is: Num) -> "StageBytes":
         """Return the same where there is such a stage, else nothing."""
-        return replace(self, share=there_is, certain=np.asarray(there_is * self.certain))
+        return replace(self, share=there_is)
 
     def _fullest(self, each: Sequence[Array]) -> Array:
         """Return what is told of each moment, of the fullest one."""
@@ -523,7 +528,7 @@ def loss_bytes(inputs: StepInputs, held: Num) -> Array:
     if not habits.fully_shards:
         return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
     each = (habits.norm_copy_bytes + act) / plan.sequence_ways + act  # of the final norm
-    one = whole / np.where(plan.follows("gpipe"), held, 1.0)
+    one = inputs.tokens / plan.tp * size
     waits = (held - 1.0) * _waiting_logits(inputs) * plan.follows("gpipe")
     per_logit = np.where(plan.tp > 1, SPLIT_LOGIT_BYTES, habits.logit_bytes)
     return np.where(chunks_loss(plan), chunked, one * per_logit + waits + inputs.tokens * hidden * each)

@@ -12,7 +12,7 @@ from estimator.calibrate.batches import batched
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.layout import layout
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import STATE, plan_memory
+from estimator.formulas.memory import STATE, activation_bytes, plan_memory, stages_of
 from estimator.predict.prediction import predict
 from estimator.runs.read import read_runs
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
@@ -125,6 +125,12 @@ def test_experts_keep_their_sorted_tokens() -> None:
     assert more[0] - more[1] == pytest.approx(32 * 2048 * 4096 * 2 * 2 * 2)
 
 
+def activations_of(inputs: StepInputs) -> float:
+    """Return what a stage that is alone keeps of one micro-batch."""
+    first, *_ = stages_of(inputs.shape, inputs.plan)
+    return float(activation_bytes(inputs, COUNTED, first)[0].item())
+
+
 def test_norms_keep_32_bit_copies_only_where_the_software_makes_them() -> None:
     """A layer of Megatron keeps 8 bytes per token and unit of the width less for its norms than transformers does.
 
@@ -133,7 +139,7 @@ def test_norms_keep_32_bit_copies_only_where_the_software_makes_them() -> None:
     plan = Plan(num_micro_batches=2)
     megatron, compiled = (asked("mistralai/Mistral-7B-v0.1", plan, 1, name) for name in ("megatron", "reference"))
     eager = compiled._replace(habits=Recipe(compiles=False).habits(compiled.habits, compiled.shape))
-    kept = [plan_memory(inputs, COUNTED).first.parts["activations"].item() for inputs in (megatron, eager, compiled)]
+    kept = [activations_of(inputs) for inputs in (megatron, eager, compiled)]
     assert kept[1] - kept[0] == pytest.approx(32 * 2048 * 8 * 4096)
     per_token_and_unit = 32 * 2048 * 4096
     assert kept[1] / per_token_and_unit == pytest.approx(49.2, rel=0.01)
@@ -146,5 +152,5 @@ def test_selective_recomputation_keeps_products() -> None:
     plan = Plan(num_micro_batches=2, recomputation="selective")
     compiled = asked("mistralai/Mistral-7B-v0.1", plan, 1, "reference")
     eager = compiled._replace(habits=Recipe(compiles=False).habits(compiled.habits, compiled.shape))
-    kept = [plan_memory(inputs, COUNTED).first.parts["activations"].item() for inputs in (eager, compiled)]
+    kept = [activations_of(inputs) for inputs in (eager, compiled)]
     assert [one / (32 * 2048 * 4096) for one in kept] == pytest.approx([25.2, 23.1], rel=0.01)
