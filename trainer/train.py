@@ -86,6 +86,8 @@ class Run:
         """Return a batch where the model is."""
         arrays = (batch.input_ids_BT, batch.labels_BT, batch.position_ids_BT)
         ids, labels, positions = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+        if not self.config.data.packing:
+            return Rows(ids, labels, positions)
         return Rows(ids, labels, positions, tuple((batch.position_ids_BT == 0).sum(axis=1).tolist()))
 
     def update(self) -> tuple[Tensor, float]:

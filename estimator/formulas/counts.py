@@ -287,7 +287,7 @@ def inner_traffic(shape: Shape, activation_bytes: int) -> Traffic:
 
     In elements, forward: rotary 2 of q and k, gated activation 3, plain 2; backward: rotary 2, gated 5, plain 3.
     """
-    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    ffn = shape.active_ffn_size
     rotary = 0.0 if shape.num_positions else 2.0 * (shape.q_size + shape.kv_size)
     if shape.mixer is not None:
         rotary = shape.mixer.moved_size

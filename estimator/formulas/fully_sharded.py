@@ -36,7 +36,7 @@ class Sharding(NamedTuple):
     reduction: float
     """Of what is reduced, and of gradients that wait for it."""
     ranks: Array
-    """Over which units are sharded; 1 for copies."""
+    """Over which units are sharded; 1 for copies, and where nothing is wrapped."""
     is_sharded: Array
     """Units are wrapped at all."""
     reshards: Array
@@ -45,6 +45,11 @@ class Sharding(NamedTuple):
     """Gradients of each micro-batch are reduced; else those of the last, and whole ones wait."""
     accumulates: Array
     """There are several micro-batches."""
+
+    @property
+    def whole_gradient(self) -> Array:
+        """Bytes per parameter of gradients that wait whole."""
+        return np.where(self.is_sharded, self.reduction, self.weight)
 
 
 class Moment(NamedTuple):
@@ -57,7 +62,7 @@ class Moment(NamedTuple):
 
 def waiting_gradients(units: Units, how: Sharding) -> Array:
     """Bytes of the gradients of the micro-batches before the last: shards where each was reduced, else whole."""
-    each = np.where(how.reduces, how.gradient / how.ranks, np.where(how.is_sharded, how.reduction, how.weight))
+    each = np.where(how.reduces, how.gradient / how.ranks, how.whole_gradient)
     return np.asarray(units.all * each * how.accumulates)
 
 
@@ -96,10 +101,11 @@ def at_layer(units: Units, how: Sharding, layers_done: Num, made: Num, *, is_fir
     before = np.where(np.equal(layers_done, 0), np.where(units.tied, 0.0, units.head), units.layer)
     next_one = 0.0 if units.tied and is_first else units.embedding if is_first else units.layer
     prefetched = how.weight * next_one * (how.reshards & (how.ranks > 1))
-    whole = np.where(how.is_sharded, how.reduction, how.weight)
-    reduced = how.gradient * done / np.where(how.is_sharded, how.ranks, 1)
+    reduced = how.gradient * done / how.ranks
     waits = np.where(
-        how.accumulates, np.where(how.reduces, units.all * how.gradient / how.ranks, whole * left + reduced), reduced
+        how.accumulates,
+        np.where(how.reduces, units.all * how.gradient / how.ranks, how.whole_gradient * left + reduced),
+        reduced,
     )
     tied = how.weight * units.embedding if units.tied else 0.0  # from the projection's backward pass on
     gradients = waits + how.weight * made + tied
@@ -115,7 +121,7 @@ def at_end(units: Units, how: Sharding) -> Moment:
     waits = how.accumulates & how.reduces
     gradients = gradients + np.where(waits, how.gradient * whole / how.ranks, 0.0)
     unreduced = how.accumulates & ~how.reduces
-    gradients = gradients + np.where(unreduced, whole * np.where(how.is_sharded, how.reduction, how.weight), 0.0)
+    gradients = gradients + np.where(unreduced, whole * how.whole_gradient, 0.0)
     made = how.weight * whole + how.reduction * units.layer
     reduced = how.reduction * whole * (1 + 1 / how.ranks)
     at_reduction = reduced > made

@@ -111,8 +111,9 @@ def fullest_rank(shape: Shape, plan: Layout, *, trained: bool = False) -> RankPa
 
 
 WIDE_LOGITS = 2**24
-"""Logits that a loss in chunks has 32-bit copies of at once: three, operator by operator (trainer/parallel/loss.py)."""
-
+"""Logits that a loss in chunks has 32-bit copies of at once where nothing is compiled: 64 MiB a copy, three of them
+(trainer/parallel/loss.py).
+"""
 
 SPLIT_LOGIT_BYTES = 16.0
 """Per logit of a rank, of a loss whose vocabulary ranks share: four in 32 bits at once (torch's `loss_parallel`)."""
@@ -141,7 +142,7 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     """
     shape, habits, fused = inputs.shape, inputs.habits, inputs.fuses_attention
     act, mixer, compiled = habits.activation_bytes, shape.mixer, habits.execution == "compiled"
-    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    ffn = shape.active_ffn_size
     norm_copy = 0.0 if compiled else habits.norm_copy_bytes
     heads = act * (shape.q_size + 2 * shape.kv_size + shape.q_size if mixer is None else mixer.kept_size)
     if shape.qk_norm and mixer is None:
@@ -163,7 +164,7 @@ def products_bytes_per_token(inputs: StepInputs) -> Kept:
     dry run holds 25.2 and 23.1 (`train --dry-run --plan recomputation=selective`).
     """
     shape, habits = inputs.shape, inputs.habits
-    ffn = shape.ffn_size * max(shape.num_experts_per_token, 1) + shape.shared_ffn_size
+    ffn = shape.active_ffn_size
     given = shape.num_blocks - (habits.execution == "compiled")
     heads = 2 * shape.q_size + 2 * shape.kv_size if shape.mixer is None else shape.mixer.kept_size
     act = habits.activation_bytes
@@ -355,7 +356,7 @@ def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: 
     one = activation_bytes(inputs, efficiencies, stage._replace(held=1.0))[0]
     between = _between_stages(inputs, stage)
     waiting = np.asarray(stage.has_head) * _waiting_logits(inputs)
-    whole = np.where(how.is_sharded, how.reduction, how.weight) * units.all
+    whole = how.whole_gradient * units.all
     work, made = layer_in_backward(inputs, efficiencies, how.weight)
     first_unit = np.where(units.embedding > 0, units.embedding, units.layer)
     everything = how.weight * units.all * how.is_sharded
@@ -408,15 +409,15 @@ def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: 
             }
         )
     state = state_bytes(inputs, stage)
-    stored = np.where(how.is_sharded, how.ranks, 1)
-    kept_weights = units.all * (0.0 if habits.master_bytes else habits.weight_bytes) / stored
-    gradients = how.gradient * units.all / stored
-    certain = total((units.all * habits.master_bytes / stored, kept_weights, state["optimizer"], gradients))
+    kept_weights = units.all * (0.0 if habits.master_bytes else habits.weight_bytes) / how.ranks
+    master_weights = units.all * habits.master_bytes / how.ranks
+    gradients = how.gradient * units.all / how.ranks
+    certain = total((master_weights, kept_weights, state["optimizer"], gradients))
     return StageBytes(
         tuple(found),
         {
             "weights": kept_weights,
-            "master_weights": units.all * habits.master_bytes / stored,
+            "master_weights": master_weights,
             "optimizer": state["optimizer"],
             "communication_buffers": between.buffers,
             "attention_workspace": np.zeros(()),

@@ -123,6 +123,11 @@ class Shape:
         return math.gcd(*(size for kind in self.kinds for size in (kind.ffn_size, kind.shared_ffn_size)))
 
     @property
+    def active_ffn_size(self) -> int:
+        """Width of all that a token passes in a feed-forward block: its experts, and what all tokens share."""
+        return self.ffn_size * max(self.num_experts_per_token, 1) + self.shared_ffn_size
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of a layer, each with a residual: one that mixes tokens, and a feed-forward block."""
         return (self.mixer is None or len(self.mixer.matrices) > 0) + (self.ffn_size > 0)

@@ -57,13 +57,11 @@ class _Fused(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function; where recomputation would save or restore a random state, as for dropout, there is none."""
-        if target is run_and_save_rng_state:
-            operator, *rest = args
-            return torch.empty(0, dtype=torch.uint8), operator(*rest, **kwargs)
-        if target is run_with_rng_state:
-            _, operator, *rest = args
-            return operator(*rest, **kwargs)
-        return super().call_function(target, args, kwargs)
+        if target not in DRAWN:
+            return super().call_function(target, args, kwargs)
+        operator, *rest = args[DRAWN[target] :]
+        result = operator(*rest, **kwargs)
+        return (torch.empty(0, dtype=torch.uint8), result) if target is run_and_save_rng_state else result
 
     def run_node(self, n: Node) -> Any:
         """Run an operator."""

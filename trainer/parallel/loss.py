@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-IGNORED = -100
-"""Label of a position without a target."""
+from estimator.formulas.memory import WIDE_LOGITS
+from trainer.data.loader import NO_TARGET
 
 MOST_LOGITS = 2**28
 """Logits in memory at once: 512 MiB in 16 bits. More tokens at a time would fill a matrix product no better."""
-
-MOST_WIDE = 2**24
-"""Of them, those that have 32-bit copies at once where nothing is compiled: 64 MiB a copy."""
 
 Softened = Callable[[Tensor], Tensor]
 """Turns logits, shape (N, V), into their softmax in place; returns the logarithms of its denominators, shape (N,)."""
@@ -39,7 +36,7 @@ def soften(logits_NV: Tensor) -> Tensor:
 def soften_in_parts(logits_NV: Tensor) -> Tensor:
     """Do the same operator by operator, a few tokens at a time, so that 32-bit copies stay small."""
     log_sums = []
-    for part_NV in logits_NV.split(max(MOST_WIDE // logits_NV.shape[1], 1)):
+    for part_NV in logits_NV.split(max(WIDE_LOGITS // logits_NV.shape[1], 1)):
         log_NV = torch.log_softmax(part_NV, dim=-1, dtype=torch.float32)  # one kernel where a sum of exponents has five
         log_sums.append(part_NV[:, 0].float() - log_NV[:, 0])  # any column tells it
         part_NV.copy_(log_NV.exp_())
@@ -64,7 +61,7 @@ class _ProjectedLoss(torch.autograd.Function):
         for begin in range(0, len(labels_N), rows):
             part = slice(begin, begin + rows)
             h, labels = h_ND[part], labels_N[part]
-            has_target = labels != IGNORED
+            has_target = labels != NO_TARGET
             targets = torch.where(has_target, labels, 0)
             logits = h @ weight_VD.t()
             picked_N = logits.gather(1, targets.unsqueeze(1)).squeeze(1).float()
@@ -121,5 +118,5 @@ def take_loss(head: nn.Linear, *, compiles: bool, backend: Any = "inductor") -> 
 def loss_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Return the summed cross-entropy of the positions that have a target, in 32 bits, from all logits."""
     return nn.functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=NO_TARGET, reduction="sum"
     )

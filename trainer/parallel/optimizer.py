@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
-from trainer.parallel.adamw import CompiledAdamW, local_part
+from trainer.parallel.adamw import CompiledAdamW, local_part, scale_in_place
 
 DECAYS = ("constant", "cosine")
 
@@ -124,9 +124,8 @@ def clip_gradients(
         folding = [optimizer for optimizer in optimizers if isinstance(optimizer, CompiledAdamW)]
         for optimizer in folding:
             optimizer.scale = scale
-        for dtype in set() if folding else {gradient.dtype for gradient in local}:
-            same = [gradient for gradient in local if gradient.dtype == dtype]
-            torch._foreach_mul_(same, scale.to(dtype))  # of another type, it would be cast element by element
+        if not folding:
+            scale_in_place(local, scale)
     return norm
 
 

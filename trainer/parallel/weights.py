@@ -46,12 +46,15 @@ def random_weight(name: str, shape: torch.Size, config: PreTrainedConfig, seed: 
     Matrices are normal with the config's `initializer_range`, norms are 1, biases 0, as transformers draws them. A
     normal number is one of 65,536 quantiles, picked by SFC64, whose stream NumPy keeps for ever (NEP 19).
     """
-    if name.endswith(".bias"):
-        return torch.zeros(shape)
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.full(shape, _constant(name))
     quantiles = _quantiles(config.initializer_range, torch.float32)
     return torch.cat([_drawn_rows(name, rows, shape[1], quantiles, seed) for rows in _row_blocks(shape)])
+
+
+def _constant(name: str) -> float:
+    """Return what all elements of a vector are: of a bias 0, of a norm 1."""
+    return 0.0 if name.endswith(".bias") else 1.0
 
 
 @cache
@@ -88,7 +91,7 @@ def draw_weights(stages: Sequence[Stage], seed: int) -> None:
         for name, weight in named_weights(stages).items():
             for offsets, local in _local_parts(weight):
                 if weight.ndim == 1:
-                    local.fill_(0.0 if name.endswith(".bias") else 1.0)
+                    local.fill_(_constant(name))
                     continue
                 place = _Place(name, weight.shape[1], offsets, local, _quantiles(deviation, local.dtype))
                 drawing += [threads.submit(place.draw, rows, seed) for rows in _row_blocks(weight.shape)]

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from estimator.stack.stack import load_premises
+from trainer.data.loader import NO_TARGET
 from trainer.parallel import loss as module
-from trainer.parallel.loss import IGNORED, loss_sum, soften, soften_in_parts, take_loss
+from trainer.parallel.loss import MOST_LOGITS, loss_sum, soften, soften_in_parts, take_loss
 
 VOCABULARY, SIZE, TARGETS = 100, 16, 14
 
@@ -13,7 +15,7 @@ def work(dtype: torch.dtype) -> tuple[Tensor, Tensor, nn.Linear]:
     torch.manual_seed(0)
     h_BTD = torch.randn(2, 9, SIZE, dtype=dtype, requires_grad=True)
     labels_BT = torch.randint(0, VOCABULARY, (2, 9))
-    labels_BT[0, 3] = labels_BT[1, :4] = IGNORED
+    labels_BT[0, 3] = labels_BT[1, :4] = NO_TARGET
     return h_BTD, labels_BT, nn.Linear(SIZE, VOCABULARY, bias=False, dtype=dtype)
 
 
@@ -72,3 +74,8 @@ def test_parts_are_the_whole() -> None:
     torch.testing.assert_close(soften(one), soften_in_parts(other))
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(one, torch.softmax(logits_NV, dim=-1))
+
+
+def test_the_stack_says_how_many_logits_there_are_at_once() -> None:
+    """What the estimator is told of the loss is what it does."""
+    assert load_premises("reference").habits.chunked_logits == MOST_LOGITS
