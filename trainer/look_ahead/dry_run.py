@@ -186,8 +186,6 @@ def _measure(config: TrainConfig, model: PreTrainedConfig, place: Place, size: S
             stage.materialize(DEVICE)
         follow_phases(stages, meter)
         step = _Step(config, stages, place, meter)
-        if plan.tp > 1:
-            step.take()  # DTensor finds the shapes of each operation once, on whole tensors, which would count too
         step.give_optimizer_its_state()
         step.take()
     return Measured(meter.peaks(), meter.num_flop)
@@ -282,15 +280,12 @@ def _gradients_marked(meter: Meter) -> Iterator[None]:
 
 @contextmanager
 def _shapes_unseen(meter: Meter) -> Iterator[None]:
-    """Leave out the whole tensors without memory on which DTensor finds the shape of an operation's result."""
+    """Count nothing of the whole tensors without memory on which DTensor finds the shape of an operation's result."""
     plain = ShardingPropagator._propagate_tensor_meta_non_cached  # noqa: SLF001
 
     def unseen(propagator: ShardingPropagator, schema: Any) -> Any:
-        before, meter.is_fused = meter.is_fused, True
-        try:
+        with meter.looking_away():
             return plain(propagator, schema)
-        finally:
-            meter.is_fused = before
 
     ShardingPropagator._propagate_tensor_meta_non_cached = unseen  # type: ignore[method-assign,assignment] # noqa: SLF001
     try:

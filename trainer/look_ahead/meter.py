@@ -71,7 +71,7 @@ class Meter(TorchDispatchMode):
         self._now = 0
         self._phase = ""
         self._fullest: dict[str, tuple[int, int]] = {}
-        self._in_optimizer = self.is_fused = False
+        self._in_optimizer = self._looks_away = self.is_fused = False
         self._plain_resize = torch.UntypedStorage.resize_
         self._fake_mode: Any = None
         self.num_flop = 0
@@ -119,6 +119,15 @@ class Meter(TorchDispatchMode):
         yield
         self._in_optimizer = False
 
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Count nothing of what is made and computed within."""
+        before, self._looks_away = self._looks_away, True
+        try:
+            yield
+        finally:
+            self._looks_away = before
+
     # --- how it is measured -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -148,6 +157,8 @@ class Meter(TorchDispatchMode):
         if func is torch.ops._c10d_functional.wait_tensor.default:  # noqa: SLF001
             return args[0]  # a fake one is a new tensor, a real one the same
         result = func(*args, **(kwargs or {}))
+        if self._looks_away:
+            return result
         leaves = tree_leaves(result)
         if any(isinstance(leaf, FakeTensor) and leaf.fake_mode is not self._fake_mode for leaf in leaves):
             return result
