@@ -10,7 +10,8 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Fabric
-from estimator.formulas.memory import Memory, plan_memory, stage_bytes, stages_of, total_bytes
+from estimator.formulas.memory import Memory, plan_memory, stage_bytes, total_bytes
+from estimator.formulas.stages import stages_of
 from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.residual import features
 from estimator.runs.measured import Run

@@ -14,7 +14,7 @@ from estimator.arrays import Array, Num
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import fullest_rank
+from estimator.formulas.stages import fullest_rank
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients in one message where nothing is sharded.  # datasheet: the default of DistributedDataParallel"""

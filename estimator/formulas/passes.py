@@ -12,7 +12,7 @@ from estimator.formulas.counts import adapter_matmuls, layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import stage_launch_seconds
 from estimator.formulas.layout import StageLayers
-from estimator.formulas.memory import fullest_rank
+from estimator.formulas.stages import fullest_rank
 from estimator.formulas.step import (
     Layer,
     device_time,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num, total
+from estimator.formulas.activations import chunks_loss
 from estimator.formulas.attention import attention_passes
 from estimator.formulas.collectives import (
     context_parallel_seconds,
@@ -19,7 +20,7 @@ from estimator.formulas.counts import adapter_matmuls, head_matmul, layer_matmul
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
-from estimator.formulas.memory import RankParameters, Stage, chunks_loss, fullest_rank, rank_parameters
+from estimator.formulas.stages import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.formulas.traffic import (
     KERNEL_S,
     KERNELS,

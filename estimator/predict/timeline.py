@@ -7,9 +7,10 @@ import numpy as np
 from estimator.arrays import Array
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import Memory, stage_at, stage_bytes
+from estimator.formulas.memory import Memory, stage_bytes
 from estimator.formulas.passes import StagePasses, stage_passes
 from estimator.formulas.schedule import BACKWARD, FORWARD, WEIGHT_GRADIENT, Timeline, pass_orders, timeline
+from estimator.formulas.stages import stage_at
 from estimator.predict.prediction import predict
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Stack

@@ -18,7 +18,8 @@ from estimator.formulas.counts import (
     recomputed_layer_flop,
 )
 from estimator.formulas.inputs import StepInputs
-from estimator.formulas.memory import Stage, stage_at, stage_bytes
+from estimator.formulas.memory import stage_bytes
+from estimator.formulas.stages import Stage, stage_at
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
 from trainer.look_ahead.dry_run import DryRun
 

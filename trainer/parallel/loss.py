@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimator.formulas.memory import WIDE_LOGITS
+from estimator.formulas.activations import WIDE_LOGITS
 from trainer.data.loader import NO_TARGET
 
 MOST_LOGITS = 2**28

@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from estimator.formulas import memory
+from estimator.formulas import activations
 from estimator.formulas.layout import layout
 from estimator.work.plan import Plan
 from trainer.parallel.loss import take_loss
@@ -57,7 +57,7 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_r
 
 def chunks_loss(plan: Plan) -> bool:
     """Whether the loss is computed in chunks: not over a split vocabulary, nor where GPipe would keep its gradients."""
-    return bool(memory.chunks_loss(layout(plan, num_devices=1, devices_per_node=1)).item())
+    return bool(activations.chunks_loss(layout(plan, num_devices=1, devices_per_node=1)).item())
 
 
 # --- tensor parallelism -----------------------------------------------------------------------------------------------

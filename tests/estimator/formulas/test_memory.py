@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from estimator.formulas.counts import num_parameters
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, layout
-from estimator.formulas.memory import (
-    Stage,
-    StageBytes,
-    fullest_rank,
-    host_bytes,
-    one_layer,
-    plan_memory,
-    rank_parameters,
-    sharded_bytes,
-    stage_bytes,
-    total_bytes,
-)
+from estimator.formulas.memory import StageBytes, host_bytes, plan_memory, stage_bytes, total_bytes
+from estimator.formulas.stages import Stage, fullest_rank, one_layer, rank_parameters, sharded_bytes
 from estimator.stack.efficiencies import Efficiencies
 from estimator.stack.stack import Habits, load_stack
 from estimator.work.plan import RECOMPUTATIONS, Plan, Plans

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.calibrate.batches import batched
+from estimator.formulas.activations import activation_bytes
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.layout import layout
 from estimator.formulas.machine import Machine
-from estimator.formulas.memory import STATE, activation_bytes, plan_memory, stages_of
+from estimator.formulas.memory import STATE, plan_memory
+from estimator.formulas.stages import stages_of
 from estimator.predict.prediction import predict
 from estimator.runs.read import read_runs
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
