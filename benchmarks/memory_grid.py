@@ -156,6 +156,7 @@ def cases() -> Iterator[Case]:  # noqa: C901, PLR0912 - a list, told in loops
     for rank in (0, 8, 24):
         yield Case("1b", "num_stages=4,num_micro_batches=8,tp=4", devices=32, rank=rank)
         yield Case("1b", "num_stages=4,num_micro_batches=4,tp=2,recomputation=full", devices=32, rank=rank)
+    yield from pipelines()
     yield Case("1b", f"{one},tp=2", "bf16")
     yield Case("1b", f"{one},tp=2", "fp32")
     yield Case("1b", f"{one},tp=2", compiled=True)
@@ -169,6 +170,31 @@ def cases() -> Iterator[Case]:  # noqa: C901, PLR0912 - a list, told in loops
     for name in ("1b", "7b"):
         yield Case(name, f"{one},recomputation=selective")
         yield Case(name, f"{two},recomputation=selective,zero_stage=2")
+
+
+def pipelines() -> Iterator[Case]:
+    """Yield pipelines of four stages: the first, the second, the last; and of two that tensor parallelism splits."""
+    for chunks, batches in ((2, 8), (4, 4), (4, 8)):
+        text = f"num_stages=4,num_micro_batches={batches},schedule=interleaved,virtual_stages={chunks}"
+        for rank in (0, 2, 6):
+            yield Case("1b", text, rank=rank)
+    for rank in (0, 2, 6):
+        yield Case("7b", "num_stages=4,num_micro_batches=8,schedule=interleaved,virtual_stages=8", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=8,schedule=zero_bubble", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=4,schedule=zero_bubble", rank=rank)
+        yield Case("7b", "num_stages=4,num_micro_batches=8,schedule=zero_bubble", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=8", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=8,schedule=gpipe", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=8,recomputation=selective", rank=rank)
+        yield Case("1b", "num_stages=4,num_micro_batches=8", compiled=True, rank=rank)
+    for name, text, ranks in (
+        ("1b", "num_stages=2,num_micro_batches=8,tp=8", (0, 16)),
+        ("7b", "num_stages=2,num_micro_batches=8,tp=4", (0, 8)),
+        ("1b", "num_stages=4,num_micro_batches=8,schedule=gpipe,tp=2", (0, 24)),
+        ("1b", "num_stages=4,num_micro_batches=8,schedule=interleaved,virtual_stages=2,tp=2", (0, 8, 24)),
+    ):
+        for rank in ranks:
+            yield Case(name, text, devices=32, rank=rank)
 
 
 def read_rows() -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ class Batch(NamedTuple):
         plan = self.inputs.plan
         first, between, last = stages_of(self.inputs.shape, plan)
         own = first if stage == 0 else last if stage == self.run.plan.num_stages - 1 else between
-        held = stage_bytes(self.inputs, efficiencies, own._replace(held=plan.in_flight(stage)))
+        held = stage_bytes(self.inputs, efficiencies, own.at(plan, stage))
         return np.asarray(held.of_state + held.of_work)
 
     def total_bytes(self, efficiencies: Efficiencies) -> Array:

@@ -112,17 +112,32 @@ def kind_activation_bytes(
 
 
 def waiting_logits(inputs: StepInputs) -> Array:
-    """Return bytes of the logits of a micro-batch whose backward pass waits, and of their logarithms in 32 bits."""
+    """Return bytes of a micro-batch's loss whose backward pass waits: logits, logarithms in 32 bits, the final norm."""
     logits = inputs.tokens / inputs.plan.tp * head_matmul(inputs.shape).out_size
-    return np.asarray(logits * (inputs.habits.activation_bytes + 4.0))
+    return np.asarray(logits * (inputs.habits.activation_bytes + 4.0) + final_norm_bytes(inputs))
 
 
-def layer_in_backward(inputs: StepInputs, efficiencies: Efficiencies, weight_bytes: float) -> tuple[Array, Array]:
+def final_norm_bytes(inputs: StepInputs) -> Array:
+    """Return bytes that the final norm of a micro-batch keeps, and what it gave, which every rank has whole."""
+    act = inputs.habits.activation_bytes
+    each = (inputs.habits.norm_copy_bytes + act) / inputs.plan.sequence_ways + act
+    return np.asarray(inputs.tokens * inputs.shape.hidden_size * each)
+
+
+def layer_in_backward(
+    inputs: StepInputs, efficiencies: Efficiencies, weight_bytes: float, *, makes_weights: Num = True
+) -> tuple[Array, Array]:
     """Bytes that a layer's backward pass holds beyond what the layer keeps, and parameters whose gradients are made.
 
     Of a gated block, the fuller of two moments: where the gradients of its inner values are made, beside what was kept
     and the last product's gradient; or where all its gradients are there, and the norm's are made in 32 bits, beside
     what attention kept. As torch's tracker finds them: of Mistral-7B 44 h bytes a token and 42 of gradients.
+
+    Args:
+        inputs: plans, a model and a machine.
+        efficiencies: what devices were measured to hold beyond.
+        weight_bytes: of a gradient.
+        makes_weights: weight gradients are made in this pass; else it is the first moment, without them.
     """
     shape, plan, habits, tokens = inputs.shape, inputs.plan, inputs.habits, inputs.tokens
     act, compiled = habits.activation_bytes, habits.execution == "compiled"
@@ -139,10 +154,10 @@ def layer_in_backward(inputs: StepInputs, efficiencies: Efficiencies, weight_byt
         late = np.where(full, 10.0 * act * hidden, late)
     one = shape.ffn_size * shape.hidden_size / plan.tp
     products = 3.0 if shape.gated_ffn else 2.0
-    is_late = tokens * late + weight_bytes * products * one > early + weight_bytes * one
+    is_late = np.asarray(makes_weights) & (tokens * late + weight_bytes * products * one > early + weight_bytes * one)
     own = np.where(full, 0.0, kept)
     work = np.where(is_late, tokens * late, early) - own
-    return np.asarray(work), np.where(is_late, products * one, one)
+    return np.asarray(work), np.where(is_late, products * one, np.asarray(makes_weights) * one)
 
 
 def loss_bytes(inputs: StepInputs, held: Num) -> Array:
@@ -166,11 +181,11 @@ def loss_bytes(inputs: StepInputs, held: Num) -> Array:
     chunked = act * logits + sums + copies + weight * size * hidden + around
     if not habits.fully_shards:
         return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
-    each = (habits.norm_copy_bytes + act) / plan.sequence_ways + act  # of the final norm
     one = inputs.tokens / plan.tp * size
     waits = (held - 1.0) * waiting_logits(inputs) * plan.follows("gpipe")
-    per_logit = np.where(plan.tp > 1, SPLIT_LOGIT_BYTES, habits.logit_bytes)
-    return np.where(chunks_loss(plan), chunked, one * per_logit + waits + inputs.tokens * hidden * each)
+    given = act * (plan.num_stages > 1)  # a pipeline keeps what its last stage gave
+    per_logit = np.where(plan.tp > 1, SPLIT_LOGIT_BYTES, habits.logit_bytes) + given
+    return np.asarray(np.where(chunks_loss(plan), chunked, one * per_logit + waits + final_norm_bytes(inputs)))
 
 
 def chunks_loss(plan: Layout) -> Array:

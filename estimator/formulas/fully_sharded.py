@@ -12,11 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.formulas.activations import activation_bytes, layer_in_backward, loss_bytes, waiting_logits
 from estimator.formulas.counts import end_parameters
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.stages import Stage, largest_layer, rank_parameters
-from estimator.stack.efficiencies import Efficiencies
 
 
 class Units(NamedTuple):
@@ -164,27 +162,6 @@ def sharding_of(inputs: StepInputs) -> Sharding:
     )
 
 
-class Between(NamedTuple):
-    """Bytes of what the stages of a pipeline hand to each other."""
-
-    kept: Array
-    """Per micro-batch in flight, beside what layers keep."""
-    buffers: Array
-    """For what is received, of all micro-batches."""
-
-
-def between_stages(inputs: StepInputs, stage: Stage) -> Between:
-    """Return what a stage keeps of what it hands on: torch's pipelines have a buffer for each micro-batch at once."""
-    plan, act = inputs.plan, inputs.habits.activation_bytes
-    each = inputs.passed_bytes / plan.sequence_ways * (plan.num_stages > 1)
-    first, last = np.asarray(stage.has_embedding), np.asarray(stage.has_head)
-    angles = 2.0 * act * inputs.shape.head_dim * inputs.tokens  # sine and cosine of each position
-    return Between(
-        np.asarray(angles + each * (1.0 * first - last)),
-        np.asarray(each * plan.num_micro_batches * (2.0 * plan.virtual_stages - first - last)),
-    )
-
-
 class Peak(NamedTuple):
     """A moment of a step that may be its fullest, and what else is there."""
 
@@ -193,6 +170,8 @@ class Peak(NamedTuple):
     """Micro-batches whose activations the stage has."""
     work: Num
     """Bytes of a backward pass beside."""
+    put_off: Num = 0.0
+    """Bytes that weight gradients wait with, of zero bubble's passes."""
 
 
 def peaks_alone(units: Units, how: Sharding, layers: Num, made: Num, work: Num, is_inside: Array) -> tuple[Peak, ...]:
@@ -218,62 +197,3 @@ def peaks_alone(units: Units, how: Sharding, layers: Num, made: Num, work: Num, 
         Peak(at_layer(units, how, np.maximum(layers - 1, 0), made, is_first=True), a_layer, work),
         Peak(at_end(units, how), 0.0, 0.0),
     )
-
-
-def peaks_piped(
-    inputs: StepInputs, stage: Stage, units: Units, how: Sharding, made: Num, work: Num
-) -> tuple[Peak, ...]:
-    """Return the moments of a stage of a pipeline, which keeps all gathered and reduces at the end.
-
-    They are: the loss, the first backward pass with all in flight, the second, that of the projection, the end of the
-    first, and the reduction of the first unit.
-    """
-    plan, m, held, has_head = inputs.plan, inputs.plan.num_micro_batches, np.asarray(stage.held), stage.has_head
-    whole, none = how.whole_gradient * units.all, np.zeros(())
-    second, gathered = np.minimum(held, np.maximum(m - 1, 0)), how.weight * units.all * how.is_sharded
-    first_unit = np.where(units.embedding > 0, units.embedding, units.layer)
-    # DTensor makes the gradient of a split embedding whole, and adds it up so
-    split_embedding = how.reduction * units.embedding * (plan.tp + (m > held))
-    of_embedding = np.where(plan.tp > 1, split_embedding, how.weight * units.embedding)
-    of_head = how.weight * units.head + np.asarray(has_head) * inputs.passed_bytes * 4.0
-    at_head = np.asarray(has_head) * (whole * (m > 1) + how.weight * units.head)
-    reduction = Moment(
-        np.asarray(gathered - how.weight * first_unit * how.is_sharded),
-        np.asarray(whole + how.gradient * first_unit / how.ranks),
-        np.asarray(how.reduction * first_unit * how.is_sharded),
-    )
-    return (
-        Peak(Moment(gathered, whole * (m > held), none), held, 0.0),
-        Peak(Moment(gathered, whole * (m > held) + how.weight * made, none), held, work),
-        Peak(Moment(gathered, whole * (m > 1) + how.weight * made, none), second, work),
-        Peak(Moment(gathered, at_head, none), second * np.asarray(has_head), of_head),
-        Peak(Moment(gathered, whole + of_embedding, none), np.maximum(held - 1, 0), 0.0),
-        Peak(reduction, 0.0, 0.0),
-    )
-
-
-def moments_of(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> tuple[dict[str, Array], ...]:
-    """Return bytes by purpose of the moments of a step that may be a stage's fullest, beside what it always holds."""
-    plan, units, how = inputs.plan, units_of(inputs, stage), sharding_of(inputs)
-    piped, has_head = plan.num_stages > 1, np.asarray(stage.has_head)
-    kept = activation_bytes(inputs, efficiencies, stage._replace(held=1.0))[0] + between_stages(inputs, stage).kept
-    work, made = layer_in_backward(inputs, efficiencies, how.weight)
-    waiting = has_head * waiting_logits(inputs) * (plan.follows("gpipe") & piped)
-    loss = has_head * loss_bytes(inputs, np.asarray(stage.held))
-    alone = peaks_alone(units, how, stage.num_layers, made, work, plan.tp == 1)
-    pairs = zip(alone, peaks_piped(inputs, stage, units, how, made, work), strict=True)
-    found = []
-    for number, (one, other) in enumerate(pairs):
-        flight = np.where(piped, other.flight, one.flight)
-        gathered, gradients, buffers = (np.where(piped, b, a) for a, b in zip(one.moment, other.moment, strict=True))
-        found.append(
-            {
-                "weights": gathered,
-                "gradients": gradients,
-                "communication_buffers": buffers,
-                "activations": flight * kept,
-                "recomputed_layer": np.where(piped, other.work, one.work),
-                "logits": loss if number == 0 else flight * waiting,
-            }
-        )
-    return tuple(found)

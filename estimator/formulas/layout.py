@@ -162,6 +162,13 @@ class Layout(PlanFields[Array, Array, Array]):
         slope, offset, cap = self._in_flight_terms()
         return np.asarray(np.minimum(slope * (self.num_stages - 1 - stage) + offset, cap) / self.virtual_stages)
 
+    def put_off(self, stage: Num) -> Array:
+        """Micro-batches whose weight gradients a stage puts off at once: i on stage i of zero bubble, else none.
+
+        (Qi et al. 2023, arXiv:2401.10241, section 2.1: ZB-H1)
+        """
+        return np.where(self.follows("zero_bubble"), np.minimum(stage, self.num_micro_batches - 1), 0)
+
     def mean_in_flight_between(self) -> Array:
         """Mean of `in_flight` over the stages between the first and the last; 0 where there are none.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num, total
-from estimator.formulas import fully_sharded
+from estimator.formulas import fully_sharded, sharded_pipeline
 from estimator.formulas.activations import activation_bytes, loss_bytes, workspace_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import StageLayers
@@ -162,18 +162,18 @@ def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: 
         "weights": kept_weights,
         "master_weights": master_weights,
         "optimizer": optimizer,
-        "communication_buffers": fully_sharded.between_stages(inputs, stage).buffers,
+        "communication_buffers": sharded_pipeline.between_stages(inputs, stage).buffers,
         "attention_workspace": np.zeros(()),
         "workspace": workspace_bytes(inputs, efficiencies, stage.held),
     }
-    return StageBytes(fully_sharded.moments_of(inputs, efficiencies, stage), always, certain)
+    return StageBytes(sharded_pipeline.moments_of(inputs, efficiencies, stage), always, certain)
 
 
 class Memory(NamedTuple):
     """Memory of a plan's stages, in bytes per device, and the stack's corrections of it."""
 
     first: StageBytes
-    second: StageBytes
+    between: StageBytes
     """The stage that holds most of those between; all 0 where there are none."""
     last: StageBytes
     ratio: Num
@@ -195,7 +195,7 @@ class Memory(NamedTuple):
     @property
     def peak_bytes(self) -> Array:
         """Bytes of the fullest device."""
-        return np.maximum(self.held(self.first), np.maximum(self.held(self.second), self.held(self.last)))
+        return np.maximum(self.held(self.first), np.maximum(self.held(self.between), self.held(self.last)))
 
     @property
     def first_bytes(self) -> Array:
@@ -205,15 +205,15 @@ class Memory(NamedTuple):
     @property
     def certain_bytes(self) -> Array:
         """Bytes of the stage with most of what is certain."""
-        return np.maximum(self.first.certain, np.maximum(self.second.certain, self.last.certain))
+        return np.maximum(self.first.certain, np.maximum(self.between.certain, self.last.certain))
 
     @property
     def peak(self) -> dict[str, Array]:
         """Bytes of the fullest device, by purpose; `correction` is what the fit adds."""
-        first, second, last = self.held(self.first), self.held(self.second), self.held(self.last)
-        is_first, is_second = (first >= last) & (first >= second), second >= last
+        first, between, last = self.held(self.first), self.held(self.between), self.held(self.last)
+        is_first, is_between = (first >= last) & (first >= between), between >= last
         peak = {
-            name: np.where(is_first, part, np.where(is_second, self.second.parts[name], self.last.parts[name]))
+            name: np.where(is_first, part, np.where(is_between, self.between.parts[name], self.last.parts[name]))
             for name, part in self.first.parts.items()
         }
         peak["correction"] = np.asarray(self.peak_bytes - sum(peak.values()))
@@ -224,16 +224,15 @@ def plan_memory(inputs: StepInputs, efficiencies: Efficiencies) -> Memory:
     """Memory of the stages that can be the fullest.
 
     The first stage holds the embedding and the most micro-batches in flight, the last one the logits; of those between,
-    equal in layers, the second holds the most.
+    equal in layers, the second holds the most, or the second last, where the most weight gradients are put off.
     """
     plan, efficiencies = inputs.plan, efficiencies.on(inputs.machine.accelerator)
-    first, second, last = stages_of(inputs.shape, plan)
-    of_second = stage_bytes(inputs, efficiencies, second._replace(held=plan.in_flight(1)))
-    between = plan.num_stages > 2
+    first, between, last = stages_of(inputs.shape, plan)
+    fullest = np.where(plan.follows("zero_bubble"), np.maximum(plan.num_stages - 2, 1), 1)
     return Memory(
-        first=stage_bytes(inputs, efficiencies, first._replace(held=plan.in_flight(0))),
-        second=of_second.only_where(between),
-        last=stage_bytes(inputs, efficiencies, last._replace(held=plan.in_flight(plan.num_stages - 1))),
+        first=stage_bytes(inputs, efficiencies, first.at(plan, 0)),
+        between=stage_bytes(inputs, efficiencies, between.at(plan, fullest)).only_where(plan.num_stages > 2),
+        last=stage_bytes(inputs, efficiencies, last.at(plan, plan.num_stages - 1)),
         ratio=efficiencies.memory_ratio,
         base_bytes=efficiencies.base_bytes,
     )
@@ -257,8 +256,9 @@ def _of_all(inputs: StepInputs, efficiencies: Efficiencies, each: Callable[[Stag
     It is linear in the micro-batches in flight, so that their mean stands for the stages between.
     """
     plan = inputs.plan
-    in_flight = plan.in_flight(0), plan.mean_in_flight_between(), plan.in_flight(plan.num_stages - 1)
-    stages = (stage._replace(held=held) for stage, held in zip(stages_of(inputs.shape, plan), in_flight, strict=True))
+    first, between, last = stages_of(inputs.shape, plan)
+    mean = between.at(plan, (plan.num_stages - 1) / 2)._replace(held=plan.mean_in_flight_between())
+    stages = first.at(plan, 0), mean, last.at(plan, plan.num_stages - 1)
     held = (each(stage_bytes(inputs, efficiencies, stage)) for stage in stages)
     return np.asarray(plan.over_stages(StageLayers(*held)) * plan.replicas * plan.tp)
 

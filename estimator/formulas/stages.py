@@ -49,11 +49,17 @@ class Stage(NamedTuple):
     """It holds the vocabulary projection."""
     held: Num = 1.0
     """Micro-batches in flight."""
+    waiting: Num = 0.0
+    """Of them, those whose weight gradients are put off (zero bubble)."""
 
     @property
     def num_layers(self) -> Num:
         """Layers of all kinds."""
         return sum(self.layers[1:], self.layers[0])
+
+    def at(self, plan: Layout, number: Num) -> "Stage":
+        """Return the stage with the micro-batches that one at this place holds."""
+        return self._replace(held=plan.in_flight(number), waiting=plan.put_off(number))
 
 
 def one_layer(shape: Shape, kind: int) -> Stage:
@@ -77,7 +83,7 @@ def stage_at(inputs: StepInputs, number: int) -> Stage:
     first, middle, last = stages_of(inputs.shape, inputs.plan)
     is_last = number == int(inputs.plan.num_stages.item()) - 1
     stage = first if number == 0 else last if is_last else middle
-    return stage._replace(held=inputs.plan.in_flight(number))
+    return stage.at(inputs.plan, number)
 
 
 def rank_parameters(shape: Shape, plan: Layout, stage: Stage, *, trained: bool = False) -> RankParameters:

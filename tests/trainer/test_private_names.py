@@ -34,6 +34,7 @@ SEEN = {
     "torch.distributed.tensor._sharding_prop.ShardingPropagator": NEWER,
     "torch.distributed.tensor._sharding_prop.ShardingPropagator._propagate_tensor_meta_non_cached": NEWER,
     "torch._prims.rng_prims.run_with_rng_state": NEWER,
+    "torch.distributed.tensor.debug._clear_sharding_prop_cache": NEWER,
     "torch._ops": NEWER,
     "torch._subclasses.fake_tensor.FakeTensor": NEWER,
     "torch._subclasses.fake_tensor.FakeTensorMode": NEWER,

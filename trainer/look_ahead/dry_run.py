@@ -26,6 +26,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.pipelining._utils import InferenceMode
 from torch.distributed.pipelining.schedules import _PipelineSchedule
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedConfig
 
@@ -145,6 +146,7 @@ def dry_run(
     check_dry_run(config, world_size, rank)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     torch.compiler.reset()  # of the shapes of another run
+    _clear_sharding_prop_cache()  # DTensor's, which knows process groups of another run by name
     gc.collect()
     gc.disable()  # as the loop does; what a tensor is counted by is its references alone
     try:

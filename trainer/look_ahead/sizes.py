@@ -51,8 +51,8 @@ def measured_sizes(plan: Plan, whole: Size, *, layers_are_alike: bool = True) ->
     [Size(layers=3, micro_batches=3), Size(layers=3, micro_batches=4), Size(layers=4, micro_batches=3), \
 Size(layers=4, micro_batches=4)]
     """
-    period = plan.num_stages if plan.schedule == "interleaved" else 1  # which goes in rounds of all stages
-    few = 4 * plan.num_stages if plan.schedule == "interleaved" else plan.num_stages + 1
+    rounds = {"interleaved": 4, "zero_bubble": 2}.get(plan.schedule)  # of all stages, in which these two go
+    few, period = (rounds * plan.num_stages, plan.num_stages) if rounds else (plan.num_stages + 1, 1)
     micro_batches = (few, few + period) if whole.micro_batches > few + period else (whole.micro_batches,)
     alike = layers_are_alike and not plan.recomputed_layers and whole.layers > FEW_LAYERS + 1
     layers = (FEW_LAYERS, FEW_LAYERS + 1) if alike else (whole.layers,)

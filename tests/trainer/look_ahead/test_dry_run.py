@@ -150,6 +150,14 @@ def test_tensor_parallel_ranks_share_each_layer() -> None:
     assert all(tuple(run.num_bytes) == PURPOSES and run.total_bytes == sum(run.num_bytes.values()) for run in split)
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+def test_each_stage_of_split_layers_can_be_asked_for_in_turn() -> None:
+    """One dry run leaves nothing behind that names the process groups of another."""
+    config = config_of("num_stages=2,num_micro_batches=2,tp=2")
+    stages = [dry_run(config, MODEL, world_size=8, local_size=4, rank=rank).stage for rank in (0, 4, 0)]
+    assert stages == [0, 1, 0]
+
+
 def test_packed_rows_run_dry() -> None:
     """Their masks are made from positions, whose values fake tensors do not have."""
     config = config_of("num_micro_batches=1", data=DataConfig(seq_len=64, packing=True))

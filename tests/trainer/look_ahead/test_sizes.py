@@ -21,6 +21,7 @@ MODEL = mistral_of(7)
         ("num_stages=2,num_micro_batches=5", 10, 0),
         ("num_stages=2,num_micro_batches=5", 10, 4),
         ("num_stages=2,num_micro_batches=5,schedule=gpipe", 10, 4),
+        ("num_stages=2,num_micro_batches=10,schedule=zero_bubble", 10, 4),
         ("num_micro_batches=1,tp=2", 5, 0),
     ],
 )
