@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead accelerator cpu-runs bench dry-runs fuzz tables further-runs clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead accelerator cpu-runs bench dry-runs fuzz tables further-runs cases clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -110,6 +110,9 @@ tables: $(VENV)/base.stamp  ## published tables and MoAI's, in the formats that 
 
 further-runs: $(VENV)/base.stamp  ## published runs that no stack was fitted to, predicted: reports/validation/further_runs.md
 	$(BIN)/python reports/measured/tables/predict_further.py
+
+cases: $(VENV)/base.stamp  ## what people ran and what happened, beside what is said of it: reports/validation/cases.md
+	$(BIN)/python reports/measured/cases/predict_cases.py
 
 fuzz: $(VENV)/dev.stamp  ## 100,000 mutated logs and tables over every reader
 	$(BIN)/python -m tests.support.fuzz

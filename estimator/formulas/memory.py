@@ -127,7 +127,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     activations, recomputed = activation_bytes(inputs, efficiencies, stage)
     heads = max(kind.num_heads for kind in shape.kinds)
     scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
-    logits = np.asarray(stage.has_head) * loss_bytes(inputs, stage.held)
+    logits = np.asarray(stage.has_head) * loss_bytes(inputs, stage.held) * efficiencies.loss_ratio
     state = state_bytes(inputs, stage)
     come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
     of_last_layer = activations / np.maximum(stage.num_layers, 1)

@@ -104,7 +104,7 @@ def _spreads(
 ) -> tuple[Array, Array, Array]:
     """Return the standard deviations of the logarithms of seconds per step, seconds of launching, and bytes."""
     fit, (_, device, source) = stack.fit, labels
-    after = moved(stack.efficiencies(*labels), (*stack.priors, "family_factor"), stack.directions(*labels))
+    after = moved(stack.efficiencies(*labels), *_moves(stack, labels))
     moved_step, moved_memory = plan_step(inputs, after, steps_per_read), plan_memory(inputs, after)
     unknown = 0.0 if device in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
@@ -118,6 +118,16 @@ def _spreads(
         log_sd(moved_step.launch_s, fit.launch_log_sd),
         log_sd(moved_memory.peak_bytes, np.hypot(left_bytes, unmeasured)),
     )
+
+
+def _moves(stack: Stack, labels: tuple[str, str, str]) -> tuple[tuple[str, ...], Array]:
+    """Return what is moved, and the independent moves, shape (moves, names): of a loss too, where nobody says whose."""
+    names, moves = (*stack.priors, "family_factor"), stack.directions(*labels)
+    if not stack.habits.loss_log_sd or labels[-1] in stack.fit.sources:
+        return names, moves
+    moves = np.pad(moves, ((0, 1), (0, 1)))
+    moves[-1, -1] = stack.habits.loss_log_sd
+    return (*names, "loss_ratio"), moves
 
 
 def _further_log_sds(inputs: StepInputs, fit: Fit, source: str) -> tuple[float, float]:

@@ -89,6 +89,8 @@ class Efficiencies(NamedTuple):
     """Bytes per token and unit of the hidden size that every tensor-parallel rank of a stage keeps of a micro-batch."""
     base_bytes: Num = 0.0
     """Bytes per device whatever it trains: context, libraries, communicators."""
+    loss_ratio: Num = 1.0
+    """Bytes that the loss holds over those counted. No fit finds it: it is moved where the software is unknown."""
     processor_s_per_step: Num = 0.0
     """Further host seconds per step where the device is the host's own processor."""
     processor_memory_ratio: Num = 1.0

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from estimator.arrays import Array, Num
 from estimator.stack.efficiencies import FURTHER_PARAMETERS, PARAMETERS, Efficiencies, are_parameters
-from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, Places, RunCount, StackRecord, covariance_root
+from estimator.stack.fit import MOST_LOG_SD, ROUNDING, Fit, LogSd, Places, RunCount, StackRecord, covariance_root
 from estimator.stack.measured import MeasuredKind
 from estimator.work.shape import Shape
 from hardware.errors import first_error, shown
@@ -51,6 +51,8 @@ class Habits(StackRecord):
     activation_bytes: int = Field(ge=1, le=4)
     logit_bytes: PositiveBytesEach
     """Bytes per logit that the loss holds at once, of a loss that has all of them."""
+    loss_log_sd: LogSd = 0.0
+    """Spread between software of the logarithm of those bytes; 0 of software that is one."""
     chunked_logits: int = Field(default=0, ge=0)
     """Logits that the loss has in memory at most, their gradient taking their place; 0 where it has all."""
     fused_attention: Literal["always"] | tuple[str, ...]

@@ -13,8 +13,8 @@ def test_parameters_have_an_order() -> None:
 
 
 def test_every_parameter_is_a_field() -> None:
-    """What a stack may fit is what the formulas take, but for the factor of families, devices and sources."""
-    assert {*PARAMETERS, *FURTHER_PARAMETERS} == set(Efficiencies._fields) - {"family_factor"}
+    """What a stack may fit is what the formulas take, but for factors, and a loss that is unknown."""
+    assert {*PARAMETERS, *FURTHER_PARAMETERS} == set(Efficiencies._fields) - {"family_factor", "loss_ratio"}
 
 
 def test_what_holds_on_processors_alone_holds_there_once() -> None:
