@@ -9,6 +9,7 @@ from hardware.catalog import load_catalog
 
 if TYPE_CHECKING:
     from estimator.api.calibration import Calibration, Microbench
+    from estimator.runs.template import Template
 
 
 def calibrate(
@@ -83,3 +84,23 @@ def calibrate_timings(
     from estimator.api.calibration import benchmarked  # noqa: PLC0415 - fits take time to import
 
     return benchmarked(as_paths(paths), load_catalog(as_paths(catalog)))
+
+
+def write_run_record(log: PathLike, *, catalog: PathLike | Iterable[PathLike] = ()) -> "Template":
+    """Begin the run record of a log, `LOG.run.json` beside it: what the log tells filled in, the rest null.
+
+    What `calibrate --template LOG` does.
+
+    Args:
+        log: a step log that does not say itself what was trained.
+        catalog: TOML files of further hardware.
+
+    Returns:
+        Where it is, what the log told, and what is to be filled in by hand.
+
+    Raises:
+        ValueError: the log cannot be read, says itself what was trained, or has a record, which is not replaced.
+    """
+    from estimator.runs.template import write_template  # noqa: PLC0415 - readers take time to import
+
+    return write_template(as_paths(log)[0], load_catalog(as_paths(catalog)))

@@ -84,7 +84,7 @@ def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     )
     if why := refuse_impossible(run):
         raise ValueError(why)
-    flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
+    flop = float(model_flop(workload.tokens_per_step, workload.seq_len, run.recipe.shape(workload.shape)))
     is_bound = machine.accelerator.matmul_efficiency.value < 1
     peak = run.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
     found = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / peak)

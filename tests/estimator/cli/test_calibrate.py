@@ -202,3 +202,24 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err == message + "\n"
+
+
+def test_a_template_is_written_beside_a_log(tmp_path: Path) -> None:
+    """`--template` prints where the record is, what the log told, and what is to be filled in; never over another."""
+    log = tmp_path / "a.log"
+    log.write_bytes((GOLDEN / "logs" / "megatron.log").read_bytes())
+    status, out, err = call("--template", str(log))
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{log}.run.json\nfrom the log: num_devices, ")
+    assert "to fill in: accelerator: the id of an accelerator in the catalog, such as 'h100-sxm-80gb'\n" in out
+    status, out, err = call("--template", str(log))
+    assert (status, out) == (2, "")
+    assert err == f"template: '{log}.run.json' is there already, and is not replaced; move it away first\n"
+
+
+@pytest.mark.parametrize(("beside", "what"), [("--check", "--check"), ("x.csv", "files"), ("--json", "--json")])
+def test_a_template_is_asked_for_alone(beside: str, what: str) -> None:
+    """Beside a template nothing else is done."""
+    status, _, err = call("--template", "a.log", beside)
+    assert status == 2
+    assert err == f"template: --template is given beside {what}; it writes a run record; leave one out\n"
