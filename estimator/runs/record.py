@@ -108,6 +108,8 @@ class RunRecord(BaseModel):
     num_nodes: Devices
     tokens_per_step: Count
     seq_len: Count | None = None
+    logged_tokens_per_step: Count | None = None
+    """Tokens of a step as its log counts them in rates, where it leaves some out: masked, or padding."""
     precision: Label
     optimizer: Label | None = None
     """As `Recipe` has it; None for the software's own."""
