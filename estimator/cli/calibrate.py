@@ -14,6 +14,7 @@ from estimator.calibrate.assess import Assessment
 from estimator.calibrate.hold_out import without_rows
 from estimator.report import text_logs, text_microbench, text_runs
 from estimator.runs.read import is_timings
+from estimator.stack.file import place_of
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown, shown_path
 
@@ -45,7 +46,18 @@ def calibrate(
             help="JSON of each run as held out: written by --hold-out, read by --report, which then fits nothing"
         ),
     ] = None,
-    write: Annotated[bool, typer.Option(help="write what was found beside the stack's premises")] = False,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="write what was found: beside a stack's TOML file, or into a new NAME-own.toml of a name's"
+        ),
+    ] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="with --write, replace the package's own fit, in a checkout")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="with --write, replace what is there; it is kept as .bak")
+    ] = False,
     template: Annotated[
         Path | None, typer.Option(help="a log, beside which its run record is begun: what it tells filled in")
     ] = None,
@@ -76,9 +88,32 @@ def calibrate(
     if _are_benchmarks(given, asked):
         _show_benchmarks(calibrate_timings(given, catalog=hardware), as_json=as_json)
         return EXIT_DONE
-    found = hold(given, stack, check=check, hold_out=hold_out, report=report, rows=rows, write=write, catalog=hardware)
+    if write and stack is not None and not (replace or in_place or as_json):
+        replace = _may_replace(stack)
+    found = hold(
+        given,
+        stack,
+        check=check,
+        hold_out=hold_out,
+        report=report,
+        rows=rows,
+        write=write,
+        in_place=in_place,
+        replace=replace,
+        catalog=hardware,
+    )
     _show(found, as_json=as_json)
     return EXIT_DONE
+
+
+def _may_replace(stack: str) -> bool:
+    """Ask on a terminal whether files of a stack that are there may be replaced."""
+    there = place_of(stack).there
+    if there is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{shown_path(there)} is there; replace it, and keep it as {there.name}.bak? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
 
 
 def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
@@ -134,3 +169,5 @@ def _show_runs(found: Calibration, *, as_json: bool) -> None:
     if found.logged:
         text_logs.print_logs(console, found.logged)
     text_runs.print_assessment(console, assessment)
+    for path in found.written:
+        print(f"written: {shown_path(path)}")

@@ -38,6 +38,19 @@ assumed: rounded to the nearest five minutes, so uniform over five. Three pages 
 """
 
 
+TRAINERS = {"steps.jsonl": "reference", "composer": "llm-foundry", "nemo": "megatron"}
+"""Whose logs are of a form, as stacks name the software, where that is not the form's own name."""
+
+
+def trainer_of(form: str) -> str:
+    """Return the software that is taken to have written a log of a form, where no record says which.
+
+    >>> trainer_of("nemo"), trainer_of("torchtitan")
+    ('megatron', 'torchtitan')
+    """
+    return TRAINERS.get(form, form)
+
+
 def run_record_of(log: Log) -> RunRecord:
     """Return what a log says was trained, or else what lies beside it does.
 
@@ -63,7 +76,7 @@ def logged_run_of(log: Log, catalog: Catalog) -> Run:
 
 def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     workload, machine = record.workload(), record.machine(catalog)
-    trainer = record.trainer or ("reference" if log.form == "steps.jsonl" else log.form)
+    trainer = record.trainer or trainer_of(log.form)
     had_all = record.loss == "whole" or (record.loss is None and trainer == "reference")  # whose first logs say nothing
     run = Run(
         name=str(log.path),

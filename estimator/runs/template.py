@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from estimator.runs.logged import trainer_of
 from estimator.runs.logs.read import read_log
 from estimator.runs.logs.setup import Told, setup_of
 from estimator.runs.logs.text import LogText, split_lines
@@ -77,7 +78,7 @@ def _document(told: Told, form: str) -> dict[str, Any]:
         **dict.fromkeys(NEEDED),
         "plan": {**dict.fromkeys((*NEEDED_OF_PLAN, *FURTHER_OF_PLAN)), **of_plan},
         **dict.fromkeys(FURTHER),
-        "trainer": form,
+        "trainer": trainer_of(form),
         **rest,
     }
 
