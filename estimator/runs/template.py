@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from estimator.runs.logged import trainer_of
-from estimator.runs.logs.read import read_log
-from estimator.runs.logs.setup import Told, setup_of
+from estimator.runs.logs.read import Log, read_log
+from estimator.runs.logs.setup import BESIDE, Told, setup_of
 from estimator.runs.logs.text import LogText, split_lines
 from estimator.runs.record import NEEDED, NEEDED_OF_PLAN, record_path
 from hardware.catalog import Catalog
@@ -54,7 +54,7 @@ def write_template(log: Path, catalog: Catalog) -> Template:
     found, path = read_log(log), record_path(log)
     if found.record:
         raise ValueError(f"template: {found.name} says itself what was trained; it needs no run record")
-    told = setup_of(split_lines(LogText(log).texts()), catalog)
+    told = setup_of(split_lines(LogText(log).texts()), catalog, _of_steps(found))
     document = _document(told, found.form)
     where = f"template: {shown(str(path), 200)}"
     try:
@@ -66,11 +66,21 @@ def write_template(log: Path, catalog: Catalog) -> Template:
         raise ValueError(f"{where} cannot be written ({told_by(error)}); check its folder") from error
     plan = {f"plan.{key}": what for key, what in NEEDED_OF_PLAN.items()}
     empty = {key: what for key, what in (NEEDED | plan).items() if key not in told}
-    return Template(path, tuple(key for key in told if key != "rows"), empty)
+    return Template(path, tuple(key for key in told if key not in BESIDE), empty)
+
+
+def _of_steps(log: Log) -> Told:
+    """Return the rows and tokens of a step, where all steps that tell them tell as many."""
+    told: Told = {}
+    for key, name in (("rows", "rows"), ("tokens_per_step", "tokens")):
+        counts = {getattr(one, name) for one in log.records} - {None}
+        if len(counts) == 1:
+            told[key] = int(counts.pop())
+    return told
 
 
 def _document(told: Told, form: str) -> dict[str, Any]:
-    rest = {key: value for key, value in told.items() if not key.startswith("plan.") and key != "rows"}
+    rest = {key: value for key, value in told.items() if not key.startswith("plan.") and key not in BESIDE}
     of_plan = {key.removeprefix("plan."): value for key, value in told.items() if key.startswith("plan.")}
     return {
         "record": "run",

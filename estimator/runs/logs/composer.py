@@ -95,7 +95,7 @@ class ComposerReader(Reader):
         if batch is None or not batch.is_integer() or batch < 0 or passed < 0:
             self.refused.add("a block without its time/batch", line)
             return
-        rows = told.get("time/sample", 0.0) / batch if batch else 0.0
+        rows = told.get("time/sample", 0.0) / max(batch, 1.0)
         try:
             self.records.add(
                 StepLine(

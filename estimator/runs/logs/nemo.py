@@ -28,7 +28,10 @@ def _field(name: str, end: str = r" \||,|$") -> re.Pattern[str]:
 
 
 _SECONDS = _field("train_step_timing in s", r" \||,|\]")
-"""Never at the end of a line, which may be cut there; that of the first step may end so, but no pace counts it."""
+"""Never at the end of a line, which may be cut there."""
+
+_FIRST_SECONDS = _field("train_step_timing in s", "$")
+"""Of the first step, whose line ends so; no pace counts it."""
 
 _GLOBAL_STEP = _field("global_step")
 _BATCH, _SAMPLES, _LOSS = _field("global_batch_size"), _field("consumed_samples"), _field("reduced_train_loss")
@@ -50,6 +53,8 @@ class NemoReader(Reader):
         found = _LINE.search(line) or _BAR.search(line)
         rest = found["rest"] if found else ""
         seconds, step = _SECONDS.search(rest), _GLOBAL_STEP.search(rest)
+        if step and float(step[1]) == 0:
+            seconds = seconds or _FIRST_SECONDS.search(rest)
         if seconds is None or step is None or not float(step[1]).is_integer():
             self.refused.add("not whole, or without its global_step", line)
             return

@@ -3,8 +3,10 @@
 Of each trainer the lines are those that it prints before it trains, as its source has them: `_print_args` of
 megatron/training/arguments.py (NVIDIA/Megatron-LM) and Megatron-DeepSpeed, a key and dots before each value; `Trainer`
 of torchtitan/train.py (pytorch/torchtitan); `Trainer._inner_training_loop` of src/transformers/trainer.py
-(huggingface/transformers); `DistributedTrainer.pre_training` of src/nanotron/trainer.py (huggingface/nanotron); and the
-plan that the MoAI platform prints. A line that says nothing of this is passed over.
+(huggingface/transformers); `DistributedTrainer.pre_training` of src/nanotron/trainer.py (huggingface/nanotron);
+hyperparameters of composer/trainer/trainer.py (mosaicml/composer), and the configuration that llm-foundry prints
+(`log_config` of llmfoundry/utils/config_utils.py); and the plan that the MoAI platform prints. A line that says nothing
+of this is passed over.
 """
 
 import re
@@ -15,7 +17,10 @@ from estimator.work.plan import parse_fields
 from hardware.catalog import Catalog
 
 Told = dict[str, Any]
-"""Keys of a run record, those of its plan with `plan.` before them; `rows` are the rows of a step."""
+"""Keys of a run record, those of its plan with `plan.` before them, and `BESIDE`."""
+
+BESIDE = frozenset({"rows", "devices_per_node"})
+"""Rows of a step, and devices of a node: of these the keys of a run record follow."""
 
 _ARGUMENT = re.compile(r"(?:^|\s)(?P<key>[a-z][a-z0-9_]{1,60}) \.{2,60} ?(?P<value>[\w.+-]{1,80})\s*$", re.ASCII)
 _COUNT = re.compile(r"[1-9]\d{0,8}", re.ASCII)
@@ -62,6 +67,12 @@ _LINES = (
     (r"\bTotal train batch size \(w\. parallel, distributed & accumulation\) = (\d{1,9})$", ("rows",)),
     (r"\bGradient Accumulation steps = (\d{1,9})$", ("plan.num_micro_batches",)),
     (r"\bTotal optimization steps = (\d{1,9})$", ("num_steps",)),
+    # Composer and llm-foundry
+    (r"^num_nodes: (\d{1,6})$", ("num_nodes",)),
+    (r"^num_[a-z]{2,4}s_per_node: (\d{1,4})$", ("devices_per_node",)),
+    (r"^global_train_batch_size: (\d{1,9})$", ("rows",)),
+    (r"^max_seq_len: (\d{1,9})$", ("seq_len",)),
+    (r"\bTrain trainer/device_train_microbatch_size: (\d{1,9})$", ("plan.batch_per_device",)),
     # nanotron
     (r"\bmbs: (\d{1,9}) \| grad_accum: (\d{1,9}) \|", ("plan.batch_per_device", "plan.num_micro_batches")),
     (r"\bsequence_length: (\d{1,9}) \| global_batch_size: (\d{1,9}) \|", ("seq_len", "rows")),
@@ -105,21 +116,24 @@ def _of_platform(line: str) -> Told:
     return {f"plan.{'tensor_parallel' if name == 'tp' else name}": value for name, value in fields.items()}
 
 
-def setup_of(lines: Iterable[str], catalog: Catalog) -> Told:
-    """Return what the lines of a log say of its run; of two that differ the first counts.
+def setup_of(lines: Iterable[str], catalog: Catalog, known: Told | None = None) -> Told:
+    """Return what the lines of a log say of its run; of two that differ the first counts, what is known before all.
 
     Args:
         lines: of the log.
         catalog: in which an accelerator is looked for by the name that its driver gives it.
+        known: what its steps say.
     """
-    told: Told = {}
+    told: Told = dict(known or {})
     readers: tuple[Callable[[str], Told], ...] = (_of_argument, _of_sentence, _of_platform)
     for line in lines:
         for read in readers:
             told = read(line) | told
         if "accelerator" not in told and (device := _DEVICE.search(line)):
             told |= _accelerator(device[1], catalog)
-    return told | _followed(told)
+    if "num_nodes" in told and "devices_per_node" in told:
+        told = {"num_devices": told["num_nodes"] * told["devices_per_node"]} | told
+    return _followed(told) | told
 
 
 def _accelerator(name: str, catalog: Catalog) -> Told:
@@ -130,7 +144,7 @@ def _accelerator(name: str, catalog: Catalog) -> Told:
 
 
 def _followed(told: Mapping[str, Any]) -> Told:
-    """Return what follows from the rest: tokens of a step; devices of a plan, or micro-batches, that rows tell."""
+    """Return what follows from the rest: tokens of a step, and how many micro-batches its rows are."""
     found: Told = {}
     rows, each = told.get("rows"), told.get("plan.batch_per_device")
     if rows and told.get("seq_len"):

@@ -92,6 +92,15 @@ def test_a_moai_log_tells_its_plan(tmp_path: Path) -> None:
     assert found["zero_stage"] == 3
 
 
+def test_rows_and_tokens_of_the_steps_are_told(tmp_path: Path) -> None:
+    """What every step says of its rows and tokens is in the template."""
+    begun = write_template(copied(LOGS / "composer.log", tmp_path), CATALOG)
+    document = json.loads(begun.path.read_text(encoding="utf-8"))
+    assert (document["tokens_per_step"], document["plan"]["batch_per_device"]) == (131072, 4)
+    assert document["trainer"] == "llm-foundry"
+    assert not {"rows", "devices_per_node"} & document.keys()
+
+
 def test_adapters_are_told_in_a_record(tmp_path: Path) -> None:
     """Adapters, quantized weights and the optimizer of a record are those of its run, whose peak they lower."""
     log = copied(LOGS / "megatron.log", tmp_path)

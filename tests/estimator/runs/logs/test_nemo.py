@@ -29,6 +29,12 @@ def test_a_line_and_a_bar_are_read(line: str, told: tuple[float, ...]) -> None:
     assert (step.step, step.step_s, step.loss, step.rows) == told
 
 
+def test_the_line_of_the_first_step_ends_with_its_time() -> None:
+    """Before the second step there are no samples to tell: the line is whole."""
+    first = LINE[: LINE.index(" | consumed")].replace("global_step: 1", "global_step: 0")
+    assert [(step.step, step.step_s) for step in read(first).steps()] == [(1, 2.505)]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -30,6 +30,12 @@ NANOTRON = (
     "07/02/2024 13:00:00 [INFO|DP=0|PP=0|TP=0|node-1]: mbs: 2 | grad_accum: 4 | sequence_length: 8192 | "
     "global_batch_size: 64 | train_steps: 500 | start_iteration_step: 0 | consumed_train_samples: 0"
 )
+COMPOSER = """num_nodes: 2
+num_gpus_per_node: 8
+max_seq_len: 2048
+global_train_batch_size: 256
+\t Train trainer/device_train_microbatch_size: 4
+"""
 MOAI = (
     "[2024-04-22 00:51:28.447] [info] num_stages : 2, num_micro_batches : 16, batch_per_device : 1, No TP, "
     "recomputation : false, distribute_param : true, distribute_low_prec_param : false"
@@ -60,6 +66,13 @@ MOAI = (
             {
                 "plan.batch_per_device": 2, "plan.num_micro_batches": 4, "seq_len": 8192, "rows": 64, "num_steps": 500,
                 "tokens_per_step": 524288,
+            },
+        ),
+        (
+            COMPOSER,
+            {
+                "num_nodes": 2, "devices_per_node": 8, "num_devices": 16, "seq_len": 2048, "rows": 256,
+                "tokens_per_step": 524288, "plan.batch_per_device": 4, "plan.num_micro_batches": 4,
             },
         ),
         (
