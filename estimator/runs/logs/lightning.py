@@ -16,6 +16,7 @@ from estimator.runs.logs.steps import StepLine
 
 CLOCKS = ("train/time", "train|time")
 SECONDS = "train_step_timing in s"
+TIMES = (*CLOCKS, SECONDS)
 LOSSES = ("train_loss", "train/loss", "loss", "reduced_train_loss", "train_loss_step")
 RESERVED, ALLOCATED = "/reserved_bytes.all.peak", "/allocated_bytes.all.peak"
 """Ends of the columns of memory."""
@@ -38,11 +39,9 @@ class LightningReader(Reader):
 
     def take(self, line: str) -> None:
         """Take a line of the log, of this format or not."""
-        if "," not in line:
-            return
-        if "step" in line and (cells := _cells(line)) and "step" in cells:
-            self._header = cells if len({*cells}) == len(cells) and {*cells} & {*CLOCKS, SECONDS} else []
-        elif self._header:
+        if "step" in line and any(name in line for name in TIMES) and "step" in (cells := _cells(line)):
+            self._header = cells if len({*cells}) == len(cells) and {*cells} & {*TIMES} else []
+        elif self._header and "," in line:
             self._take_row(line)
 
     def _take_row(self, line: str) -> None:

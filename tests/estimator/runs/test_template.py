@@ -102,14 +102,18 @@ def test_rows_and_tokens_of_the_steps_are_told(tmp_path: Path) -> None:
 
 
 def test_adapters_are_told_in_a_record(tmp_path: Path) -> None:
-    """Adapters, quantized weights and the optimizer of a record are those of its run, whose peak they lower."""
+    """Adapters, quantized weights and the optimizer of a record are those of its run, of fewer FLOP."""
     log = copied(LOGS / "megatron.log", tmp_path)
     plan = {"num_stages": 1, "num_micro_batches": 2, "batch_per_device": 2, "zero_stage": 0, "recomputation": "full"}
     document = {
         "record": "run", "schema": "steps/1", "num_devices": 16, "tokens_per_step": 262144, "plan": plan,
         "lora_rank": 16, "lora_targets": ["q_proj", "v"], "quantize": 4, "optimizer": "adamw-8bit", "seq_len": 4096,
     }  # fmt: skip
-    record_path(log).write_text(json.dumps(document | REST), encoding="utf-8")
+    large = REST | {"model": "meta-llama/Llama-2-13b-hf"}
+    record_path(log).write_text(json.dumps(large | document | {"lora_rank": 0, "lora_targets": [], "quantize": None}))
+    with pytest.raises(ValueError, match="imply 127% of the devices' peak FLOP/s"):
+        logged_run_of(read_log(log), CATALOG)
+    record_path(log).write_text(json.dumps(large | document), encoding="utf-8")
     recipe = logged_run_of(read_log(log), CATALOG).recipe
     assert (recipe.lora_rank, recipe.lora_targets, recipe.quantize) == (16, ("q", "v"), "4")
     assert (recipe.optimizer, str(recipe)) == (
