@@ -7,7 +7,8 @@ A dictionary is printed every `logging_steps`, `{'loss': 0.3381, 'grad_norm': 0.
 holds the same dictionaries, each with its `step`, in `log_history`. Neither times a step. What does:
 
 * `train_runtime` in every dictionary, where `include_num_input_tokens_seen` is on: seconds since training began;
-* the progress bar of the console, `20/378 [08:10<2:31:47, 24.12s/it]`: the same, to the second;
+* the progress bar of the console, `20/378 [08:10<2:31:47, 24.12s/it]`: the same, to the second; an evaluation is taken
+  off where it is told between two bars that are as far apart, since bars and dictionaries may come out of order;
 * else the last dictionary alone: the seconds of the whole loop, without evaluations (`eval_runtime`). The first step,
   checkpoints and logging stay in them, and a run that was resumed counts the steps before, too.
 
@@ -72,6 +73,8 @@ class TransformersReader(Reader):
         """Start before the first line."""
         super().__init__()
         self._bars: dict[int, StepLines] = {}
+        self._bar_s: dict[int, tuple[float, float]] = {}
+        self._untaken_s = 0.0
         self._evaluations: dict[tuple[float, float], float] = {}
         self._summary: tuple[float, float | None] | None = None
         self._max_steps: int | None = None
@@ -135,7 +138,9 @@ class TransformersReader(Reader):
         if samples is None or not all(whole):
             self.refused.add("an evaluation of no whole number of samples or steps, or of no time", line)
         else:
-            self._evaluations[entry.get("step") or entry.get("epoch", 0.0), runtime] = runtime
+            key = (entry.get("step") or entry.get("epoch", 0.0), runtime)
+            self._untaken_s += 0.0 if key in self._evaluations else runtime
+            self._evaluations[key] = runtime
 
     def _hold(self, entry: Mapping[str, float]) -> None:
         """Take what an entry of the training says of memory."""
@@ -167,7 +172,19 @@ class TransformersReader(Reader):
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
             if 0 < int(step) <= int(total):
                 self._num_bars += 1
-                self._add(self._bars.setdefault(int(total), StepLines()), int(step), float(elapsed), None, line.strip())
+                training_s = self._without_evaluations(int(total), float(elapsed))
+                self._add(self._bars.setdefault(int(total), StepLines()), int(step), training_s, None, line.strip())
+
+    def _without_evaluations(self, total: int, elapsed_s: float) -> float:
+        """Return the seconds of a bar without the evaluations that were told between it and one before, if they fit."""
+        before_s, evaluating_s = self._bar_s.get(total, (elapsed_s, 0.0))
+        if elapsed_s < before_s:  # begun again
+            evaluating_s = 0.0
+        elif self._untaken_s and elapsed_s - before_s + self.clock_s >= self._untaken_s:
+            evaluating_s += self._untaken_s
+            self._untaken_s = 0.0
+        self._bar_s[total] = (elapsed_s, evaluating_s)
+        return elapsed_s - evaluating_s
 
     def _add(self, records: StepLines, step: int, clock_s: float, loss: float | None, line: str) -> None:
         try:

@@ -146,6 +146,30 @@ def test_a_progress_bar_times_steps() -> None:
     assert len(records) == 99
 
 
+@pytest.mark.parametrize("is_drawn_again", [True, False])
+def test_an_evaluation_between_bars_is_taken_off(is_drawn_again: bool) -> None:
+    """Steps of 10 s with an evaluation of 60 s after every fifth take 10 s, whether the bar is drawn again or not."""
+    reader, passed = TransformersReader(), 0
+    for step in range(1, 41):
+        passed += 10
+        reader.take(f"{step}/99 [{passed // 60:02d}:{passed % 60:02d}<09:00, 10.00s/it]")
+        if step % 5 == 0:
+            passed += 60
+            rates = "'eval_samples_per_second': 2.0, 'eval_steps_per_second': 1.0"
+            reader.take(f"{{'eval_loss': 0.5, 'eval_runtime': 60.0, {rates}, 'epoch': {step / 10}}}")
+            if is_drawn_again:
+                reader.take(f"{step}/99 [{passed // 60:02d}:{passed % 60:02d}<09:00, 10.00s/it]")
+    assert [(one.step, one.clock_s) for one in reader.steps()] == [(step, 10.0 * step) for step in range(1, 41)]
+
+
+def test_an_evaluation_that_lies_elsewhere_is_not_taken_off() -> None:
+    """Dictionaries that come late, where no two bars are as far apart, change nothing."""
+    bars = [f"{step}/99 [{step // 6:02d}:{step % 6}0<09:00, 10.00s/it]" for step in range(1, 21)]
+    evaluation = "{'eval_runtime': 60.0, 'eval_samples_per_second': 2.0, 'epoch': 1.0}"
+    found = read(*bars[:10], evaluation, *bars[10:]).steps()
+    assert [one.clock_s for one in found] == [10.0 * step for step in range(1, 21)]
+
+
 def test_stamped_entries_time_steps() -> None:
     """Entries that have their `train_runtime` tell seconds since training began, evaluations apart."""
     entries = [
