@@ -65,13 +65,13 @@ fit fit-% hold-out report: export OMP_NUM_THREADS = 1
 fit: fit-moai-24.2 fit-reference $(addprefix fit-, $(TABLE_STACKS))  ## every stack from reports/measured (-j fits several at once)
 
 fit-moai-24.2: $(VENV)/base.stamp
-	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --write > /dev/null
+	$(BIN)/calibrate $(MOAI) --stack moai-24.2 --write --in-place > /dev/null
 
 fit-reference: $(VENV)/base.stamp
-	$(BIN)/calibrate $(LOGS) --stack reference --write > /dev/null
+	$(BIN)/calibrate $(LOGS) --stack reference --write --in-place > /dev/null
 
 fit-%: $(VENV)/base.stamp  ## one stack of the tables, its file in estimator/data/fits rewritten
-	$(BIN)/calibrate $(TABLES) --stack $* --write > /dev/null
+	$(BIN)/calibrate $(TABLES) --stack $* --write --in-place > /dev/null
 
 hold-out: $(VENV)/base.stamp  ## predict all measured runs by fits that never saw them, on all cores; each run: build/holdout.json
 	mkdir -p build

@@ -2,7 +2,7 @@
 
 from estimator import calibrate as calibrate_room
 from estimator import search as search_room
-from estimator.api.calibrate import calibrate, calibrate_timings
+from estimator.api.calibrate import calibrate, calibrate_timings, write_run_record
 from estimator.api.configuration import Configuration, read_configuration
 from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
@@ -41,6 +41,7 @@ __all__ = [
     "search",
     "shape_from_config",
     "trace",
+    "write_run_record",
 ]
 
 # two calls bear the names of rooms; they keep the rooms' attributes, so that estimator.search.planner stays the module

@@ -291,6 +291,14 @@ def load_catalog(extra: Sequence[Path] = ()) -> Catalog:
     return draft.catalog()
 
 
+def catalog_template() -> str:
+    """Return a catalog file with an accelerator, a node and a flavor, to be filled in.
+
+    As it is, it does not load: the first of what is still to be filled in is the error.
+    """
+    return (_DATA / "template.toml").read_text(encoding="utf-8")
+
+
 def _with_packaged(catalog: Catalog, name: str) -> Catalog:
     draft = _Draft(catalog)
     _add_file(draft, _DATA / name, name)

@@ -16,8 +16,8 @@ from estimator.report.page_runs import write_report
 from estimator.runs.csv_rows import Skipped
 from estimator.runs.measured import Run
 from estimator.runs.read import read_runs
-from estimator.stack.file import refuse_unwritable, write_fit
-from estimator.stack.stack import Prior, Stack, builtin_stacks, fit_path, load_premises, load_stack
+from estimator.stack.file import place_of, refuse_replacing, write_stack
+from estimator.stack.stack import Prior, Stack, builtin_stacks, load_premises, load_stack
 from hardware.catalog import Catalog
 from hardware.errors import shown
 from hardware.files import read_regular_file
@@ -46,6 +46,8 @@ class Calibration:
     """What was held out, schema `hold-out/1`: by stack and split, how wrong predictions are; {} where nothing was."""
     pages: tuple[Path, ...] = ()
     """The reports that were written."""
+    written: tuple[Path, ...] = ()
+    """The files of the stack that were written."""
 
     def __repr__(self) -> str:
         """Return how many runs are predicted, in and out of sample, and how far the seconds are off."""
@@ -149,18 +151,30 @@ def reported(
     return Calibration((), (), read.skipped, pages=pages)
 
 
-def fitted(files: Sequence[Path], name: str, hardware: Catalog, *, write: bool) -> Calibration:
+def fitted(
+    files: Sequence[Path],
+    name: str,
+    hardware: Catalog,
+    *,
+    write: bool,
+    in_place: bool = False,
+    replace: bool = False,
+) -> Calibration:
     """Return a stack fitted to the runs of its trainer, and these beside its predictions."""
     premises = load_premises(name)
-    if write:
-        refuse_unwritable(name)
+    place = place_of(name, in_place=in_place) if write else None
+    if place and not in_place and not replace:
+        refuse_replacing(place)
+    if place and place.premises:
+        premises = premises.model_copy(update={"name": place.name})
     read = read_runs(files, hardware)
     stack = fit_stack_to_runs(premises, read.runs, read.origin)
     found = assess([run for run in read.runs if stack.is_of(run.trainer)], [stack])
-    if write:
-        write_fit(stack, fit_path(name))
+    if place:
+        write_stack(stack, name, place)
+    written = tuple(path for path in (place.premises, place.fit) if path) if place else ()
     skipped = (*read.skipped, *found.skipped)
-    return Calibration(found.rows, ("",) * len(found.rows), skipped, stack, read.logged)
+    return Calibration(found.rows, ("",) * len(found.rows), skipped, stack, read.logged, written=written)
 
 
 def benchmarked(tables: Sequence[Path], hardware: Catalog) -> Microbench:

@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from estimator.api.calibrate import calibrate as hold
-from estimator.api.calibrate import calibrate_timings
+from estimator.api.calibrate import calibrate_timings, write_run_record
 from estimator.api.calibration import Calibration, Microbench
 from estimator.calibrate.assess import Assessment
 from estimator.calibrate.hold_out import without_rows
 from estimator.report import text_logs, text_microbench, text_runs
 from estimator.runs.read import is_timings
+from estimator.stack.file import place_of
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
-from hardware.errors import shown
+from hardware.errors import shown, shown_path
 
 calibrate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -45,7 +46,21 @@ def calibrate(
             help="JSON of each run as held out: written by --hold-out, read by --report, which then fits nothing"
         ),
     ] = None,
-    write: Annotated[bool, typer.Option(help="write what was found beside the stack's premises")] = False,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="write what was found: beside a stack's TOML file, or into a new NAME-own.toml of a name's"
+        ),
+    ] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="with --write, replace the package's own fit, in a checkout")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="with --write, replace what is there; it is kept as .bak")
+    ] = False,
+    template: Annotated[
+        Path | None, typer.Option(help="a log, beside which its run record is begun: what it tells filled in")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
 ) -> int:
@@ -53,8 +68,8 @@ def calibrate(
 
     What each file is, its content tells; docs/calibrate.md describes the tables. Without --stack, each run is predicted
     by the stack of its own trainer. A log that does not say what was trained (any but the reference trainer's) needs a
-    run record beside it, LOG.run.json. Tables of microbenchmarks tell the priors of efficiencies, and what shapes and
-    links cost beyond their prediction.
+    run record beside it, LOG.run.json; --template LOG begins one. Tables of microbenchmarks tell the priors of
+    efficiencies, and what shapes and links cost beyond their prediction.
     """
     given, hardware = files or [], catalog or []
     if report is not None and as_json:
@@ -66,12 +81,39 @@ def calibrate(
         "write": write,
         "stack": stack is not None,
     }
+    if template is not None:
+        beside = [f"--{name}" for name, on in (asked | {"json": as_json}).items() if on] + ["files"] * bool(given)
+        _show_template(template, hardware, beside)
+        return EXIT_DONE
     if _are_benchmarks(given, asked):
         _show_benchmarks(calibrate_timings(given, catalog=hardware), as_json=as_json)
         return EXIT_DONE
-    found = hold(given, stack, check=check, hold_out=hold_out, report=report, rows=rows, write=write, catalog=hardware)
+    if write and stack is not None and not (replace or in_place or as_json):
+        replace = _may_replace(stack)
+    found = hold(
+        given,
+        stack,
+        check=check,
+        hold_out=hold_out,
+        report=report,
+        rows=rows,
+        write=write,
+        in_place=in_place,
+        replace=replace,
+        catalog=hardware,
+    )
     _show(found, as_json=as_json)
     return EXIT_DONE
+
+
+def _may_replace(stack: str) -> bool:
+    """Ask on a terminal whether files of a stack that are there may be replaced."""
+    there = place_of(stack).there
+    if there is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{shown_path(there)} is there; replace it, and keep it as {there.name}.bak? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
 
 
 def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
@@ -82,6 +124,17 @@ def _are_benchmarks(paths: Sequence[Path], asked: dict[str, bool]) -> bool:
         which = shown(str(tables[0]), 200)
         raise ValueError(f"files: {which}, a table of microbenchmarks, is given beside {beside[0]}; leave one out")
     return bool(tables)
+
+
+def _show_template(log: Path, hardware: Sequence[Path], beside: Sequence[str]) -> None:
+    if beside:
+        raise ValueError(f"template: --template is given beside {beside[0]}; it writes a run record; leave one out")
+    begun = write_run_record(log, catalog=hardware)
+    print(shown_path(begun.path))
+    print(f"from the log: {', '.join(begun.told) or 'nothing'}")
+    for key, what in begun.empty.items():
+        print(f"to fill in: {key}: {what}")
+    print("what stays null beside these is the software's own habit, or not known")
 
 
 def _show_benchmarks(found: Microbench, *, as_json: bool) -> None:
@@ -116,3 +169,5 @@ def _show_runs(found: Calibration, *, as_json: bool) -> None:
     if found.logged:
         text_logs.print_logs(console, found.logged)
     text_runs.print_assessment(console, assessment)
+    for path in found.written:
+        print(f"written: {shown_path(path)}")

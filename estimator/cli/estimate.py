@@ -20,7 +20,7 @@ from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
 from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
-from hardware.catalog import Catalog, load_catalog
+from hardware.catalog import Catalog, catalog_template, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
 from hardware.errors import shown_path
 from hardware.files import told
@@ -68,6 +68,9 @@ def estimate(
     accelerator: Annotated[str | None, typer.Option(help="id of an accelerator, instead of a flavor")] = None,
     devices: Annotated[int | None, typer.Option(help="how many of that accelerator")] = None,
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
+    template: Annotated[
+        bool, typer.Option("--catalog-template", help="print a TOML file of an accelerator, node and flavor to fill in")
+    ] = False,
     configuration: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +105,9 @@ def estimate(
     ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
+    if template:
+        print(catalog_template(), end="")
+        return EXIT_DONE
     if stacks:
         print_known_stacks(open_console(), known_stacks())
         return EXIT_DONE

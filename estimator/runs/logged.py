@@ -38,6 +38,19 @@ assumed: rounded to the nearest five minutes, so uniform over five. Three pages 
 """
 
 
+TRAINERS = {"steps.jsonl": "reference", "composer": "llm-foundry", "nemo": "megatron"}
+"""Whose logs are of a form, as stacks name the software, where that is not the form's own name."""
+
+
+def trainer_of(form: str) -> str:
+    """Return the software that is taken to have written a log of a form, where no record says which.
+
+    >>> trainer_of("nemo"), trainer_of("torchtitan")
+    ('megatron', 'torchtitan')
+    """
+    return TRAINERS.get(form, form)
+
+
 def run_record_of(log: Log) -> RunRecord:
     """Return what a log says was trained, or else what lies beside it does.
 
@@ -63,7 +76,7 @@ def logged_run_of(log: Log, catalog: Catalog) -> Run:
 
 def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     workload, machine = record.workload(), record.machine(catalog)
-    trainer = record.trainer or ("reference" if log.form == "steps.jsonl" else log.form)
+    trainer = record.trainer or trainer_of(log.form)
     had_all = record.loss == "whole" or (record.loss is None and trainer == "reference")  # whose first logs say nothing
     run = Run(
         name=str(log.path),
@@ -84,10 +97,11 @@ def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
     )
     if why := refuse_impossible(run):
         raise ValueError(why)
-    flop = float(model_flop(workload.tokens_per_step, workload.seq_len, workload.shape))
+    flop = float(model_flop(workload.tokens_per_step, workload.seq_len, run.recipe.shape(workload.shape)))
     is_bound = machine.accelerator.matmul_efficiency.value < 1
     peak = run.peak_flop_per_s * (1.0 if is_bound else MEASURED_PEAK_SLACK)
-    found = _evidence(_of_run(log, workload), workload, machine.num_devices, flop / peak)
+    timed_log, assumes = _timed_by_rates(_of_run(log, workload), record)
+    found = _evidence(timed_log, workload, record.logged_tokens_per_step, machine.num_devices, flop / peak)
     step_s, log_se = _sustained(found.pace, record)
     return replace(
         run,
@@ -97,6 +111,7 @@ def _run(log: Log, record: RunRecord, catalog: Catalog) -> Run:
         startup=_startup(log, record, found.pace),
         log=found.log,
         pace=found.pace,
+        assumes=assumes,
     )
 
 
@@ -147,6 +162,20 @@ def _of_run(log: Log, workload: Workload) -> Log:
     return _with_refused(replace(log, records=tuple(kept)), told)
 
 
+def _timed_by_rates(log: Log, record: RunRecord) -> tuple[Log, str]:
+    """Return a log whose steps take as long as their rates say where they tell nothing else, and what that assumes."""
+    steps = log.records
+    if not steps or any(
+        one.step_s is not None or one.clock_s is not None or not one.device_tokens_per_s for one in steps
+    ):
+        return log, ""
+    tokens = (record.logged_tokens_per_step or record.tokens_per_step) / record.num_devices
+    timed = tuple(one._replace(step_s=tokens / one.device_tokens_per_s) for one in steps if one.device_tokens_per_s)
+    if record.logged_tokens_per_step:
+        return replace(log, records=timed), ""
+    return replace(log, records=timed), "tokens of a step: the log's rates count all of them, none masked or padding"
+
+
 def _contradiction(record: StepLine, workload: Workload) -> str:
     if record.tokens not in (None, workload.tokens_per_step):
         return f"{record.tokens:.0f} tokens are not the run's {workload.tokens_per_step}"
@@ -169,12 +198,13 @@ class _Evidence(NamedTuple):
     """At the end of each interval that counts."""
 
 
-def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) -> _Evidence:
+def _evidence(log: Log, workload: Workload, logged_tokens: int | None, num_devices: int, least_s: float) -> _Evidence:
     """Return the log and its pace without intervals that are faster than the devices' peak.
 
     Args:
         log: of the run alone.
         workload: one step of the run.
+        logged_tokens: tokens of a step as the log counts them, where not all.
         num_devices: that it ran on.
         least_s: seconds that a step takes at the devices' peak FLOP/s.
     """
@@ -183,7 +213,7 @@ def _evidence(log: Log, workload: Workload, num_devices: int, least_s: float) ->
             raise ValueError(f"{_too_fast(log.whole[0], least_s)}; the log, or its run record, is not of this run")
         return _Evidence(log, log.pace(), ())
     found = log.intervals()
-    _refuse_other_tokens(log, found.seconds, workload.tokens_per_step / num_devices)
+    _refuse_other_tokens(log, found.seconds, (logged_tokens or workload.tokens_per_step) / num_devices)
     possible = found.seconds >= least_s
     lines = tuple(line for line, fine in zip(found.ends, possible, strict=True) if fine)
     told = [

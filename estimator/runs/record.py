@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estimator.formulas.machine import Machine
-from estimator.stack.recipe import PRECISIONS, Recipe
+from estimator.stack.recipe import MOST_RANK, OPTIMIZERS, PRECISIONS, QUANTIZED_BYTES, Recipe
 from estimator.work.plan import MAX_DEGREE, TOLD, Plan, plan_from_document
-from estimator.work.shape import Shape, load_shape, shape_from_config
+from estimator.work.shape import TARGETS, Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, unknown_name
@@ -22,6 +22,7 @@ Devices = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Count = Annotated[int, Field(strict=True, ge=1, lt=MAX_COUNT)]
 Label = Annotated[str, Field(max_length=200)]
 Bytes = Annotated[float, Field(strict=True, ge=1, le=1e15)]
+Rank = Annotated[int, Field(strict=True, ge=0, le=MOST_RANK)]
 Minutes = Annotated[float, Field(strict=True, ge=0.1, le=1e7)]
 
 MOST_RECORD_BYTES = 2**20
@@ -32,6 +33,52 @@ PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if
 
 UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "documents"})
 """What the first line of a `steps.jsonl` says beyond a run record."""
+
+
+NEEDED = {
+    "model": "a built-in name, the path of a config.json, or a Hugging Face config",
+    "accelerator": "the id of an accelerator in the catalog, such as 'h100-sxm-80gb'",
+    "num_devices": "how many devices trained",
+    "num_nodes": "on how many nodes they were",
+    "tokens_per_step": "tokens of an optimizer step, over all devices",
+    "precision": f"one of {', '.join(PRECISIONS)}",
+}
+"""Keys that a run record must have, and what each is."""
+
+NEEDED_OF_PLAN = {
+    "num_stages": "the pipeline's stages, 1 without one",
+    "num_micro_batches": "micro-batches of a step on each data-parallel rank",
+    "batch_per_device": "rows of a micro-batch",
+    "zero_stage": "what is sharded: 3 with FSDP, 2, 1, or 0 for nothing",
+}
+"""Keys that a plan must have there, and what each is."""
+
+
+def _bits(value: Any) -> Any:
+    """Return bits as text, however they are written; what is none of them is refused.
+
+    >>> _bits(4), _bits("8")
+    ('4', '8')
+    """
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text is not None and text not in QUANTIZED_BYTES:
+        raise ValueError(f"{shown(value)} are no bits of frozen weights; use one of {', '.join(QUANTIZED_BYTES)}")
+    return text
+
+
+def _targets(value: Any) -> Any:
+    """Return the matrices of a list, or of words with spaces between, as they are called here or by libraries.
+
+    >>> _targets("q v"), _targets(["q_proj", "down_proj"])
+    (('q', 'v'), ('q', 'down'))
+    """
+    names = value.split() if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{shown(value)} is no list of matrices; use some of {', '.join(TARGETS)}")
+    found = tuple(name.removesuffix("_proj") for name in names)
+    if unknown := [name for name, own in zip(names, found, strict=True) if own not in TARGETS]:
+        raise ValueError(unknown_name("matrix", unknown[0], TARGETS))
+    return found
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
@@ -61,7 +108,19 @@ class RunRecord(BaseModel):
     num_nodes: Devices
     tokens_per_step: Count
     seq_len: Count | None = None
+    logged_tokens_per_step: Count | None = None
+    """Tokens of a step as its log counts them in rates, where it leaves some out: masked, or padding."""
     precision: Label
+    optimizer: Label | None = None
+    """As `Recipe` has it; None for the software's own."""
+    lora_rank: Rank = 0
+    """Rank of adapters, all else frozen; 0 where everything was trained."""
+    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_targets)] = ()
+    """Matrices that the adapters lie beside; () for all of them."""
+    quantize: Annotated[str | None, BeforeValidator(_bits)] = None
+    """Bits of the frozen weights, where they are quantized."""
+    overlaps: bool = True
+    """Collectives ran beside the computation, as far as the software has it so."""
     attention: Label = ""
     compiled: bool | None = None
     """Its layers were compiled, or not; None where that is not told."""
@@ -120,10 +179,26 @@ class RunRecord(BaseModel):
         return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
 
     def recipe(self) -> Recipe:
-        """Return the precision, None for bfloat16 mixed (the stack's own), and whether layers were compiled."""
-        if self.precision not in PRECISIONS:
-            raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
-        return Recipe(None if self.precision == "bf16-mixed" else self.precision, compiles=self.compiled)
+        """Return how it was trained; its precision is None for bfloat16 mixed, the stack's own.
+
+        Raises:
+            ValueError: a name is unknown, or the parts contradict each other.
+        """
+        for name, given, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+        ):
+            if given is not None and given not in known:
+                raise ValueError(unknown_name(name, given, known))
+        return Recipe(
+            precision=None if self.precision == "bf16-mixed" else self.precision,
+            optimizer=self.optimizer,
+            lora_rank=self.lora_rank,
+            quantize=self.quantize,
+            overlaps=self.overlaps,
+            compiles=self.compiled,
+            lora_targets=self.lora_targets,
+        )
 
     def workload(self) -> Workload:
         """Return one step, whose rows are as long as makes its tokens.
@@ -192,9 +267,25 @@ def read_run_record(log: Path) -> RunRecord:
             f"{where}: cannot be read; the log does not say what was trained: write there a line such as begins a "
             'steps.jsonl, {"record": "run", ...}'
         ) from error
-    found = parse_run_record(text, where)
+    return _by_hand(text, where)
+
+
+def _by_hand(text: str, where: str) -> RunRecord:
+    """Return the record of a text whose keys are all known; one that is null is not told."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return parse_run_record(text, where)  # which says what is wrong
+    plan = document.get("plan") if isinstance(document, dict) else None
+    if not isinstance(plan, dict):
+        return parse_run_record(text, where)
     own = {field.alias or name for name, field in RunRecord.model_fields.items()}
-    for keys, kind, known in ((json.loads(text), "key", own | UNREAD_KEYS), (found.plan, "key of plan", PLAN_KEYS)):
+    for keys, kind, known in ((document, "key", own | UNREAD_KEYS), (plan, "key of plan", PLAN_KEYS)):
         if unknown := [key for key in keys if key not in known]:
             raise ValueError(f"{where}: {unknown_name(kind, unknown[0], sorted(known))}")
-    return found
+    for needed, told, which in ((NEEDED, document, ""), (NEEDED_OF_PLAN, plan, "plan: ")):
+        if empty := [key for key in needed if key in told and told[key] is None]:
+            raise ValueError(f"{where}: {which}{empty[0]} is not filled in; write {needed[empty[0]]}")
+    told = {key: value for key, value in document.items() if value is not None}
+    told["plan"] = {key: value for key, value in plan.items() if value is not None}
+    return parse_run_record(json.dumps(told), where)

@@ -63,9 +63,25 @@ UNITS = (
     (",step_s", ",step_ms", "time"), (",reserved_bytes", ",reserved_gib", "time"), ("flop_per_s", "tflops", "time"),
     ("memory (MB)", "memory (GB)", "memory"), ("memory (MB)", "memory (MiB)", "memory"), ("GiB(", "GB(", "memory"),
     ("GiB(", "MiB(", "memory"), ('_bytes"', '_mib"', "memory"),
+    ("tokens_per_second_per_gpu", "tokens_per_minute_per_gpu", "time"), ("time/train", "time/train_s", "time"),
+    (" ms (step)", " s (step)", "time"), ("train_step_timing in s", "train_step_timing in ms", "time"),
+    ("time_per_iteration_ms", "time_per_iteration_s", "time"), ("train/time", "train/time_ms", "time"),
+    ('"elapsed_time"', '"elapsed_ms"', "time"), ("iter time (s)", "iter time (ms)", "time"),
+    ("memory (GB)", "memory (MB)", "memory"), ("-gigabytes", "-gibibytes", "memory"), ("MiB. ", "GiB. ", "memory"),
+    ("mem: ", "mem_mib: ", "memory"), ("peak_memory_reserved", "peak_memory_reserved_mib", "memory"),
+    ("_bytes.all.peak", "_mib.all.peak", "memory"), ("vram_reserved", "vram_reserved_mb", "memory"),
 )  # fmt: skip
 """A unit, another that may stand there, and what can no longer be known then: the time (it is refused), or memory."""
 
+
+TORCHTUNE_RECORD = json.dumps({
+    "schema": "steps/1", "model": "meta-llama/Meta-Llama-3-8B", "accelerator": "h100-sxm-80gb", "num_devices": 8,
+    "num_nodes": 1, "tokens_per_step": 65536, "precision": "bf16",
+    "plan": {"num_stages": 1, "num_micro_batches": 1, "batch_per_device": 1, "zero_stage": 3},
+})  # fmt: skip
+
+TORCHTUNE = "torchtune.txt"
+"""The golden log that tells rates alone."""
 
 KINDS = ("runs", "items", "skipped")
 """Of the rows of what a reader of tables says."""
@@ -112,6 +128,12 @@ def moai_told(path: Path) -> Told:
     return run_told(path)
 
 
+def torchtune_told(path: Path) -> Told:
+    """Read a log of torchtune, which tells rates alone, with a run record beside it."""
+    record_path(path).write_text(TORCHTUNE_RECORD, encoding="utf-8")
+    return run_told(path)
+
+
 def record_told(path: Path) -> object:
     """Read a run record that lies beside a log."""
     record_path(path).write_bytes(path.read_bytes())
@@ -130,7 +152,7 @@ def targets() -> list[Target]:
     logs = [path for path in sorted(LOGS.iterdir()) if path.suffix != ".md"] + sorted(MOAI.glob("*.log"))
     steps, record = text_of(LOGS / "steps.jsonl"), text_of(record_path(MOAI / "qwen1.5_7b_4xlarge.log"))
     return [
-        *(Target(path.name, text_of(path), log_told) for path in logs),
+        *(Target(path.name, text_of(path), torchtune_told if path.name == TORCHTUNE else log_told) for path in logs),
         Target("steps.jsonl as a run", steps, run_told),
         Target("qwen1.5_7b_4xlarge.log as a run", text_of(MOAI / "qwen1.5_7b_4xlarge.log"), moai_told),
         Target("run record", steps.partition("\n")[0], lambda path: parse_run_record(read_text(path), "run record")),
@@ -192,10 +214,10 @@ def recelled(text: str, draw: np.random.Generator) -> tuple[str, int]:
 class Fuzzer:
     """Tries inputs one by one, and keeps what is wrong."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        """Read every target as it is."""
+    def __init__(self, folder: Path, seed: int, only: str = "") -> None:
+        """Read every target as it is, or those alone whose name has a word in it."""
         self.folder, self.seed = folder, seed
-        self.targets = targets()
+        self.targets = [target for target in targets() if only in target.name]
         self.ends: Counter[str] = Counter()
         self.findings: list[str] = []
         self.known = [self._read(target, target.text) for target in self.targets]
@@ -273,9 +295,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="targets whose name has this in it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer, started = Fuzzer(Path(folder), options.seed), time.monotonic()
+        fuzzer, started = Fuzzer(Path(folder), options.seed, options.only), time.monotonic()
         for number in range(options.count):
             fuzzer.try_input(number)
     ends = ", ".join(f"{count:,} {end}" for end, count in sorted(fuzzer.ends.items()))

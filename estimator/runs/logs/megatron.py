@@ -9,7 +9,9 @@ Read in the source and in logs of them: `training_log` of megatron/training/trai
 where the time of an iteration is the mean since the last such line, between barriers; evaluation and checkpoints stop
 the timer. Primus (AMD) writes `13100.0/13240.9`: this line's mean, then a longer one's. The memory of each rank follows
 the second such line: `[Rank 2] (after 20 iterations) memory (MB) | allocated: ... | max allocated: ... | reserved: ...
-| max reserved: ...`, in units of 2**20 bytes.
+| max reserved: ...`, in units of 2**20 bytes. Megatron-Bridge (`training_log` of src/megatron/bridge/training/utils/
+train_utils.py, NVIDIA-NeMo/Megatron-Bridge, 2025 and 2026) writes `memory (GB) | mem-allocated-gigabytes: ... |
+mem-max-allocated-gigabytes: ... | ... | mem-max-reserved-gigabytes: ... |` there, in units of 1e9 bytes.
 """
 
 import re
@@ -32,6 +34,11 @@ _MEMORY = re.compile(
     rf"(?P<allocated>{_NUMBER}) \| reserved: .*?\| max reserved: (?P<reserved>{_NUMBER})(?: \||\s|$)",
     re.ASCII,
 )
+_BRIDGE_MEMORY = re.compile(
+    r"after \d{1,12} iterations\) memory \(GB\) \| .*?mem-max-allocated-gigabytes: "
+    rf"(?P<allocated>{_NUMBER}) \| .*?mem-max-reserved-gigabytes: (?P<reserved>{_NUMBER})(?: \||\s|$)",
+    re.ASCII,
+)
 
 
 class MegatronReader(Reader):
@@ -47,6 +54,8 @@ class MegatronReader(Reader):
             self._take_iteration(line)
         elif "memory (MB)" in line and (memory := _MEMORY.search(line)):
             self.records.hold(float(memory["reserved"]) * MIB, float(memory["allocated"]) * MIB)
+        elif "memory (GB)" in line and (memory := _BRIDGE_MEMORY.search(line)):
+            self.records.hold(float(memory["reserved"]) * 1e9, float(memory["allocated"]) * 1e9)
 
     def _take_iteration(self, line: str) -> None:
         found = _ITERATION.search(line)

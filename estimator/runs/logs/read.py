@@ -9,19 +9,43 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
+from estimator.runs.logs.composer import ComposerReader
+from estimator.runs.logs.deepspeed import DeepSpeedReader
 from estimator.runs.logs.jsonl import JsonlReader
+from estimator.runs.logs.lightning import LightningReader
+from estimator.runs.logs.litgpt import LitgptReader
+from estimator.runs.logs.llama_factory import LlamaFactoryReader
 from estimator.runs.logs.megatron import MegatronReader
 from estimator.runs.logs.moai import MoaiReader
+from estimator.runs.logs.nanotron import NanotronReader
+from estimator.runs.logs.nemo import NemoReader
 from estimator.runs.logs.reader import Beginning, Coverage, Reader
 from estimator.runs.logs.steps import WARM_UP_STEPS, StepLine, Timed, timed, usual_gap
 from estimator.runs.logs.text import LogText, split_lines
 from estimator.runs.logs.torchtitan import TorchtitanReader
+from estimator.runs.logs.torchtune import TorchtuneReader
 from estimator.runs.logs.transformers import TransformersReader, is_trainer_state, read_trainer_state
 from estimator.runs.pace import Pace, pace_of
 from estimator.runs.record import RunRecord
 
 FEWEST_INTERVALS = 2
 """Timed intervals after the warm-up from which a pace is told."""
+
+
+CONSOLES: tuple[type[Reader], ...] = (
+    MegatronReader,
+    TorchtitanReader,
+    MoaiReader,
+    TorchtuneReader,
+    ComposerReader,
+    LitgptReader,
+    NemoReader,
+    NanotronReader,
+    LightningReader,
+    LlamaFactoryReader,
+    DeepSpeedReader,
+)
+"""Readers of lines; of those that as many lines are of, the first is taken: a trainer's own goes before DeepSpeed's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +86,12 @@ class Log:
         told = [record.loss for record in self.records if record.loss is not None]
         return (told[0], told[-1]) if told else None
 
+    @property
+    def tells_rates_alone(self) -> bool:
+        """Whether its steps tell tokens per second and no time: they are timed once their tokens are known."""
+        rated = [one.device_tokens_per_s for one in self.records if one.step_s is None and one.clock_s is None]
+        return len(self.records) > 0 and len(rated) == len(self.records) and None not in rated
+
     def intervals(self) -> Timed:
         """Return the timed intervals after the warm-up."""
         return timed(list(self.records), self.resolution_s)
@@ -74,6 +104,8 @@ class Log:
         """
         if self.whole:
             return Pace(self.whole[0], None, self.whole[1], None, 0, 0.0)
+        if self.tells_rates_alone:
+            raise ValueError(f"{self.name}: tells tokens per second alone; its run record tells of how many tokens")
         found = self.intervals()
         if len(found.seconds) < FEWEST_INTERVALS:
             raise ValueError(
@@ -92,7 +124,7 @@ def read_log(path: Path, *further: Path) -> Log:
     parts = [LogText(part) for part in (path, *further)]
     text = parts[0]
     jsonl, transformers = JsonlReader(text.name), TransformersReader()
-    readers: tuple[Reader, ...] = (jsonl, MegatronReader(), TorchtitanReader(), MoaiReader(), transformers)
+    readers: tuple[Reader, ...] = (jsonl, *(reader() for reader in CONSOLES), transformers)
     for part in parts:
         _read(part, readers, transformers)
     found = max(readers, key=lambda reader: reader.count)
@@ -123,13 +155,13 @@ def _read(text: LogText, readers: Sequence[Reader], transformers: TransformersRe
 
 def _log(path: Path, name: str, digest: str, reader: Reader, run: RunRecord | None) -> Log:
     gathered = reader.records
-    records = gathered.forward(reader.refused, is_elapsed=reader.is_elapsed)
     whole = None
-    if len(timed(records, reader.resolution_s).seconds) < FEWEST_INTERVALS:
-        try:
+    try:
+        records = reader.steps()
+        if len(timed(records, reader.resolution_s).seconds) < FEWEST_INTERVALS:
             whole = reader.whole()
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return Log(
         name=name,
         path=path,

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, NamedTuple, Self
 
-from estimator.runs.logs.steps import Refused, StepLines
+from estimator.runs.logs.steps import Refused, StepLine, StepLines
 
 
 class Coverage(NamedTuple):
@@ -93,6 +93,14 @@ class Reader:
     def take(self, line: str) -> None:
         """Take a line of the log, of this format or not."""
         raise NotImplementedError
+
+    def steps(self) -> list[StepLine]:
+        """Return what was gathered, in order, without what the log's clock contradicts.
+
+        Raises:
+            ValueError: what they were timed by is not known.
+        """
+        return self.records.forward(self.refused, is_elapsed=self.is_elapsed)
 
     def whole(self) -> tuple[float, int] | None:
         """Return seconds per step and steps of the whole run, where the log ends with them."""

@@ -245,6 +245,8 @@ def timed(records: list[StepLine], resolution_s: float) -> Timed:
     passed = min(start.step, usual) if start.step > 1 else 1
     warm_up, seconds, number, ends = passed, [], [], []
     for record in records[1:]:
+        if record.step_s is None and record.clock_s is None:
+            continue  # it tells a rate alone
         if record.step_s is not None:
             count, each = min(record.step - start.step, usual), record.step_s
         else:

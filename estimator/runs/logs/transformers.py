@@ -7,9 +7,19 @@ A dictionary is printed every `logging_steps`, `{'loss': 0.3381, 'grad_norm': 0.
 holds the same dictionaries, each with its `step`, in `log_history`. Neither times a step. What does:
 
 * `train_runtime` in every dictionary, where `include_num_input_tokens_seen` is on: seconds since training began;
-* the progress bar of the console, `20/378 [08:10<2:31:47, 24.12s/it]`: the same, to the second;
+* the progress bar of the console, `20/378 [08:10<2:31:47, 24.12s/it]`: the same, to the second; an evaluation is taken
+  off where it is told between two bars that are as far apart, since bars and dictionaries may come out of order;
 * else the last dictionary alone: the seconds of the whole loop, without evaluations (`eval_runtime`). The first step,
   checkpoints and logging stay in them, and a run that was resumed counts the steps before, too.
+
+An evaluation is in the loop's seconds only where it is between its ends: one that is told after the last dictionary
+came after training, and one that tells no epoch before it (`Trainer.log` adds the epoch once there is one).
+
+What is built on the Trainer adds memory to its dictionaries: Axolotl `memory/max_allocated (GiB)` and `memory/
+device_reserved (GiB)`, peaks since the last one (src/axolotl/core/trainers/base.py and utils/bench.py of
+axolotl-ai-cloud/axolotl; 2025 `memory/max_mem_allocated(gib)`; where the device is none of CUDA's, the keys hold other
+things, and the last is 0); optimum-habana `max_memory_allocated (GB)`, which are 2**30 bytes (`to_gb_rounded` of
+optimum/habana/utils/misc.py, huggingface/optimum-habana). TRL adds numbers that are not read (`num_tokens`, ...).
 """
 
 import json
@@ -21,6 +31,7 @@ from typing import Any
 from estimator.runs.logs.reader import Coverage, Reader
 from estimator.runs.logs.steps import StepLine, StepLines
 from estimator.runs.logs.text import LONGEST_LINE
+from hardware.units import GIB
 
 _DICT = re.compile(r"\{'[^{}]{1,4000}\}", re.ASCII)
 _PAIR = re.compile(r"'([\w/ ().-]{1,80})': '?([-+.\deE]{1,30}|nan|inf)'?(?=[,}])", re.ASCII)
@@ -30,6 +41,16 @@ _HISTORY = re.compile(r'"log_history":\s*\[', re.ASCII)
 
 STAMP_S = 1e-4
 """Resolution of `train_runtime` in a file."""
+
+RESERVED_KEYS = ("memory/device_reserved (GiB)", "memory/device_mem_reserved(gib)")
+ALLOCATED_KEYS = ("memory/max_allocated (GiB)", "memory/max_mem_allocated(gib)")
+"""Of Axolotl, now and in 2025."""
+
+HABANA_KEY = "max_memory_allocated (GB)"
+"""Of optimum-habana, in 2**30 bytes."""
+
+BARS_PER_LINE = 10
+"""Progress bars that count as one line where there is no dictionary: most programs draw them, and often."""
 
 MOST_BARS = 8
 """Progress bars of different lengths that are followed; the longest-running one is the training's."""
@@ -52,11 +73,14 @@ class TransformersReader(Reader):
         """Start before the first line."""
         super().__init__()
         self._bars: dict[int, StepLines] = {}
+        self._bar_s: dict[int, tuple[float, float]] = {}
+        self._untaken_s = 0.0
         self._evaluations: dict[tuple[float, float], float] = {}
         self._summary: tuple[float, float | None] | None = None
         self._max_steps: int | None = None
         self._losses: dict[float, float] = {}
-        self._count = 0
+        self._num_entries = 0
+        self._num_bars = 0
 
     @property
     def records(self) -> StepLines:
@@ -64,7 +88,9 @@ class TransformersReader(Reader):
         if self.gathered.count or not self._bars:
             return self.gathered
         wanted = self._bars.get(self._max_steps or -1)
-        return wanted or max(self._bars.values(), key=lambda bar: (bar.latest_s, bar.count))
+        found = wanted or max(self._bars.values(), key=lambda bar: (bar.latest_s, bar.count))
+        found.hold(self.gathered.reserved_bytes, self.gathered.allocated_bytes)
+        return found
 
     @property
     def resolution_s(self) -> float:
@@ -74,7 +100,9 @@ class TransformersReader(Reader):
     @property
     def count(self) -> int:
         """Dictionaries with a loss or a runtime, and steps of progress bars, so far."""
-        return self._count
+        if self._num_entries:
+            return self._num_entries + self._num_bars
+        return -(-self._num_bars // BARS_PER_LINE)
 
     def take(self, line: str) -> None:
         """Take a line of the log, of this format or not."""
@@ -88,21 +116,40 @@ class TransformersReader(Reader):
         """Take what a dictionary says."""
         runtime, step = entry.get("train_runtime"), entry.get("step")
         if "eval_runtime" in entry:
-            samples, steps = (entry.get(f"eval_{kind}_per_second") for kind in ("samples", "steps"))
-            whole = [_is_whole(rate, entry["eval_runtime"]) for rate in (samples, steps) if rate is not None]
-            if samples is None or not all(whole):
-                self.refused.add("an evaluation of no whole number of samples or steps, or of no time", line)
-            else:
-                self._evaluations[step or entry.get("epoch", 0.0), entry["eval_runtime"]] = entry["eval_runtime"]
+            self._take_evaluation(entry, line)
             return
         if runtime is None and "loss" not in entry:
             return
-        self._count += 1
+        self._num_entries += 1
+        self._hold(entry)
         if runtime is not None and "train_loss" in entry:
             self._take_summary(runtime, entry, line)
         elif runtime is not None and step is not None:
             training_s = runtime - sum(self._evaluations.values())  # entries come in their order
             self._add(self.gathered, int(step), training_s, entry.get("loss"), line)
+
+    def _take_evaluation(self, entry: Mapping[str, float], line: str) -> None:
+        """Take the seconds of an evaluation that lies between the ends of the training loop."""
+        if self._summary or not entry.keys() & {"step", "epoch"}:
+            return
+        runtime = entry["eval_runtime"]
+        samples, steps = (entry.get(f"eval_{kind}_per_second") for kind in ("samples", "steps"))
+        whole = [_is_whole(rate, runtime) for rate in (samples, steps) if rate is not None]
+        if samples is None or not all(whole):
+            self.refused.add("an evaluation of no whole number of samples or steps, or of no time", line)
+        else:
+            key = (entry.get("step") or entry.get("epoch", 0.0), runtime)
+            self._untaken_s += 0.0 if key in self._evaluations else runtime
+            self._evaluations[key] = runtime
+
+    def _hold(self, entry: Mapping[str, float]) -> None:
+        """Take what an entry of the training says of memory."""
+        reserved, allocated = (
+            next((entry[key] for key in keys if key in entry), 0.0) for keys in (RESERVED_KEYS, ALLOCATED_KEYS)
+        )
+        if reserved > 0:
+            self.gathered.hold(reserved * GIB, allocated * GIB)
+        self.gathered.hold(None, entry.get(HABANA_KEY, 0.0) * GIB)
 
     def _take_summary(self, runtime: float, entry: Mapping[str, float], line: str) -> None:
         if not 0 < runtime < 1e9:
@@ -124,8 +171,20 @@ class TransformersReader(Reader):
                 continue
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
             if 0 < int(step) <= int(total):
-                self._count += 1
-                self._add(self._bars.setdefault(int(total), StepLines()), int(step), float(elapsed), None, line.strip())
+                self._num_bars += 1
+                training_s = self._without_evaluations(int(total), float(elapsed))
+                self._add(self._bars.setdefault(int(total), StepLines()), int(step), training_s, None, line.strip())
+
+    def _without_evaluations(self, total: int, elapsed_s: float) -> float:
+        """Return the seconds of a bar without the evaluations that were told between it and one before, if they fit."""
+        before_s, evaluating_s = self._bar_s.get(total, (elapsed_s, 0.0))
+        if elapsed_s < before_s:  # begun again
+            evaluating_s = 0.0
+        elif self._untaken_s and elapsed_s - before_s + self.clock_s >= self._untaken_s:
+            evaluating_s += self._untaken_s
+            self._untaken_s = 0.0
+        self._bar_s[total] = (elapsed_s, evaluating_s)
+        return elapsed_s - evaluating_s
 
     def _add(self, records: StepLines, step: int, clock_s: float, loss: float | None, line: str) -> None:
         try:

@@ -1,10 +1,13 @@
 import json
 import os
+import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from estimator.stack.stack import load_stack, stack_path
+from estimator.cli import calibrate as command
+from estimator.stack.stack import fit_path, load_stack, stack_path
 from tests.support.commands import calibrate as call
 from tests.support.paths import GOLDEN, MEASURED, TABLES, TIMINGS
 
@@ -49,9 +52,55 @@ def test_a_fit_writes_a_stack(table: Path, tmp_path: Path) -> None:
     status, out, _ = call(str(table), "--stack", str(mine), "--write")
     assert status == 0
     assert "matmul_efficiency" in out
+    assert out.endswith(f"written: {tmp_path / 'mine.fit.json'}\n")
     assert {path.name for path in tmp_path.iterdir()} == {"mine.toml", "mine.fit.json"}
     (fitted,) = load_stack(str(mine)).tables
     assert (fitted.name, fitted.rows) == ("few.csv", FEW)
+
+
+def test_a_fit_is_not_replaced_unasked(table: Path, tmp_path: Path) -> None:
+    """A fit that is there is refused before anything is fitted, and kept beside the new one with --replace."""
+    mine, fit = tmp_path / "mine.toml", tmp_path / "mine.fit.json"
+    mine.write_bytes(stack_path("megatron-deepspeed").read_bytes())
+    fit.write_text("old", encoding="utf-8")
+    status, out, err = call(str(table), "--stack", str(mine), "--write")
+    assert (status, out) == (2, "")
+    assert err == f"write: {fit} is there already; add --replace (it is kept as mine.fit.json.bak)\n"
+    assert call(str(table), "--stack", str(mine), "--write", "--replace")[0] == 0
+    assert (tmp_path / "mine.fit.json.bak").read_text(encoding="utf-8") == "old"
+    assert load_stack(str(mine)).tables
+
+
+def test_a_stack_of_the_package_stays(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted by its name, a stack of the package stays, and one of one's own is made in the working folder."""
+    before = fit_path("megatron-deepspeed").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call(str(table), "--stack", "megatron-deepspeed", "--write")
+    assert status == 0
+    assert out.endswith("written: megatron-deepspeed-own.toml\nwritten: megatron-deepspeed-own.fit.json\n")
+    assert fit_path("megatron-deepspeed").read_bytes() == before
+    (fitted,) = load_stack("megatron-deepspeed-own.toml").tables
+    assert (fitted.name, fitted.rows) == ("few.csv", FEW)
+
+
+@pytest.mark.parametrize(("answer", "is_replaced"), [("y\n", True), ("Yes\n", True), ("n\n", False), ("", False)])
+def test_on_a_terminal_it_is_asked(
+    answer: str, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal the user says whether what is there is replaced; where there is nothing, nobody is asked."""
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert not command._may_replace("mine.toml")  # noqa: SLF001 - a fit takes long
+    assert capsys.readouterr().err == ""
+    Path("mine.fit.json").touch()
+    assert command._may_replace("mine.toml") == is_replaced  # noqa: SLF001
+    assert capsys.readouterr().err == "mine.fit.json is there; replace it, and keep it as mine.fit.json.bak? [y/N] "
 
 
 def test_a_log_is_checked_as_a_run() -> None:
@@ -193,6 +242,8 @@ def test_microbenchmarks_tell_priors() -> None:
             "report: no run of a trainer of torchtune; give the runs that a stack was fitted to",
         ),
         (("x.csv",), "stack: a fit needs the stack that it is for; add --stack NAME, or --check to only predict"),
+        (("x.csv", "--check", "--in-place"), "in-place: says how --write writes; add --write"),
+        (("x.csv", "--check", "--replace"), "replace: says how --write writes; add --write"),
         (("x.csv", "--check", "--write"), "check: --check and --write are given together; give one"),
         (("none.csv", "--check", "--stack", "mine"), "log 'none.csv': cannot be read; check the path"),
     ],
@@ -202,3 +253,24 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err == message + "\n"
+
+
+def test_a_template_is_written_beside_a_log(tmp_path: Path) -> None:
+    """`--template` prints where the record is, what the log told, and what is to be filled in; never over another."""
+    log = tmp_path / "a.log"
+    log.write_bytes((GOLDEN / "logs" / "megatron.log").read_bytes())
+    status, out, err = call("--template", str(log))
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{log}.run.json\nfrom the log: num_devices, ")
+    assert "to fill in: accelerator: the id of an accelerator in the catalog, such as 'h100-sxm-80gb'\n" in out
+    status, out, err = call("--template", str(log))
+    assert (status, out) == (2, "")
+    assert err == f"template: '{log}.run.json' is there already, and is not replaced; move it away first\n"
+
+
+@pytest.mark.parametrize(("beside", "what"), [("--check", "--check"), ("x.csv", "files"), ("--json", "--json")])
+def test_a_template_is_asked_for_alone(beside: str, what: str) -> None:
+    """Beside a template nothing else is done."""
+    status, _, err = call("--template", "a.log", beside)
+    assert status == 2
+    assert err == f"template: --template is given beside {what}; it writes a run record; leave one out\n"

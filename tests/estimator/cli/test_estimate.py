@@ -514,3 +514,10 @@ def test_where_nothing_fits_the_mend_is_what_helps(asked: tuple[str, ...], mend:
     """More devices are named where they help."""
     status, _, err = call(*asked, "--batch", "64", "--steps", "10")
     assert (status, mend in err) == (3, True), err
+
+
+def test_a_catalog_template_is_printed() -> None:
+    """`--catalog-template` prints a file to fill in, and nothing else."""
+    status, out, err = call("--catalog-template")
+    assert (status, err) == (0, "")
+    assert tomllib.loads(out).keys() == {"named", "accelerator", "node", "flavor"}

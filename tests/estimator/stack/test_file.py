@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.stack import stack as stacks
-from estimator.stack.file import fit_text, refuse_unwritable, write_fit
+from estimator.stack.file import (
+    Place,
+    fit_text,
+    own_premises,
+    place_of,
+    refuse_replacing,
+    refuse_unwritable,
+    write_fit,
+    write_stack,
+)
 from estimator.stack.stack import Stack, builtin_stacks, fit_path, load_stack, parse_fit, stack_path
 
 STACK = load_stack("moai-24.2")
@@ -33,14 +42,18 @@ def test_a_written_fit_is_the_fit(name: str) -> None:
 
 
 def test_write_fit(tmp_path: Path) -> None:
-    """A fit takes the place of what the file held, beside premises that stay as they are, and leaves nothing else."""
+    """A fit takes the place of what the file held, which is kept, beside premises that stay as they are."""
     premises, path = tmp_path / "mine.toml", tmp_path / "mine.fit.json"
     shutil.copy(stack_path("moai-24.2"), premises)
     path.write_text("old", encoding="utf-8")
     write_fit(STACK, fit_path(str(premises)))
     assert load_stack(str(premises)) == STACK
     assert premises.read_bytes() == stack_path("moai-24.2").read_bytes()
-    assert set(tmp_path.iterdir()) == {premises, path}
+    kept = tmp_path / "mine.fit.json.bak"
+    assert kept.read_text(encoding="utf-8") == "old"
+    write_fit(STACK, path)  # as it is: nothing is to be kept
+    assert kept.read_text(encoding="utf-8") == "old"
+    assert set(tmp_path.iterdir()) == {premises, path, kept}
 
 
 def test_a_fit_that_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
@@ -64,16 +77,53 @@ def test_a_fit_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
+@pytest.mark.parametrize("name", builtin_stacks())
+def test_a_stack_of_the_package_makes_one_of_ones_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fit goes with its premises into the working folder, under a name that tells both; they load there."""
+    monkeypatch.chdir(tmp_path)
+    place = place_of(name)
+    assert place == (Path(f"{name}-own.fit.json"), Path(f"{name}-own.toml"))
+    write_stack(load_stack(name), name, place)
+    made = load_stack(f"{name}-own.toml")
+    assert made == load_stack(name).model_copy(update={"name": f"{name}-own"})
+    assert own_premises(name, "x").startswith(f"# The premises of {name}, which comes with the package; x.fit.json was")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}-own.toml", f"{name}-own.fit.json"}
+
+
+def test_what_is_there_is_not_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit, or premises, of one's own that are there are refused, with the mend."""
+    monkeypatch.chdir(tmp_path)
+    refuse_replacing(place_of("megatron"))
+    Path("megatron-own.toml").touch()
+    message = r"^write: megatron-own\.toml is there already; add --replace \(it is kept as megatron-own\.toml\.bak\)$"
+    with pytest.raises(ValueError, match=message):
+        refuse_replacing(place_of("megatron"))
+    refuse_replacing(place_of("mine.toml"))
+    Path("mine.fit.json").touch()
+    with pytest.raises(ValueError, match=r"^write: mine\.fit\.json is there already; add --replace "):
+        refuse_replacing(place_of("mine.toml"))
+
+
+def test_in_place_is_of_the_package() -> None:
+    """In place a stack of the package is fitted in its checkout; one's own is none of these."""
+    assert place_of("megatron", in_place=True) == Place(fit_path("megatron"))
+    with pytest.raises(
+        ValueError, match=r"^in-place: 'mine\.toml' does not come with the package; leave --in-place out"
+    ):
+        place_of("mine.toml", in_place=True)
+
+
 def test_the_fit_of_an_installed_package_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A built-in stack is fitted in a checkout alone; elsewhere, or where it cannot be written, what to do is told."""
-    refuse_unwritable(str(tmp_path / "mine.toml"))
     data = tmp_path / "estimator" / "data"
     shutil.copytree(stack_path("megatron").parents[1], data)
     monkeypatch.setattr(stacks.resources, "files", lambda package: tmp_path / package)
     with pytest.raises(
         ValueError,
-        match=r"^stack megatron: its fit is part of the installed package; copy '.*/stacks/megatron\.toml' to "
-        r"mine\.toml, and give --stack mine\.toml: the fit then goes to mine\.fit\.json$",
+        match=r"^stack megatron: its fit is part of the installed package; leave out --in-place: the fit then goes to "
+        r"megatron-own\.fit\.json$",
     ):
         refuse_unwritable("megatron")
     (tmp_path / "pyproject.toml").touch()

@@ -75,3 +75,17 @@ def test_memory_is_the_fullest_rank() -> None:
     assert reader.records.reserved_bytes == 2608 * MIB
     assert reader.records.allocated_bytes == 2600 * MIB
     assert read("memory (GB) | max reserved: 9000.0").records.reserved_bytes is None
+
+
+def test_memory_of_megatron_bridge_is_in_1e9_bytes() -> None:
+    """Megatron-Bridge writes what was allocated and reserved at the most in GB; under another unit it is not read."""
+    line = (
+        "[Rank 4] (after 2 iterations) memory (GB) | mem-allocated-gigabytes: 16.6 | mem-max-allocated-gigabytes: 24.8 "
+        "| mem-max-active-gigabytes: 25.46 | mem-max-reserved-gigabytes: 26.5 | mem-alloc-retires: 0"
+    )
+    reader = MegatronReader()
+    reader.take(line.replace("(GB)", "(MB)"))
+    reader.take(line.replace("-gigabytes", "-gibibytes"))
+    assert reader.records.reserved_bytes is None
+    reader.take(line)
+    assert (reader.records.reserved_bytes, reader.records.allocated_bytes) == (26.5e9, 24.8e9)

@@ -21,6 +21,15 @@ GOLDEN = [
     (LOGS / "megatron.log", "megatron", 3.391, 0.003),
     (LOGS / "megatron_2022.log", "megatron", 0.6406, 0.005),
     (LOGS / "primus.log", "megatron", 13.180, 0.003),
+    (LOGS / "megatron_bridge.log", "megatron", 4.2, 0.002),
+    (LOGS / "composer.log", "composer", 1.25, 0.01),
+    (LOGS / "litgpt.log", "litgpt", 0.62, 0.003),
+    (LOGS / "nemo.log", "nemo", 2.5, 0.003),
+    (LOGS / "nanotron.log", "nanotron", 1.29, 0.003),
+    (LOGS / "lightning_metrics.csv", "lightning", 0.731, 0.003),
+    (LOGS / "llama_factory.jsonl", "llama-factory", 24.2, 0.002),
+    (LOGS / "deepspeed.log", "deepspeed", 2.04, 0.002),
+    (LOGS / "deepspeed_pipeline.log", "deepspeed", 0.936, 0.003),
     (LOGS / "trainer_state.json", "transformers", (17.3683 - 0.67) / 60, 0.03),
     (LOGS / "trainer_state_tokens.json", "transformers", 17.2 / 60, 0.1),
     (LOGS / "transformers_console.log", "transformers", (17.37 - 0.67) / 60, 0.03),
@@ -32,6 +41,8 @@ LINE = {
     "torchtitan": "step:",
     "megatron": "elapsed time",
     "moai": "[Step ",
+    "nemo": "train_step_timing",
+    "nanotron": "time_per_iteration_ms",
 }
 TEXTS = [(path, form) for path, form, *_ in GOLDEN if form in LINE]
 

@@ -53,12 +53,73 @@ def test_evaluations_are_no_training() -> None:
         read(evaluation.replace("50.0", "500.0"), END).whole()
 
 
+def test_an_evaluation_outside_the_loop_is_not_in_its_seconds() -> None:
+    """An evaluation after the last dictionary, or before there is an epoch, is not taken off the loop's seconds."""
+    inside = "{'eval_loss': 0.59, 'eval_runtime': 50.0, 'eval_samples_per_second': 78.6, 'epoch': 1.0}"
+    after = "{'eval_loss': 0.59, 'eval_runtime': 311.0, 'eval_samples_per_second': 1.0, 'epoch': 3.0}"
+    before = after.replace(", 'epoch': 3.0", "")
+    assert read(inside, END).whole() == (0.35, 1000)
+    assert read(before, inside, END, after).whole() == (0.35, 1000)
+    assert read(before, END, after).whole() == (0.4, 1000)
+
+
+def test_an_evaluation_after_training_in_a_file() -> None:
+    """The same of trainer_state.json: ten seconds a step stay ten, whatever is evaluated at the end."""
+    end = {"train_runtime": 400.0, "train_loss": 0.4, "train_steps_per_second": 0.1, "epoch": 1.0, "step": 40}
+    after = {"eval_runtime": 311.0, "eval_samples_per_second": 1.0, "epoch": 1.0, "step": 40}
+    assert state(document(end, after, max_steps=40)).whole() == (10.0, 40)
+    assert state(document(after, end, max_steps=40)).whole() == (89 / 40, 40)
+
+
+def test_a_stamp_is_shortened_by_evaluations_before_it() -> None:
+    """Of stamped entries, an evaluation shortens those that come after it alone."""
+    entries: list[dict[str, Any]] = [
+        {"loss": 2.0, "step": 10, "train_runtime": 20.0},
+        {"loss": 1.0, "step": 20, "train_runtime": 30.0},
+        {"train_runtime": 40.0, "train_loss": 0.4, "train_steps_per_second": 0.75, "step": 30},
+        {"eval_loss": 1.0, "eval_runtime": 7.0, "eval_samples_per_second": 9.0, "step": 30, "epoch": 1.0},
+        {"loss": 1.0, "step": 40, "train_runtime": 50.0},
+    ]
+    records = state(document(*entries)).records.forward(Refused(), is_elapsed=True)
+    assert [(r.step, r.clock_s) for r in records] == [(10, 20.0), (20, 30.0), (40, 50.0)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "reserved", "allocated"),
+    [
+        ("'memory/max_allocated (GiB)': 2.0, 'memory/device_reserved (GiB)': 4.0", 4, 2),
+        ("'memory/max_mem_allocated(gib)': '2', 'memory/device_mem_reserved(gib)': '4.5'", 4.5, 2),
+        ("'memory/max_allocated (GiB)': 2.0, 'memory/device_reserved (GiB)': 0.0", None, None),
+        ("'memory_allocated (GB)': 13.5, 'max_memory_allocated (GB)': 48.0", None, 48),
+        ("'num_tokens': 40026.0, 'mean_token_accuracy': 0.8128562897443772, 'entropy': 1.5", None, None),
+    ],
+)  # fmt: skip
+def test_memory_of_what_is_built_on_it(keys: str, reserved: float | None, allocated: float | None) -> None:
+    """Axolotl's GiB, and optimum-habana's GB, are 2**30 bytes; TRL's further numbers change nothing."""
+    bars = [f"{i}/99 [{i // 6:02d}:{i % 6}0<09:00, 10.00s/it]" for i in range(1, 9)]
+    found = read(*bars, "{'loss': 1.5, 'learning_rate': 2e-4, " + keys + ", 'epoch': 0.02}").records
+    held = (found.reserved_bytes, found.allocated_bytes)
+    assert held == tuple(value and value * 2**30 for value in (reserved, allocated))
+
+
+def test_bars_alone_are_few_lines() -> None:
+    """Where there are only progress bars, ten are a line, since other trainers draw them beside lines of their own."""
+    bars = [f"{i}/99 [00:{i:02d}<09:00, 1.00s/it]" for i in range(1, 26)]
+    assert (read(*bars).count, read(*bars, "{'loss': 1.5}").count) == (3, 26)
+
+
 def test_a_broken_evaluation_is_refused() -> None:
     """An evaluation that is not whole, takes no time, or whose rates times seconds are no counts is left out."""
-    whole = "{'eval_runtime': '0.6773', 'eval_samples_per_second': '94.5', 'eval_steps_per_second': '11.81'}"
+    whole = (
+        "{'eval_runtime': '0.6773', 'eval_samples_per_second': '94.5', 'eval_steps_per_second': '11.81', 'epoch': '1'}"
+    )
     assert read(whole, END).whole() == ((400 - 0.6773) / 1000, 1000)
     wrong = whole.replace("0.6773", "8.6773")  # 820 samples, but 102.5 steps
-    reader = read("{'eval_runtime': 50.0}", "{'eval_runtime': -1.0, 'eval_samples_per_second': 2.0}", wrong, END)
+    halves = (
+        "{'eval_runtime': 50.0, 'epoch': 1.0}",
+        "{'eval_runtime': -1.0, 'eval_samples_per_second': 2, 'epoch': 1.0}",
+    )
+    reader = read(*halves, wrong, END)
     assert reader.whole() == (0.4, 1000)
     assert reader.refused.count == 3
 
@@ -71,8 +132,8 @@ def test_true_evaluations_are_taken(samples: int, per_step: int, runtime: float)
     new = [f"{value:.4g}" for value in (round(runtime, 4), *(round(rate, 3) for rate in rates))]
     for told in (old, new):
         if all(float(value) for value in told):
-            names = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-            line = str(dict(zip(names, told, strict=True)))
+            names = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
+            line = str(dict(zip(names, [*told, 1.0], strict=True)))
             assert read(line, END).refused.count == 0
 
 
@@ -83,6 +144,30 @@ def test_a_progress_bar_times_steps() -> None:
     records = reader.records.forward(Refused(), is_elapsed=True)
     assert [(r.step, r.clock_s) for r in records[:2]] == [(1, 68.0), (2, 128.0)]
     assert len(records) == 99
+
+
+@pytest.mark.parametrize("is_drawn_again", [True, False])
+def test_an_evaluation_between_bars_is_taken_off(is_drawn_again: bool) -> None:
+    """Steps of 10 s with an evaluation of 60 s after every fifth take 10 s, whether the bar is drawn again or not."""
+    reader, passed = TransformersReader(), 0
+    for step in range(1, 41):
+        passed += 10
+        reader.take(f"{step}/99 [{passed // 60:02d}:{passed % 60:02d}<09:00, 10.00s/it]")
+        if step % 5 == 0:
+            passed += 60
+            rates = "'eval_samples_per_second': 2.0, 'eval_steps_per_second': 1.0"
+            reader.take(f"{{'eval_loss': 0.5, 'eval_runtime': 60.0, {rates}, 'epoch': {step / 10}}}")
+            if is_drawn_again:
+                reader.take(f"{step}/99 [{passed // 60:02d}:{passed % 60:02d}<09:00, 10.00s/it]")
+    assert [(one.step, one.clock_s) for one in reader.steps()] == [(step, 10.0 * step) for step in range(1, 41)]
+
+
+def test_an_evaluation_that_lies_elsewhere_is_not_taken_off() -> None:
+    """Dictionaries that come late, where no two bars are as far apart, change nothing."""
+    bars = [f"{step}/99 [{step // 6:02d}:{step % 6}0<09:00, 10.00s/it]" for step in range(1, 21)]
+    evaluation = "{'eval_runtime': 60.0, 'eval_samples_per_second': 2.0, 'epoch': 1.0}"
+    found = read(*bars[:10], evaluation, *bars[10:]).steps()
+    assert [one.clock_s for one in found] == [10.0 * step for step in range(1, 21)]
 
 
 def test_stamped_entries_time_steps() -> None:
