@@ -20,7 +20,7 @@ ROOMS = {
         "cli",
     ),
     "trainer": (
-        "data", "parallel", "jobs", "config", "build", "measure", "source", "display", "sample", "look_ahead",
+        "data", "parallel", "jobs", "config", "build", "measure", "source", "resume", "display", "sample", "look_ahead",
         "prepare", "train", "rank", "cli", "__main__",
     ),
 }  # fmt: skip

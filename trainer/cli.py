@@ -29,8 +29,9 @@ from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
-from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
+from trainer.prepare import Work, check_output, check_room, choose_plan, find_work, trainable_shape, write_machine
 from trainer.rank import leave, run_rank
+from trainer.resume import find_continued
 from trainer.source import ModelSource, find_config
 
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
@@ -83,7 +84,11 @@ def train_command(
     eval_every: Annotated[int, typer.Option(help="steps between evaluations; 0 for the end alone")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; 0 for none but on a stop")] = 0,
     keep: Annotated[int, typer.Option(help="checkpoints kept")] = 2,
+    keep_best: Annotated[bool, typer.Option(help="keep the one of the least loss on held-out rows too")] = False,
+    async_save: Annotated[bool, typer.Option(help="write checkpoints while training goes on")] = True,
+    final_checkpoint: Annotated[bool, typer.Option(help="write one before the export")] = True,
     resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
+    passed_over: Annotated[str | None, typer.Option(hidden=True)] = None,  # ranks are told what was verified for them
     output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
     export: Annotated[bool, typer.Option(help="write a Hugging Face checkpoint at the end")] = True,
     stack: Annotated[str, typer.Option(help="stack of the forecast, or its TOML file")] = "reference",
@@ -132,6 +137,10 @@ def train_command(
         resume=resume,
         checkpoint_every=checkpoint_every,
         keep=keep,
+        keep_best=keep_best,
+        async_save=async_save,
+        final_checkpoint=final_checkpoint,
+        passed_over=passed_over,
         eval_every=eval_every,
         exports=export,
     )
@@ -169,26 +178,40 @@ def _train(asked: _Asked, nproc: int | None) -> int:
             "plan: ranks that each measured their processor may choose differently; give the --plan itself"
         )
     work = find_work(asked.config)
+    config, exact = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
     recipe = Recipe(precision=asked.config.precision, compiles=compiles)
     stack = recipe.stack(asked.stack, work.workload.shape)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
     config = replace(
-        asked.config,
+        config,
         plan=plan,
         compiles=compiles and (asked.compiles is not None or plan.schedule != "zero_bubble"),
-        num_steps=work.workload.num_steps,
         flavor=flavor.id,
         accelerator=hardware.node(flavor.node).accelerator,
+        stack=stack.name,
     )
-    exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
+    exact += ["--plan", str(plan), "--output", str(config.output)]
     if world.rank == 0:
+        check_room(config, work)
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
     if world.size > 1 and not is_launched():
         return launch(world.size, [*sys.argv[1:], *exact])
     return run_rank(config, work, forecast)
+
+
+def _continued(config: TrainConfig, work: Work) -> tuple[TrainConfig, list[str]]:
+    """Return a run with the checkpoint that it continues from, verified before any rank starts; and the ranks' options.
+
+    Of options given twice, the last counts. Ranks that another launcher has started verify it themselves.
+    """
+    found = None if is_launched() else find_continued(config, work.data.train, work.source)
+    if found is None:
+        return config, []
+    options = ["--resume", str(found.path), "--passed-over", found.passed_over]
+    return replace(config, resume=str(found.path), passed_over=found.passed_over), options
 
 
 class _Elsewhere(NamedTuple):

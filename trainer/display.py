@@ -95,9 +95,21 @@ class Reporter:
 
     def evaluation(self, step: int, loss: float) -> None:
         """Report the loss on the held-out rows."""
+        line = f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}"
+        self._note("evaluation", {"step": step, "loss": loss}, line)
+
+    def continued(self, step: int, line: str, values: dict[str, Any]) -> None:
+        """Report from which checkpoint the run continues, what was passed over, and what is changed."""
+        self._note("continued", {"step": step, **values}, line)
+
+    def checkpoint(self, step: int, line: str, values: dict[str, Any]) -> None:
+        """Report what became of a checkpoint, or of the exported model."""
+        self._note("checkpoint", {"step": step, **values}, f"[Step {step}/{self._num_steps}] | {line}")
+
+    def _note(self, kind: str, values: dict[str, Any], line: str) -> None:
         if self._log and self._display:
-            self._log.record("evaluation", {"step": step, "loss": loss})
-            self._display.say(f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}")
+            self._log.record(kind, values)
+            self._display.say(line)
 
     def close(self) -> None:
         """Close the logs, and draw the loss."""

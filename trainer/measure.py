@@ -100,12 +100,14 @@ class Step:
     optimizer_s: float
     """Norm, clipping, update."""
     log_s: float
-    """Collecting what is logged, evaluation, checkpoints."""
+    """Collecting what is logged, evaluation."""
     peak_allocated_bytes: int
     """Of the fullest rank."""
     peak_reserved_bytes: int
     peak_allocated_bytes_by_rank: tuple[int, ...]
     peak_reserved_bytes_by_rank: tuple[int, ...]
+    save_s: float = 0.0
+    """How long a checkpoint held the step up."""
 
     @property
     def tokens_per_s(self) -> float:
