@@ -24,6 +24,7 @@ from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data.dataset import DataConfig
+from trainer.inspection import inspect_folder, print_inspected
 from trainer.jobs.emit import KINDS, emit
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
@@ -44,7 +45,7 @@ SEED = {"seq_len": SEED_SEQ_LEN, "batch": SEED_BATCH, "steps": 0, "lr": 2e-6, "w
 """What a fine-tune does, unless told otherwise: as the seed run."""
 
 EXIT_OFF = 1
-"""Status of a verification that does not hold."""
+"""Status of a verification that does not hold, and of a checkpoint that is not whole."""
 
 train_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -87,6 +88,7 @@ def train_command(
     keep_best: Annotated[bool, typer.Option(help="keep the one of the least loss on held-out rows too")] = False,
     async_save: Annotated[bool, typer.Option(help="write checkpoints while training goes on")] = True,
     final_checkpoint: Annotated[bool, typer.Option(help="write one before the export")] = True,
+    inspect: Annotated[Path | None, typer.Option(help="print what checkpoints hold, and if they are whole")] = None,
     resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
     passed_over: Annotated[str | None, typer.Option(hidden=True)] = None,  # ranks are told what was verified for them
     output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
@@ -102,6 +104,8 @@ def train_command(
     ] = False,
 ) -> int:
     """Train a causal language model under a plan, every step measured."""
+    if inspect is not None:
+        return _inspect(inspect)
     is_elsewhere = dry_run or job_file is not None
     given = {"seq_len": seq_len, "batch": batch, "steps": steps, "lr": lr}
     given |= {"warmup_steps": warmup_steps, "eval_rows": eval_rows}
@@ -152,6 +156,13 @@ def train_command(
     if job_file is not None:
         return _print_job_file(asked, job_file)
     return _train(asked, nproc)
+
+
+def _inspect(folder: Path) -> int:
+    """Print what checkpoints hold, and say in the status whether each is whole."""
+    found = inspect_folder(folder)
+    print_inspected(open_console(), found)
+    return EXIT_OFF if any(one.damage for one in found) else EXIT_DONE
 
 
 class _Asked(NamedTuple):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from estimator.predict.evaluate import PlanEstimate
+from hardware.files import told
 from trainer.measure import Step, StepLog, read_records
 
 WARM_UP = 2
@@ -114,9 +115,15 @@ class Reporter:
     def close(self) -> None:
         """Close the logs, and draw the loss."""
         if self._log and self._display:
-            self._log.close()
+            lost = self._log.close()
             self._display.close()
-            draw_loss(self._folder)
+            if lost:
+                self._display.say(f"logs: the disk is full, the last {lost:,} bytes are lost")
+            try:
+                draw_loss(self._folder)
+            except OSError as error:
+                (self._folder / "loss.png").unlink(missing_ok=True)
+                self._display.say(f"loss.png not written: {told(error)}")
 
 
 def spoken(seconds: float) -> str:

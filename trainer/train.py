@@ -290,6 +290,7 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     reporter.step(step)
     job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
     if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+        run.saver.finish()  # what is under way is of weights that were numbers
         raise FloatingPointError(
             f"step {step.step}: the loss is {step.loss:g}, the gradient's norm {step.grad_norm:g}; lower --lr, or clip "
             "with --clip-norm"

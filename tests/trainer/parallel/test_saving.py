@@ -18,8 +18,9 @@ from tests.support.ranks import Ranks, run_ranks
 from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
 from trainer.measure import read_records
-from trainer.parallel.checkpoint import checkpoints_in, damage
+from trainer.parallel.checkpoint import checkpoints_in, damage, read_state, step_of
 from trainer.parallel.metadata import Reader, read_metadata
+from trainer.parallel.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.slow
 
@@ -164,3 +165,44 @@ def test_a_full_disk_ends_no_run(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("model")] == []
     (line,) = (line for line in lines if "Model not written" in line)
     assert line.endswith("give it room, then --resume auto writes it")
+
+
+def broken_after_a_save(config: TrainConfig) -> None:
+    """Train with slow writes until a loss is no number, in the step after a checkpoint was begun."""
+    take_step = trainer.train.take_step
+
+    def take(run: Any, *rest: Any) -> bool:
+        if run.step == 2:
+            next(iter(run.parameters)).data.fill_(torch.nan)
+        return take_step(run, *rest)
+
+    trainer.train.take_step = take
+    slow(config)
+
+
+def test_what_is_under_way_is_finished_before_a_run_ends(folder: Path, tmp_path: Path) -> None:
+    """A run that ends because its loss is no number leaves the checkpoint whole that it was writing."""
+    (rank,) = Ranks(1, broken_after_a_save, configured(folder, tmp_path)).end()
+    assert "step 3: the loss is nan" in rank.output
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert damage(tmp_path / "checkpoints" / "step-00000002") == ""
+
+
+def test_the_best_and_the_newest_stay(folder: Path, tmp_path: Path) -> None:
+    """With `keep_best` each checkpoint has a loss on held-out rows, and the least one's stays beside the newest."""
+    changes = {"keep": 1, "keep_best": True, "eval_rows": 6, "exports": False, "checkpoint_every": 1}
+    optimizer = OptimizerConfig(lr=0.5)  # spoils the model, so that the first is the best
+    run_ranks(1, train_tiny, configured(folder, tmp_path, optimizer=optimizer, **changes))
+    losses = {record["step"]: record["loss"] for record in read_records(tmp_path, "evaluation")}
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 6
+    kept = {step_of(path): read_state(path)["held_out_loss"] for path in checkpoints_in(tmp_path / "checkpoints")}
+    assert kept == {best: losses[best], 6: losses[6]}
+
+
+def test_a_run_without_a_checkpoint_before_its_export_writes_none(folder: Path, tmp_path: Path) -> None:
+    """The last checkpoint can be left out."""
+    run_ranks(1, train_tiny, configured(folder, tmp_path, checkpoint_every=0, final_checkpoint=False, num_steps=1))
+    assert (tmp_path / "model").is_dir()
+    assert not (tmp_path / "checkpoints").exists()
