@@ -202,7 +202,7 @@ class Outcome:
     """Done, of this and earlier parts of the run."""
     num_steps: int
     model: Path | None
-    """Folder of the exported model; None where the run was stopped before its end, or nothing was to be exported."""
+    """Folder of the exported model; None where the run was stopped before its end, or none was or could be written."""
 
 
 def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEstimate | None = None) -> Outcome:

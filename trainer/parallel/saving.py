@@ -77,11 +77,6 @@ class Saver:
         self._ended: list[Saved] = []
         self._num_bytes = 0
 
-    @property
-    def last(self) -> int | None:
-        """The last step of which a checkpoint is there, or which the run continued from."""
-        return max({self._began, *self._written} - {0}, default=None)
-
     def save(
         self,
         step: int,
