@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead accelerator cpu-runs bench dry-runs fuzz tables further-runs cases clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead saving accelerator cpu-runs bench dry-runs fuzz tables further-runs cases clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -93,6 +93,9 @@ parity: $(VENV)/dev.stamp  ## every plan of the trainer against one plain loop, 
 
 overhead: $(VENV)/dev.stamp  ## the trainer's step beside a plain loop's and transformers.Trainer's
 	$(BIN)/python benchmarks/overhead.py
+
+saving: $(VENV)/dev.stamp  ## what a checkpoint every 20 steps costs, written meanwhile and waited for; two ranks, four minutes
+	$(BIN)/python -m benchmarks.saving
 
 cpu-runs: $(VENV)/dev.stamp  ## runs of the trainer on this machine's processors: reports/measured/cpu, about 40 minutes
 	$(BIN)/python benchmarks/cpu_runs.py

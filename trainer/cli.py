@@ -24,13 +24,15 @@ from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data.dataset import DataConfig
+from trainer.inspection import inspect_folder, print_inspected
 from trainer.jobs.emit import KINDS, emit
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
-from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
+from trainer.prepare import Work, check_output, check_room, choose_plan, find_work, trainable_shape, write_machine
 from trainer.rank import leave, run_rank
+from trainer.resume import find_continued
 from trainer.source import ModelSource, find_config
 
 TINY = {"seq_len": 512, "batch": 8, "steps": 120, "lr": 1e-3, "warmup_steps": 10, "eval_rows": 32}
@@ -43,7 +45,7 @@ SEED = {"seq_len": SEED_SEQ_LEN, "batch": SEED_BATCH, "steps": 0, "lr": 2e-6, "w
 """What a fine-tune does, unless told otherwise: as the seed run."""
 
 EXIT_OFF = 1
-"""Status of a verification that does not hold."""
+"""Status of a verification that does not hold, and of a checkpoint that is not whole."""
 
 train_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -83,7 +85,12 @@ def train_command(
     eval_every: Annotated[int, typer.Option(help="steps between evaluations; 0 for the end alone")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; 0 for none but on a stop")] = 0,
     keep: Annotated[int, typer.Option(help="checkpoints kept")] = 2,
+    keep_best: Annotated[bool, typer.Option(help="keep the one of the least loss on held-out rows too")] = False,
+    async_save: Annotated[bool, typer.Option(help="write checkpoints while training goes on")] = True,
+    final_checkpoint: Annotated[bool, typer.Option(help="write one before the export")] = True,
+    inspect: Annotated[Path | None, typer.Option(help="print what checkpoints hold, and if they are whole")] = None,
     resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
+    passed_over: Annotated[str | None, typer.Option(hidden=True)] = None,  # ranks are told what was verified for them
     output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
     export: Annotated[bool, typer.Option(help="write a Hugging Face checkpoint at the end")] = True,
     stack: Annotated[str, typer.Option(help="stack of the forecast, or its TOML file")] = "reference",
@@ -97,6 +104,8 @@ def train_command(
     ] = False,
 ) -> int:
     """Train a causal language model under a plan, every step measured."""
+    if inspect is not None:
+        return _inspect(inspect)
     is_elsewhere = dry_run or job_file is not None
     given = {"seq_len": seq_len, "batch": batch, "steps": steps, "lr": lr}
     given |= {"warmup_steps": warmup_steps, "eval_rows": eval_rows}
@@ -132,6 +141,10 @@ def train_command(
         resume=resume,
         checkpoint_every=checkpoint_every,
         keep=keep,
+        keep_best=keep_best,
+        async_save=async_save,
+        final_checkpoint=final_checkpoint,
+        passed_over=passed_over,
         eval_every=eval_every,
         exports=export,
     )
@@ -143,6 +156,13 @@ def train_command(
     if job_file is not None:
         return _print_job_file(asked, job_file)
     return _train(asked, nproc)
+
+
+def _inspect(folder: Path) -> int:
+    """Print what checkpoints hold, and say in the status whether each is whole."""
+    found = inspect_folder(folder)
+    print_inspected(open_console(), found)
+    return EXIT_OFF if any(one.damage for one in found) else EXIT_DONE
 
 
 class _Asked(NamedTuple):
@@ -169,26 +189,40 @@ def _train(asked: _Asked, nproc: int | None) -> int:
             "plan: ranks that each measured their processor may choose differently; give the --plan itself"
         )
     work = find_work(asked.config)
+    config, exact = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
     recipe = Recipe(precision=asked.config.precision, compiles=compiles)
     stack = recipe.stack(asked.stack, work.workload.shape)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
     config = replace(
-        asked.config,
+        config,
         plan=plan,
         compiles=compiles and (asked.compiles is not None or plan.schedule != "zero_bubble"),
-        num_steps=work.workload.num_steps,
         flavor=flavor.id,
         accelerator=hardware.node(flavor.node).accelerator,
+        stack=stack.name,
     )
-    exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
+    exact += ["--plan", str(plan), "--output", str(config.output)]
     if world.rank == 0:
+        check_room(config, work)
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
     if world.size > 1 and not is_launched():
         return launch(world.size, [*sys.argv[1:], *exact])
     return run_rank(config, work, forecast)
+
+
+def _continued(config: TrainConfig, work: Work) -> tuple[TrainConfig, list[str]]:
+    """Return a run with the checkpoint that it continues from, verified before any rank starts; and the ranks' options.
+
+    Of options given twice, the last counts. Ranks that another launcher has started verify it themselves.
+    """
+    found = None if is_launched() else find_continued(config, work.data.train, work.source)
+    if found is None:
+        return config, []
+    options = ["--resume", str(found.path), "--passed-over", found.passed_over]
+    return replace(config, resume=str(found.path), passed_over=found.passed_over), options
 
 
 class _Elsewhere(NamedTuple):

@@ -43,6 +43,8 @@ class TrainConfig:
     """Name of the devices of the run."""
     accelerator: str = ""
     """Catalog id of each of them."""
+    stack: str = ""
+    """Name of the stack that the forecast is of."""
     seed: int = 0
     """Of random weights."""
     output: Path = Path("runs/latest")
@@ -52,6 +54,15 @@ class TrainConfig:
     """Steps between checkpoints; 0 writes one only when stopped."""
     keep: int = 2
     """Checkpoints kept."""
+    keep_best: bool = False
+    """Keep the one with the least loss on held-out rows too, which are evaluated before each."""
+    async_save: bool = True
+    """Write checkpoints while training goes on."""
+    final_checkpoint: bool = True
+    """Write one before the export."""
+    passed_over: str | None = None
+    """Of checkpoints newer than `resume`, why they are not taken, where it was verified just before; None where it is
+    still to be verified."""
     eval_every: int = 0
     """Steps between evaluations on the held-out rows; 0 evaluates at the end, if there are any."""
     exports: bool = True
@@ -77,6 +88,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: {shown(given)} is not one of {', '.join(known)}")
         if self.eval_every and not self.data.eval_rows:
             raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
+        if self.keep_best and not self.data.eval_rows:
+            raise ValueError("keep-best: by the loss on held-out rows, but none are held out; give --eval-rows too")
         if self.compiles and self.plan.tp > 1 and self.plan.recomputation == "full":
             raise ValueError(
                 f"compile: torch repeats no compiled layer that tp={self.plan.tp} splits; give --no-compile, or "

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from estimator.predict.evaluate import PlanEstimate
+from hardware.files import told
 from trainer.measure import Step, StepLog, read_records
 
 WARM_UP = 2
@@ -95,16 +96,34 @@ class Reporter:
 
     def evaluation(self, step: int, loss: float) -> None:
         """Report the loss on the held-out rows."""
+        line = f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}"
+        self._note("evaluation", {"step": step, "loss": loss}, line)
+
+    def continued(self, step: int, line: str, values: dict[str, Any]) -> None:
+        """Report from which checkpoint the run continues, what was passed over, and what is changed."""
+        self._note("continued", {"step": step, **values}, line)
+
+    def checkpoint(self, step: int, line: str, values: dict[str, Any]) -> None:
+        """Report what became of a checkpoint, or of the exported model."""
+        self._note("checkpoint", {"step": step, **values}, f"[Step {step}/{self._num_steps}] | {line}")
+
+    def _note(self, kind: str, values: dict[str, Any], line: str) -> None:
         if self._log and self._display:
-            self._log.record("evaluation", {"step": step, "loss": loss})
-            self._display.say(f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}")
+            self._log.record(kind, values)
+            self._display.say(line)
 
     def close(self) -> None:
         """Close the logs, and draw the loss."""
         if self._log and self._display:
-            self._log.close()
+            lost = self._log.close()
             self._display.close()
-            draw_loss(self._folder)
+            if lost:
+                self._display.say(f"logs: the disk is full, the last {lost:,} bytes are lost")
+            try:
+                draw_loss(self._folder)
+            except OSError as error:
+                (self._folder / "loss.png").unlink(missing_ok=True)
+                self._display.say(f"loss.png not written: {told(error)}")
 
 
 def spoken(seconds: float) -> str:

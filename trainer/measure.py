@@ -7,11 +7,11 @@ import json
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,12 +100,14 @@ class Step:
     optimizer_s: float
     """Norm, clipping, update."""
     log_s: float
-    """Collecting what is logged, evaluation, checkpoints."""
+    """Collecting what is logged, evaluation."""
     peak_allocated_bytes: int
     """Of the fullest rank."""
     peak_reserved_bytes: int
     peak_allocated_bytes_by_rank: tuple[int, ...]
     peak_reserved_bytes_by_rank: tuple[int, ...]
+    save_s: float = 0.0
+    """How long a checkpoint held the step up."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -154,8 +156,8 @@ class StepLog:
         steps = _kept(folder / "steps.jsonl", done, lambda line: int(json.loads(line).get("step", 0)))
         lines = _kept(folder / "train.log", done, _step_of_line)
         header = json.dumps({"record": "run", "schema": SCHEMA, **run, "started": _now()})
-        self._steps: IO[str] = _rewritten(folder / "steps.jsonl", steps or [header])
-        self._lines: IO[str] = _rewritten(folder / "train.log", lines)
+        self._steps = _rewritten(folder / "steps.jsonl", steps or [header])
+        self._lines = _rewritten(folder / "train.log", lines)
 
     def write(self, step: Step) -> str:
         """Append a step, and return its line."""
@@ -164,22 +166,44 @@ class StepLog:
             f"Throughput: {step.tokens_per_s:.2f} tokens/sec"
         )
         self.record("step", asdict(step))
-        print(line, file=self._lines, flush=True)
+        self._lines.write(line)
         return line
 
     def record(self, kind: str, values: dict[str, Any]) -> None:
         """Append a record of another kind, such as an evaluation."""
-        print(json.dumps({"record": kind, **values, "time": _now()}), file=self._steps, flush=True)
+        self._steps.write(json.dumps({"record": kind, **values, "time": _now()}))
 
-    def close(self) -> None:
-        """Close the logs."""
-        self._steps.close()
-        self._lines.close()
+    def close(self) -> int:
+        """Close the logs, and return how many bytes a full disk did not take."""
+        return self._steps.close() + self._lines.close()
+
+
+class _Lines:
+    """A file that lines are appended to; what a full disk does not take is held, and written once there is room."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._held = b""
+
+    def write(self, line: str) -> None:
+        self._held += f"{line}\n".encode()
+        self._pass_on()
+
+    def close(self) -> int:
+        """Close the file, and return how many bytes were not taken."""
+        self._pass_on()
+        self._file.close()
+        return len(self._held)
+
+    def _pass_on(self) -> None:
+        with suppress(OSError):
+            while self._held:
+                self._held = self._held[self._file.write(self._held) :]
 
 
 def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the records of a kind, such as "step", of a run's log."""
-    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut short
     return [record for record in map(json.loads, lines) if record["record"] == kind]
 
 
@@ -197,8 +221,8 @@ def _kept(path: Path, done: int, step_of: Any) -> list[str]:
     return [line for line in lines if step_of(line) <= done]
 
 
-def _rewritten(path: Path, lines: Sequence[str]) -> IO[str]:
+def _rewritten(path: Path, lines: Sequence[str]) -> _Lines:
     new = path.with_name(path.name + ".new")
     new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     new.replace(path)
-    return path.open("a", encoding="utf-8")
+    return _Lines(path)

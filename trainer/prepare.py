@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from estimator.formulas.counts import num_parameters
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.planner import search
 from estimator.stack.stack import Stack
@@ -19,7 +20,9 @@ from hardware.models import Flavor
 from trainer.config import CHECKPOINT_FOLDER, TrainConfig
 from trainer.data.dataset import Data, load_data
 from trainer.data.packing import Packing
-from trainer.parallel.checkpoint import find_checkpoint
+from trainer.parallel.parallelize import export_dtype, weight_dtype
+from trainer.parallel.room import bytes_in, free_bytes
+from trainer.parallel.weights import WRITTEN_TIMES
 from trainer.source import ModelSource, find_model
 
 
@@ -95,14 +98,42 @@ def choose_plan(
     return best.plan, best
 
 
+COPIES = 3
+"""Of each weight in a checkpoint: itself and the optimizer's two moments, of one type."""
+
+
+def check_room(config: TrainConfig, work: Work) -> None:
+    """Refuse a run whose checkpoints and model the disk has no room for, before it begins.
+
+    One more checkpoint than are kept is there while it is written; those that are there already count as room.
+
+    Raises:
+        ValueError: there is less than they take.
+    """
+    weights = num_parameters(work.workload.shape)
+    checkpoint = COPIES * weights * weight_dtype(config.precision).itemsize
+    before_export = config.exports and config.final_checkpoint
+    count = config.keep + 1 + config.keep_best if config.checkpoint_every else int(before_export)
+    exported = weights * export_dtype(work.source.config, config.precision).itemsize if config.exports else 0
+    needed = count * checkpoint + WRITTEN_TIMES * exported
+    folder = config.output / CHECKPOINT_FOLDER
+    free = free_bytes(folder) + (bytes_in(folder) if folder.is_dir() else 0)
+    if needed > free:
+        model = f" and {WRITTEN_TIMES} x an exported model of {exported / 1e9:,.3g} GB" if exported else ""
+        raise ValueError(
+            f"output: {count} x a checkpoint of {checkpoint / 1e9:,.3g} GB{model} are more than the "
+            f"{max(free, 0) / 1e9:,.3g} GB free for {shown(str(config.output), 200)}; lower --keep, give "
+            "--no-final-checkpoint or --no-export, or another --output"
+        )
+
+
 def check_output(config: TrainConfig) -> None:
     """Make the folder of a run.
 
     Raises:
-        ValueError: it cannot be written to, holds another run, or the checkpoint to continue is none.
+        ValueError: it cannot be written to, or holds another run.
     """
     folder = config.output
-    find_checkpoint(config.resume, folder / CHECKPOINT_FOLDER)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)

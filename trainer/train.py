@@ -5,13 +5,15 @@ import math
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException  # is no Exception: it would pass by
 
 from estimator.predict.evaluate import PlanEstimate
 from hardware.smi.jobs import Job, PublishedJob, publish
@@ -22,16 +24,35 @@ from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
 from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
-from trainer.parallel.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
+from trainer.parallel.checkpoint import damage, load_checkpoint, read_state
 from trainer.parallel.mesh import World, local_device, make_place, start_processes
 from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
-from trainer.parallel.parallelize import chunks_loss, compute_dtype, weight_dtype
+from trainer.parallel.parallelize import chunks_loss, compute_dtype, export_dtype
 from trainer.parallel.pipeline import Passes, Rows
+from trainer.parallel.saving import Keeping, Saved, Saver
+from trainer.parallel.together import TogetherError, reason, together
 from trainer.parallel.weights import draw_weights, export_weights, load_weights
+from trainer.resume import Changes, changes, find_continued, options_of, versions
 from trainer.source import ModelSource
 
 COLLECT_EVERY = 100
 """Steps between garbage collections, which all ranks make together: one rank's pause is everybody's."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What a run goes on from."""
+
+    checkpoint: Path
+    passed_over: str
+    """Why newer ones are not taken."""
+    changes: Changes
+
+    def report(self, reporter: Reporter, step: int) -> None:
+        """Say so, in one line and in the log."""
+        said = (f"continued from {self.checkpoint.name}", self.passed_over, self.changes.line())
+        values = {"checkpoint": str(self.checkpoint), "passed_over": self.passed_over, **asdict(self.changes)}
+        reporter.continued(step, "; ".join(filter(None, said)), values)
 
 
 class Run:
@@ -50,7 +71,13 @@ class Run:
         self.loader = Loader(data.train, **self._batching(), seed=config.data.seed)
         self.num_steps = config.num_steps
         self.step = 0
+        self.held_out: tuple[int, float] | None = None
+        """The last step after which held-out rows were evaluated, and their mean loss."""
+        self.continued: Continued | None = None
+        self.group = dist.new_group(backend="gloo")  # of checkpoints alone, beside the collectives of training
         self._fill()
+        keeping = Keeping(config.output / CHECKPOINT_FOLDER, config.keep, config.keep_best, config.async_save)
+        self.saver = Saver(keeping, device, self.group, self.step)
         dtype, length = compute_dtype(config.precision), config.data.seq_len
         self.passes = Passes(self.stages, config.plan, self.place, seq_len=length, dtype=dtype, device=device)
 
@@ -66,16 +93,23 @@ class Run:
         }
 
     def _fill(self) -> None:
-        checkpoint = find_checkpoint(self.config.resume, self.config.output / CHECKPOINT_FOLDER)
-        if checkpoint is not None:
-            state = read_state(checkpoint)
-            self.loader.load_state_dict(state["loader"])  # refuses other rows before anything is read
-            load_checkpoint(checkpoint, self.stages, self.optimizers)
+        found = find_continued(self.config, self.data.train, self.source, self._damage)
+        if found is not None:
+            state = read_state(found.path)
+            self.loader.load_state_dict(state["loader"])
+            load_checkpoint(found.path, self.stages, self.optimizers, self.device)
             self.step = int(state["step"])
+            self.continued = Continued(found.path, found.passed_over, changes(self.config, state))
         elif self.source.weights is not None:
             load_weights(self.stages, self.source.weights)
         else:
             draw_weights(self.stages, self.config.seed)
+
+    def _damage(self, checkpoint: Path) -> str:
+        """Return what is wrong with a checkpoint, of whose files each rank looks at a share; the same on all."""
+        rank, size = self.world.rank, self.world.size
+        found = together(lambda: damage(checkpoint, part=rank, parts=size), self.group)
+        return next(filter(None, found), "")
 
     @property
     def parameters(self) -> Iterable[torch.nn.Parameter]:
@@ -107,18 +141,31 @@ class Run:
             part = self.passes.evaluate(self.to_device(batch), num_targets=1)
             total += gather(part, stop=False, peak=peak_memory(self.device)).loss
             targets += batch.useful_tokens
-        return total / max(targets, 1)
+        loss = total / max(targets, 1)
+        self.held_out = self.step, loss
+        return loss
 
-    def save(self) -> Path:
-        """Write a checkpoint of the step done."""
-        state = {"loader": self.loader.state_dict(), "plan": str(self.config.plan), "num_steps": self.num_steps}
-        folder = self.config.output / CHECKPOINT_FOLDER
-        return save_checkpoint(folder, self.step, self.stages, self.optimizers, state, keep=self.config.keep)
+    def save(self, *, waits: bool) -> None:
+        """Write a checkpoint of the step done, while training goes on or before this returns."""
+        held_out = self.held_out[1] if self.held_out and self.held_out[0] == self.step else None
+        state = {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "num_steps": self.num_steps,
+            "held_out_loss": held_out,
+            "loader": self.loader.state_dict(),
+            "plan": str(self.config.plan),
+            "num_devices": self.world.size,
+            "stack": self.config.stack,
+            "model": {"name": self.source.name, **self.source.config.to_dict()},
+            "options": options_of(self.config),
+            "versions": versions(),
+        }
+        self.saver.save(self.step, self.stages, self.optimizers, state, waits=waits)
 
     def export(self) -> Path:
         """Write the model as Hugging Face's `from_pretrained` reads it, its tokenizer beside it."""
         config, folder = self.source.config, self.config.output / MODEL_FOLDER
-        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weight_dtype(self.config.precision)
+        dtype = export_dtype(config, self.config.precision)
         export_weights(self.stages, folder, dtype, beside=(config, self.data.tokenizer))
         return folder
 
@@ -143,7 +190,7 @@ class Run:
             "attention": config.attention,
             "compiled": config.compiles,
             "loss": "chunked" if chunks_loss(config.plan) else "whole",
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "versions": versions(),
         }
 
 
@@ -155,7 +202,7 @@ class Outcome:
     """Done, of this and earlier parts of the run."""
     num_steps: int
     model: Path | None
-    """Folder of the exported model; None where the run was stopped before its end, or nothing was to be exported."""
+    """Folder of the exported model; None where the run was stopped before its end, or none was or could be written."""
 
 
 def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEstimate | None = None) -> Outcome:
@@ -173,17 +220,25 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     start_processes(world, device)
     run = Run(config, source, data, world, device)
     reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
+    if run.continued:
+        run.continued.report(reporter, run.step)
     gc.collect()
     gc.disable()
     watch, asked = Stopwatch(device), False
     while run.step < run.num_steps and not asked:
         asked = take_step(run, watch, stop, reporter, job)
         with watch.phase("log"), stop.patient():  # in the next step's seconds
-            between_steps(run, reporter, asked=asked)
+            between_steps(run, reporter)
+        if is_checkpoint_due(run, asked=asked):
+            with watch.phase("save"), stop.patient():
+                run.save(waits=asked or run.step == run.num_steps)
+        report_checkpoints(run, reporter)
     gc.enable()
     run.loader.close()
     with stop.patient():
-        model = run.export() if config.exports and run.step == run.num_steps else None
+        run.saver.close()
+        report_checkpoints(run, reporter)
+        model = export(run, reporter) if config.exports and run.step == run.num_steps else None
     reporter.close()
     job.close()
     return Outcome(run.step, run.num_steps, model)
@@ -235,6 +290,7 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     reporter.step(step)
     job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
     if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+        run.saver.finish()  # what is under way is of weights that were numbers
         raise FloatingPointError(
             f"step {step.step}: the loss is {step.loss:g}, the gradient's norm {step.grad_norm:g}; lower --lr, or clip "
             "with --clip-norm"
@@ -242,12 +298,50 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     return found.stop
 
 
-def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
-    """Do what is due after a step: garbage collection, evaluation, a checkpoint."""
+def between_steps(run: Run, reporter: Reporter) -> None:
+    """Do what is due after a step: garbage collection, evaluation."""
     config, at_end = run.config, run.step == run.num_steps
     if run.step % COLLECT_EVERY == 0:
         gc.collect()
-    if len(run.data.evaluation) and (at_end or (config.eval_every and run.step % config.eval_every == 0)):
+    is_due = at_end or (config.eval_every and run.step % config.eval_every == 0)
+    if len(run.data.evaluation) and (is_due or (config.keep_best and is_checkpoint_due(run, asked=False))):
         reporter.evaluation(run.step, run.evaluate())
-    if asked or (config.checkpoint_every and run.step % config.checkpoint_every == 0):
-        run.save()
+
+
+def is_checkpoint_due(run: Run, *, asked: bool) -> bool:
+    """Whether a checkpoint of the step done is to be written: at intervals, when asked to stop, before the export."""
+    config = run.config
+    before_export = run.step == run.num_steps and config.exports and config.final_checkpoint
+    return asked or before_export or bool(config.checkpoint_every and run.step % config.checkpoint_every == 0)
+
+
+def report_checkpoints(run: Run, reporter: Reporter) -> None:
+    """Report what became of checkpoints since the last call. One that cannot be written ends no run."""
+    for saved in run.saver.ended():
+        reporter.checkpoint(saved.step, checkpoint_line(saved), asdict(saved))
+
+
+def checkpoint_line(saved: Saved) -> str:
+    """Return what became of a checkpoint, in words.
+
+    >>> checkpoint_line(Saved(20, 31_000_000, 0.012, 0.4, ""))
+    'Checkpoint: 31.0 MB in 0.40 s, of which training waited 0.012 s'
+    >>> checkpoint_line(Saved(20, 0, 0.012, 0.4, "No space left on device"))
+    'Checkpoint not written: No space left on device; the older ones stay, and training goes on'
+    """
+    if saved.problem:
+        return f"Checkpoint not written: {saved.problem}; the older ones stay, and training goes on"
+    return (
+        f"Checkpoint: {saved.num_bytes / 1e6:,.1f} MB in {saved.write_s:.2f} s, of which training waited "
+        f"{saved.stall_s:.3f} s"
+    )
+
+
+def export(run: Run, reporter: Reporter) -> Path | None:
+    """Write the model, and return its folder; where it cannot be written, say so, and return None."""
+    try:
+        return run.export()
+    except (TogetherError, CheckpointException) as error:
+        line = f"Model not written: {reason(error)}; give it room, then --resume auto writes it"
+        reporter.checkpoint(run.step, line, {"problem": reason(error)})
+        return None

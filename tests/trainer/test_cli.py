@@ -24,29 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def began(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
-    """Keep runs from beginning, and return what would have begun; the machine is not measured."""
-    began: list[Any] = []
-
-    def machine(world: Any, catalog: Any, flavor: str | None, _: Any) -> Any:
-        return catalog, catalog.flavor(flavor) if flavor else catalog.flavor_of("mi250", world.size)
-
-    def run(config: Any, *_: Any) -> int:
-        began.append(config)
-        return 0
-
-    def launch(count: int, arguments: list[str]) -> int:
-        began.append((count, arguments))
-        return 0
-
-    monkeypatch.setattr(trainer.cli, "local_machine", machine)
-    monkeypatch.setattr(trainer.cli, "run_rank", run)
-    monkeypatch.setattr(trainer.cli, "launch", launch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    return began
-
-
 def command(folder: Path, **changes: Any) -> list[str]:
     """Return a command line that trains, with changes; None leaves an option out."""
     options: dict[str, Any] = {
@@ -165,7 +142,7 @@ BAD = {
     ),
     "checkpoint to continue": (
         {"resume": "{}/bare"},
-        "resume: '{}/bare' is no whole checkpoint; give a folder step-..., or auto",
+        "resume: '{}/bare' is no checkpoint; give a folder step-..., or auto",
     ),
     "stack": ({"stack": "moai-1"}, "unknown stack 'moai-1': .*"),
     "flavor": ({"flavor": "5xLarge.2048GB"}, "unknown flavor '5xLarge.2048GB': .*"),

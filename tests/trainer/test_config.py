@@ -28,6 +28,7 @@ from trainer.data.dataset import DataConfig
             "attention: 'flash' is not one of sdpa, flash_attention_2, flash_attention_3, flex_attention, eager",
         ),
         ({"eval_every": 5}, "eval-every: 5 steps, but no rows are held out; give --eval-rows too"),
+        ({"keep_best": True}, "keep-best: by the loss on held-out rows, but none are held out; give --eval-rows too"),
         (
             {"compiles": True, "plan": Plan(num_stages=2, schedule="zero_bubble")},
             "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one",

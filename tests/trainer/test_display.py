@@ -65,3 +65,20 @@ def test_one_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert list((tmp_path / "other").iterdir()) == []
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == ["[Step 1/9] | Loss on held-out rows: 0.5000"]
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full at the end costs the picture, and a line says so."""
+
+    def fail(*_: object, **__: object) -> None:
+        (tmp_path / "loss.png").touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    reporter = Reporter(tmp_path, {}, 9, 0, None, is_main=True)
+    reporter.step(STEP)
+    reporter.close()
+    assert capsys.readouterr().out.endswith("loss.png not written: No space left on device\n")
+    assert not (tmp_path / "loss.png").exists()

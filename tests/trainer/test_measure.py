@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,3 +178,25 @@ def test_records_are_read_by_kind(tmp_path: Path, kind: str) -> None:
     """Only records of the kind asked for are returned."""
     log_of(tmp_path, range(1, 3))
     assert {record["record"] for record in read_records(tmp_path, kind)} == {kind}
+
+
+def test_a_log_on_a_full_disk_is_written_once_there_is_room(tmp_path: Path) -> None:
+    """Lines that the disk does not take, wholly or in part, are held, and follow once it does; what is lost is told."""
+    log = StepLog(tmp_path, {}, 9, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = (tmp_path / "steps.jsonl").stat().st_size + 40
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full, before[1]))
+    try:
+        log.record("evaluation", {"step": 1, "loss": 2.0})
+        assert (tmp_path / "steps.jsonl").stat().st_size == full
+        assert read_records(tmp_path, "evaluation") == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.record("evaluation", {"step": 2, "loss": 1.0})
+    assert [record["step"] for record in read_records(tmp_path, "evaluation")] == [1, 2]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        log.record("evaluation", {"step": 3, "loss": 1.0})
+        assert log.close() > 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

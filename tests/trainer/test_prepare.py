@@ -1,15 +1,19 @@
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import trainer.prepare
 from estimator.stack.stack import load_stack
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
 from tests.support.tiny import write_work
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig
-from trainer.prepare import check_output, choose_plan, find_work, trainable_shape
+from trainer.prepare import check_output, check_room, choose_plan, find_work, trainable_shape
 from trainer.source import ModelSource, config_of, find_config
 
 CATALOG = load_catalog([])
@@ -118,8 +122,39 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "steps.jsonl").read_text() == "a run\n"
 
 
-def test_a_checkpoint_that_is_none_makes_no_folder(tmp_path: Path) -> None:
-    """What is to be continued is looked at before the output folder is made."""
-    with pytest.raises(ValueError, match=r"^resume: '.*' is no whole checkpoint; give a folder step-..., or auto$"):
-        check_output(TrainConfig(output=tmp_path / "run", resume=str(tmp_path)))
+@pytest.mark.parametrize(
+    ("changes", "num_bytes", "said"),
+    [
+        ({"checkpoint_every": 1, "keep": 3}, 4 * 1200 + 2 * 400, "4 x a checkpoint of 1.2e-06 GB and 2 x an exp"),
+        ({"checkpoint_every": 1, "keep": 3, "keep_best": True}, 5 * 1200 + 2 * 400, "5 x a checkpoint"),
+        ({}, 1200 + 2 * 400, "1 x a checkpoint"),
+        ({"final_checkpoint": False}, 2 * 400, "0 x a checkpoint"),
+        ({"exports": False, "checkpoint_every": 1, "precision": "bf16"}, 3 * 600, "3 x a checkpoint of 6e-07 GB are"),
+    ],
+)
+def test_a_disk_without_room_is_told_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], num_bytes: int, said: str
+) -> None:
+    """What checkpoints and the model take is reckoned: a byte less is refused with the mend, and nothing is made."""
+    monkeypatch.setattr(trainer.prepare, "num_parameters", lambda _: 100)
+    config = TrainConfig(output=tmp_path / "run", **({"precision": "fp32", "data": DataConfig(eval_rows=1)} | changes))
+    work: Any = SimpleNamespace(workload=SimpleNamespace(shape=None), source=source_of({"model_type": "mistral"}))
+    monkeypatch.setattr(trainer.prepare, "free_bytes", lambda _: num_bytes)
+    check_room(config, work)
+    monkeypatch.setattr(trainer.prepare, "free_bytes", lambda _: num_bytes - 1)
+    with pytest.raises(ValueError, match=f"^output: {said}.* free for '.*run'; lower --keep, .*or another --output$"):
+        check_room(config, work)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_continued_run_replaces_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints that are there already are among those that are kept."""
+    monkeypatch.setattr(trainer.prepare, "num_parameters", lambda _: 100)
+    monkeypatch.setattr(trainer.prepare, "free_bytes", lambda _: 1200)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001" / "shard").write_bytes(bytes(1200))
+    work: Any = SimpleNamespace(workload=SimpleNamespace(shape=None), source=None)
+    config = TrainConfig(output=tmp_path, precision="fp32", exports=False, checkpoint_every=1, keep=1)
+    check_room(config, work)
+    with pytest.raises(ValueError, match=r"^output: 3 x"):
+        check_room(replace(config, keep=2), work)

@@ -85,7 +85,8 @@ def _of_itself(node: ast.Attribute) -> set[str]:
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.endswith("__") and hasattr(type, name)) and name != "__version__"
+    of_python = name.endswith("__") and (hasattr(type, name) or hasattr(BaseException, name))
+    return name.startswith("_") and not of_python and name != "__version__"
 
 
 def touched() -> dict[str, list[str]]:

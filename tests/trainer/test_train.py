@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+import trainer.parallel.saving
 import trainer.train
 from estimator.work.plan import parse_plan
 from tests.support.ranks import Ranks, run_ranks
 from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
 from trainer.measure import read_records
-from trainer.parallel.checkpoint import find_checkpoint, step_of
+from trainer.parallel.checkpoint import checkpoints_in, step_of
 from trainer.parallel.mesh import World
 from trainer.parallel.optimizer import OptimizerConfig
 
@@ -121,14 +122,14 @@ def killed_after_5(config: TrainConfig) -> None:
 
 def killed_in_a_checkpoint(config: TrainConfig) -> None:
     """Train until all ranks are killed when the files of the second checkpoint are written, but not its state."""
-    write_text = Path.write_text
+    write = trainer.parallel.saving.write_synced
 
-    def fatal(path: Path, *arguments: Any, **options: Any) -> int:
+    def fatal(path: Path, text: str) -> None:
         if path.name == "run.json" and "00000004" in path.parent.name:
             kill()
-        return write_text(path, *arguments, **options)
+        write(path, text)
 
-    Path.write_text = fatal  # type: ignore[method-assign]
+    trainer.parallel.saving.write_synced = fatal
     train_tiny(config)
 
 
@@ -164,8 +165,7 @@ def test_a_checkpoint_broken_off_is_invisible(folder: Path, tmp_path: Path, whol
     Ranks(1, killed_in_a_checkpoint, configured(folder, tmp_path, ALONE, **changes)).end()
     folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert folders == {"step-00000002", ".partial-step-00000004"}
-    found = find_checkpoint("auto", tmp_path / "checkpoints")
-    assert found is not None
+    (found,) = checkpoints_in(tmp_path / "checkpoints")
     assert step_of(found) == 2
     run_ranks(1, train_tiny, configured(folder, tmp_path, ALONE, resume="auto", **changes))
     assert logged(tmp_path) == logged(whole(ALONE, 1))
@@ -203,13 +203,13 @@ def test_a_run_continues_from_a_given_checkpoint(
 def test_a_finished_run_is_not_trained_on(folder: Path, tmp_path: Path, whole: Callable[[str, int], Path]) -> None:
     """Continuing a run that is done takes no step, and exports the model as it was."""
     output = shutil.copytree(whole(ALONE, 1), tmp_path / "finished")
-    before = (output / "steps.jsonl").read_text()
+    before = read_records(output, "step")
     (exported,) = (output / "model").glob("*.safetensors")
     model = exported.read_bytes()
     shutil.rmtree(output / "model")
     (outcome,) = run_ranks(1, train_tiny, configured(folder, output, ALONE, resume="auto"))
     assert (outcome.steps, outcome.num_steps, outcome.model) == (STEPS, STEPS, output / "model")
-    assert (output / "steps.jsonl").read_text() == before
+    assert read_records(output, "step") == before
     assert exported.read_bytes() == model
 
 
@@ -217,7 +217,7 @@ def test_other_rows_do_not_continue(folder: Path, stopped: Callable[[str, int], 
     """A checkpoint is not continued with another order of the rows."""
     config = configured(folder, stopped(ALONE, 1), ALONE, resume="auto", seed=1)
     (rank,) = Ranks(1, train_tiny, config).end()
-    assert "loader state: seed was 0, and is 1; give the same, or start anew" in rank.output
+    assert "resume: of step-00000004 seed was 0, and is 1; give the same, or start anew" in rank.output
 
 
 def breaking(target: str, config: TrainConfig) -> None:

@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedConfig
 
 from estimator.formulas import activations
 from estimator.formulas.layout import layout
@@ -160,6 +161,11 @@ _PRODUCTS_KEPT = partial(create_selective_checkpoint_contexts, _product_kept)
 def weight_dtype(precision: str) -> torch.dtype:
     """Return the type of the weights that the optimizer updates."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def export_dtype(config: PreTrainedConfig, precision: str) -> torch.dtype:
+    """Return the type in which weights are exported: the one that the model came in, if it says so."""
+    return config.dtype if isinstance(config.dtype, torch.dtype) else weight_dtype(precision)
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException  # is no Exception: it would pass by
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -21,9 +22,14 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from trainer.parallel.model import Stage
+from trainer.parallel.room import make_folder
+from trainer.parallel.together import TogetherError, on_first, together
 
 FILE_BYTES = 5 * 10**9
 """Most bytes of a safetensors file, as `save_pretrained` splits them."""
+
+WRITTEN_TIMES = 2
+"""How often an exported weight is on the disk at a time: in a rank's shard, and in the file that shards become."""
 
 
 def named_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
@@ -164,33 +170,51 @@ def export_weights(stages: Sequence[Stage], folder: Path, dtype: torch.dtype, be
         folder: where; it is made whole or not at all.
         dtype: of the weights in the file.
         beside: the config and the tokenizer.
+
+    Raises:
+        TogetherError: some rank could not write, or there is no room; nothing is left of what was begun. On all ranks.
+        CheckpointException: as that.
     """
-    state = {name: weight.to(dtype) for name, weight in named_weights(stages).items()}
-    index = _file_index(state)
     partial = folder.with_name(folder.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
+    try:
+        _export(stages, partial, dtype, beside)
+        on_first(lambda: _rename(partial, folder))
+    except (TogetherError, CheckpointException):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _export(stages: Sequence[Stage], partial: Path, dtype: torch.dtype, beside: Sequence[Saved]) -> None:
+    state = {name: weight.to(dtype) for name, weight in named_weights(stages).items()}
+    sizes = _sizes(state)
+    on_first(lambda: make_folder(partial, WRITTEN_TIMES * sum(sizes.values())))
     writer = HuggingFaceStorageWriter(
-        path=str(partial), fqn_to_index_mapping=index, save_distributed=True, enable_consolidation=True
+        path=str(partial), fqn_to_index_mapping=_file_index(sizes), save_distributed=True, enable_consolidation=True
     )
     dcp.save(state, storage_writer=writer)
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial / "sharded", ignore_errors=True)
-        for part in beside:
-            part.save_pretrained(str(partial))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    dist.barrier()
+    on_first(lambda: _finish(partial, beside))
 
 
-def _file_index(state: dict[str, Tensor]) -> dict[str, int]:
-    """Return in which file, counted from 1, each weight of the whole model goes; the same on all ranks."""
-    mine = {name: weight.numel() * weight.element_size() for name, weight in state.items()}
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
-    sizes = {name: size for part in everywhere for name, size in part.items()}
+def _finish(partial: Path, beside: Sequence[Saved]) -> None:
+    shutil.rmtree(partial / "sharded", ignore_errors=True)
+    for part in beside:
+        part.save_pretrained(str(partial))
+
+
+def _rename(partial: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, int]:
+    """Return the bytes of each weight of the whole model; the same on all ranks."""
+    parts = together(lambda: {name: weight.numel() * weight.element_size() for name, weight in state.items()})
+    return {name: size for part in parts for name, size in part.items()}
+
+
+def _file_index(sizes: dict[str, int]) -> dict[str, int]:
+    """Return in which file, counted from 1, each weight of the whole model goes."""
     index, filled, file = {}, 0, 1
     for name in sorted(sizes, key=_order):
         if filled and filled + sizes[name] > FILE_BYTES:

@@ -115,7 +115,7 @@ def indexed(sizes: list[dict[str, int]], file_bytes: int) -> dict[str, int]:
     start_processes(World.from_environment(), torch.device("cpu"))
     trainer.parallel.weights.FILE_BYTES = file_bytes
     own = {name: torch.empty(size, dtype=torch.uint8) for name, size in sizes[dist.get_rank()].items()}
-    return trainer.parallel.weights._file_index(own)  # noqa: SLF001 - the same on all ranks, which no file shows
+    return trainer.parallel.weights._file_index(trainer.parallel.weights._sizes(own))  # noqa: SLF001 - the same on all ranks, which no file shows
 
 
 @pytest.mark.slow
