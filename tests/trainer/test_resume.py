@@ -246,3 +246,14 @@ def test_a_checkpoint_says_what_it_is_of(folder: Path, output: Path) -> None:
     assert state["versions"]["torch"] == torch.__version__
     assert state["model"]["name"] == "checkpoint"
     assert state["options"]["model"] == str(folder / "checkpoint")
+
+
+def test_a_tied_model_continues(folder: Path, tmp_path: Path) -> None:
+    """A model whose projection is its embedding has one weight less, and is known again."""
+    write_checkpoint("qwen2, tied", folder / "tied")
+    changes = {"model": str(folder / "tied"), "precision": "bf16"}
+    run_ranks(1, train_tiny, configured(folder, tmp_path, num_steps=2, **changes))
+    (outcome,) = run_ranks(
+        1, train_tiny, configured(folder, tmp_path, resume="auto", **changes | {"precision": "fp32"})
+    )
+    assert outcome.steps == 4
