@@ -40,11 +40,8 @@ of seconds. Memory is held against what the source read: reserved, allocated, ei
 WHY = """
 ## What is behind the errors
 
-- **Gradients of several micro-batches**: `generic` keeps them whole until the end of the step, and calls that
-  certain. FSDP2 and ZeRO-2/3 reduce them after each: Qwen3-30B in full on 8 H200 (prime-rl) held 74.6 GiB where
-  184.7 are predicted, 170.5 at least.
 - **The loss**: some software cuts it into chunks, some does not: Qwen3-0.6B on rows of 16,384 held 12.5 GiB under a
-  policy's step and 52.8 in plain fine-tuning, and both are predicted at 22.4.
+  policy's step and 52.8 in plain fine-tuning, and both are predicted at 22.5. Intervals have room for either.
 - **Rows of 65,536** tokens took half of the predicted seconds, those of 16,384 what is predicted: as where several
   texts lie in a row, and attention does not cross between them.
 - **Software on MI250X**: LUMI's rows are of 2023, the catalog's best rate, 147 of 191.5 TFLOP/s, is of ROCm 6.2. At
