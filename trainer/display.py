@@ -1,7 +1,8 @@
 """What a person sees of a run: a line per step, how long it will take, and the picture of its loss."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ class Reporter:
         if self._log and self._display:
             self._log.record("evaluation", {"step": step, "loss": loss})
             self._display.say(f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}")
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Leave no bar on the terminal, however what runs inside ends."""
+        try:
+            yield
+        finally:
+            if self._display:
+                self._display.close()
 
     def close(self) -> None:
         """Close the logs, and draw the loss."""

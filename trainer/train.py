@@ -20,6 +20,7 @@ from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.data.dataset import Data
 from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
+from trainer.jobs.fault import refusing
 from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
 from trainer.parallel.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
@@ -171,15 +172,17 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     device, stop = local_device(world), Stop()
     job = publish(_as_job(config, world, device, forecast))
     start_processes(world, device)
-    run = Run(config, source, data, world, device)
+    with refusing():
+        run = Run(config, source, data, world, device)
     reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
     gc.collect()
     gc.disable()
     watch, asked = Stopwatch(device), False
-    while run.step < run.num_steps and not asked:
-        asked = take_step(run, watch, stop, reporter, job)
-        with watch.phase("log"), stop.patient():  # in the next step's seconds
-            between_steps(run, reporter, asked=asked)
+    with reporter.showing():
+        while run.step < run.num_steps and not asked:
+            asked = take_step(run, watch, stop, reporter, job)
+            with watch.phase("log"), stop.patient():  # in the next step's seconds
+                between_steps(run, reporter, asked=asked)
     gc.enable()
     run.loader.close()
     with stop.patient():

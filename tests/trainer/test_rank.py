@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import _wrap_exception
 
 import trainer.rank
 from tests.support.tiny import tiny_config
 from tests.trainer.test_measure import STEP
+from trainer.jobs.status import FAILED
 from trainer.measure import StepLog
-from trainer.rank import FAILED, run_rank, summary
+from trainer.rank import run_rank, summary
 from trainer.train import Outcome
 
 
@@ -64,3 +67,18 @@ def test_no_number_is_one_line(
     work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
     assert run_rank(config, work, None) == FAILED
     assert capsys.readouterr().err == "step 3: the loss is nan\n"
+
+
+def test_a_process_alone_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a process alone meets is one line that names the file of its traceback."""
+
+    def fail(*_: object) -> Outcome:
+        raise CheckpointException("save", {0: _wrap_exception(OSError(28, "No space left on device"))})
+
+    monkeypatch.setattr(trainer.rank, "train", fail)
+    work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
+    assert run_rank(tiny_config(tmp_path, tmp_path), work, None) == FAILED
+    said = f"rank 0 failed: OSError: [Errno 28] No space left on device; traceback in {tmp_path}/errors/rank-0.txt\n"
+    assert capsys.readouterr().err == said

@@ -1,11 +1,13 @@
-"""Several processes on this machine: torchrun's elastic agent runs one per device, and one signal stops them all."""
+"""Several processes on this machine: torch's elastic agent runs one per device, and one signal stops them all."""
 
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -13,17 +15,20 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-FAILED = 1
+from trainer.jobs.fault import CONSEQUENCE, LAUNCHER_VARIABLE, MEMORY_MEND, Reported
+from trainer.jobs.status import DONE, FAILED, STOPPED
+
+_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_CLEAN_LINE = "\r\x1b[2K\x1b[?25h"
+"""Clears what a killed rank was drawing on a terminal, and shows the cursor again."""
 
 
 def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer") -> int:
     """Run `python -m trainer` with these arguments as so many ranks, and return the exit status of them all.
 
     SIGTERM and Ctrl-C are handed to the ranks, which save and end in their own time; the agent does not kill them. When
-    a rank fails, the agent ends the others, and the first failure is told with its rank.
+    a rank fails, the agent ends the others, and the cause is told in one line.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // num_processes, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told below, in one line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -34,29 +39,85 @@ def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer"
         local_addr="localhost",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        signals_to_handle="SIGHUP,SIGQUIT",
     )
-    before = {number: signal.signal(number, _hand_over) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        print(f"rank {rank} {_cause(failure)}; all ranks were ended", file=sys.stderr)
-        return FAILED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return Launcher().run(config, sys.executable, ["-m", module, *arguments])
+
+
+class Launcher:
+    """Runs the ranks of this machine, and tells how they ended."""
+
+    def __init__(self) -> None:
+        """Nothing was asked for yet."""
+        self.asked = False
+        """Whether this process was asked to stop."""
+
+    def run(self, config: LaunchConfig, program: str, words: Sequence[str]) -> int:
+        """Run the ranks of a launch on this machine, and return the exit status of them all.
+
+        Args:
+            config: of torch's agent.
+            program: what each rank runs.
+            words: its arguments.
+        """
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.nproc_per_node, 1)))
+        os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told here
+        config.signals_to_handle = "SIGHUP,SIGQUIT"
+        killed = _num_killed_for_memory()
+        try:
+            with self._handing_over():
+                elastic_launch(config, program)(*words)
+        except ChildFailedError as error:
+            return self._told(error, ran_out=_num_killed_for_memory() > killed)
+        return DONE
+
+    @contextmanager
+    def _handing_over(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._hand_over) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hand_over(self, _: int, __: FrameType | None) -> None:
+        self.asked = True
+        for process in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+
+    def _told(self, error: ChildFailedError, *, ran_out: bool) -> int:
+        """Tell why the ranks ended in one line, unless they have said so, and return their exit status."""
+        if sys.stderr.isatty():
+            print(_CLEAN_LINE, end="", file=sys.stderr)
+        rank, failure = min(error.failures.items(), key=_lateness)
+        if failure.exitcode == -signal.SIGTERM and self.asked:
+            print("stopped before the first step: nothing was to be saved", file=sys.stderr)
+            return STOPPED
+        if isinstance(failure.message, dict):
+            line = failure.message.get("message", "").removeprefix(f"{Reported.__name__}: ")
+            print(line, file=sys.stderr)
+        elif failure.exitcode < 0:
+            why = f"; the memory of this machine ran out: {MEMORY_MEND}" if ran_out else ""
+            name = signal.Signals(-failure.exitcode).name
+            print(f"rank {rank} was killed by {name}{why}; all ranks were ended", file=sys.stderr)
+            return FAILED
+        return failure.exitcode  # where there is no line, the rank has said why on its own
+
+
+def _lateness(failed: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
+    """Return the place of a failed rank in the order of causes: what follows from another's end comes last."""
+    rank, failure = failed
+    line = failure.message.get("message", "") if isinstance(failure.message, dict) else ""
+    follows = CONSEQUENCE in line or failure.exitcode == -signal.SIGTERM  # which the agent ends the others with
+    return follows, failure.timestamp, rank
+
+
+def _num_killed_for_memory() -> int:
+    """Return how many processes of this container the kernel has killed for memory; 0 where nobody counts them."""
+    with suppress(OSError, ValueError):
+        for line in _MEMORY_EVENTS.read_text(encoding="ascii").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
     return 0
-
-
-def _hand_over(_: int, __: FrameType | None) -> None:
-    for process in psutil.Process().children():
-        process.send_signal(signal.SIGTERM)
-
-
-def _cause(failure: ProcessFailure) -> str:
-    if failure.exitcode < 0:
-        return f"was killed by {signal.Signals(-failure.exitcode).name}"
-    if isinstance(failure.message, dict):
-        return f"failed: {failure.message.get('message', '')}".partition("\n")[0]
-    return f"ended with exit status {failure.exitcode}"  # and said why on its own

@@ -106,6 +106,11 @@ def launched(folder: Path, output: Path) -> Iterator[tuple[Ranks, list[psutil.Pr
         process.kill()
 
 
+def not_of_steps(output: str) -> list[str]:
+    """Return the lines of a command that are not those of its steps."""
+    return [line for line in output.splitlines() if not line.startswith("[Step ")]
+
+
 def test_sigterm_to_the_launcher_saves_and_the_run_continues(folder: Path, tmp_path: Path) -> None:
     """SIGTERM to the command ends it well, with a checkpoint; continued, the losses are the uninterrupted ones."""
     output, whole = tmp_path / "run", tmp_path / "whole"
@@ -147,7 +152,7 @@ def test_a_killed_rank_ends_all_and_is_named(folder: Path, tmp_path: Path) -> No
         (ended,) = launcher.end()
         assert not any(rank.is_running() for rank in ranks)
     assert (ended.status, ended.value) == (0, 1), ended.output
-    assert ended.output.splitlines()[-1] == "rank 1 was killed by SIGKILL; all ranks were ended"
+    assert not_of_steps(ended.output) == ["rank 1 was killed by SIGKILL; all ranks were ended"]
 
 
 def fault(command: list[str]) -> int:
@@ -162,6 +167,7 @@ def test_a_failing_rank_ends_all_and_its_cause_is_named(folder: Path, tmp_path: 
     command = arguments(folder, output, MANY)
     (rank,) = Ranks(1, fault, command, environment=cache_of(folder)).end()
     assert (rank.status, rank.value) == (0, 1)
-    last = rank.output.splitlines()[-1]
-    assert last == "rank 1 failed: RuntimeError: a fault of this test; all ranks were ended"
+    file = output / "errors" / "rank-1.txt"
+    assert not_of_steps(rank.output) == [f"rank 1 failed: RuntimeError: a fault of this test; traceback in {file}"]
+    assert "in fail" in file.read_text()
     assert len(read_records(output, "step")) == 1
