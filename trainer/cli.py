@@ -85,6 +85,9 @@ def train_command(
     keep: Annotated[int, typer.Option(help="checkpoints kept")] = 2,
     resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
     output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
+    hang_timeout: Annotated[
+        float, typer.Option(help="seconds without progress that end a run; 0: 120, or 10 steps if that is longer")
+    ] = 0.0,
     export: Annotated[bool, typer.Option(help="write a Hugging Face checkpoint at the end")] = True,
     stack: Annotated[str, typer.Option(help="stack of the forecast, or its TOML file")] = "reference",
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
@@ -133,6 +136,7 @@ def train_command(
         checkpoint_every=checkpoint_every,
         keep=keep,
         eval_every=eval_every,
+        hang_timeout_s=hang_timeout,
         exports=export,
     )
     asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []), compiles)

@@ -6,7 +6,7 @@ The log follows the contract `steps/1` that `calibrate` reads; beside it go line
 import json
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,9 +26,14 @@ class Stopwatch:
     for the loss.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Start the first step."""
-        self.device = device
+    def __init__(self, device: torch.device, entered: Callable[[str], None] = lambda _: None) -> None:
+        """Start the first step.
+
+        Args:
+            device: of this rank.
+            entered: is told each phase's name as it begins.
+        """
+        self.device, self._entered = device, entered
         self.seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.started = time.perf_counter()
@@ -36,6 +41,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs inside to a phase."""
+        self._entered(name)
         if self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()

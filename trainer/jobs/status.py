@@ -11,5 +11,8 @@ BAD_INPUT = 2
 STOPPED = 75
 """Asked to stop before its end (SIGTERM, Ctrl-C, `smi -r`): saved, to be gone on with. EX_TEMPFAIL of sysexits.h."""
 
+HUNG = 124
+"""No rank came on for longer than `--hang-timeout`. As timeout(1) has it."""
+
 INTERRUPTED = 130
 """Ctrl-C twice: nothing was saved. 128 and the signal's number, as shells have it."""

@@ -18,6 +18,7 @@ from tests.support.terminal import PATIENCE_S
 from tests.support.tiny import write_work
 from trainer.cli import train_app
 from trainer.jobs.launch import launch
+from trainer.jobs.status import HUNG
 from trainer.measure import read_records
 
 pytestmark = pytest.mark.slow
@@ -89,9 +90,9 @@ def wait_for_steps(output: Path, is_alive: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def launched(folder: Path, output: Path) -> Iterator[tuple[Ranks, list[psutil.Process]]]:
+def launched(folder: Path, output: Path, *more: str) -> Iterator[tuple[Ranks, list[psutil.Process]]]:
     """Launch ranks whose run has no end, from a process that needs no imports; yield both, and leave nothing behind."""
-    launcher = Ranks(1, launch_as_a_terminal, arguments(folder, output, MANY), environment=cache_of(folder))
+    launcher = Ranks(1, launch_as_a_terminal, arguments(folder, output, MANY, *more), environment=cache_of(folder))
     (process,) = launcher.processes
     ranks = []
     try:
@@ -153,6 +154,24 @@ def test_a_killed_rank_ends_all_and_is_named(folder: Path, tmp_path: Path) -> No
         assert not any(rank.is_running() for rank in ranks)
     assert (ended.status, ended.value) == (0, 1), ended.output
     assert not_of_steps(ended.output) == ["rank 1 was killed by SIGKILL; all ranks were ended"]
+
+
+def test_a_rank_that_stands_still_is_named_and_ends_all(folder: Path, tmp_path: Path) -> None:
+    """A stopped rank is told within the time asked for, with where it was and what is waited in; nothing is left."""
+    output = tmp_path / "run"
+    with launched(folder, output, "--hang-timeout", "3") as (launcher, ranks):
+        ranks[1].suspend()
+        began = time.monotonic()
+        (ended,) = launcher.end()
+        assert not any(rank.is_running() for rank in ranks)
+    assert 3 < time.monotonic() - began < PATIENCE_S / 2
+    assert ended.value == HUNG, ended.output
+    (line,) = not_of_steps(ended.output)
+    assert line.startswith(f"rank 1 stopped or cut off (process {ranks[1].pid} on "), line
+    assert "; rank 0 waits in " in line
+    assert "all_gather" in line
+    assert line.endswith(f"longer than --hang-timeout (3 s here); stacks in {output}/errors")
+    assert "gather" in (output / "errors" / "rank-0.txt").read_text()
 
 
 def fault(command: list[str]) -> int:
