@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,6 +28,7 @@ from trainer.data.dataset import DataConfig
 from trainer.jobs.emit import KINDS, emit
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
+from trainer.jobs.lock import held, refuse_held
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
@@ -187,12 +189,14 @@ def _train(asked: _Asked, nproc: int | None) -> int:
     )
     exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
     if world.rank == 0:
+        refuse_held(config.output)
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
     if world.size > 1 and not is_launched():
         return launch(world.size, [*sys.argv[1:], *exact])
-    return run_rank(config, work, forecast)
+    with held(config.output) if world.rank == 0 else nullcontext():
+        return run_rank(config, work, forecast)
 
 
 class _Elsewhere(NamedTuple):
