@@ -26,9 +26,12 @@ from hardware.smi.selection import current_flavor
 from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data.dataset import DataConfig
 from trainer.jobs.emit import KINDS, emit
+from trainer.jobs.fault import Fault, is_heard, report
+from trainer.jobs.interval import checkpoint_steps
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
 from trainer.jobs.lock import held, refuse_held
+from trainer.jobs.status import BAD_INPUT
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import check_output, choose_plan, find_work, trainable_shape, write_machine
@@ -148,7 +151,13 @@ def train_command(
         return _dry_run(asked, rank, verifies=verify, as_json=as_json)
     if job_file is not None:
         return _print_job_file(asked, job_file)
-    return _train(asked, nproc)
+    try:
+        return _train(asked, nproc)
+    except ValueError as error:
+        if not is_heard():
+            raise
+        report(Fault(str(error), BAD_INPUT))  # once, not by every rank
+        return BAD_INPUT
 
 
 class _Asked(NamedTuple):
@@ -281,5 +290,7 @@ def _print_job_file(asked: _Asked, kind: str) -> int:
     found = _elsewhere(asked)
     exact = ["--model", asked.config.model or SEED_MODEL, "--plan", str(found.config.plan)]
     words = [*_without(sys.argv[1:], ("--emit", "--model", "--plan")), *exact]
-    print(emit(kind, found.flavor, asked.hardware, words), end="")
+    machine = Machine.of(asked.hardware, found.flavor)
+    every = checkpoint_steps(found.workload, machine, found.stack, found.forecast.step_s.value)
+    print(emit(kind, found.flavor, asked.hardware, words, checkpoint_every=every), end="")
     return EXIT_DONE

@@ -1,8 +1,7 @@
 """What a person sees of a run: a line per step, how long it will take, and the picture of its loss."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,16 @@ from trainer.measure import Step, StepLog, read_records
 
 WARM_UP = 2
 """First steps that say nothing of the pace: kernels are compiled, memory is allocated, connections are made."""
+
+
+_bars: list[Progress] = []
+"""On this process's terminal."""
+
+
+def clear_terminal() -> None:
+    """Take away the bar, so that what a failure says stands on a line of its own."""
+    for bar in _bars:
+        bar.stop()
 
 
 class Display:
@@ -36,6 +45,7 @@ class Display:
         )
         self._task = self._bar.add_task("waiting for the first step", total=num_steps, completed=done)
         self._bar.start()
+        _bars.append(self._bar)
 
     def step(self, step: Step, line: str) -> None:
         """Show a step."""
@@ -99,15 +109,6 @@ class Reporter:
         if self._log and self._display:
             self._log.record("evaluation", {"step": step, "loss": loss})
             self._display.say(f"[Step {step}/{self._num_steps}] | Loss on held-out rows: {loss:.4f}")
-
-    @contextmanager
-    def showing(self) -> Iterator[None]:
-        """Leave no bar on the terminal, however what runs inside ends."""
-        try:
-            yield
-        finally:
-            if self._display:
-                self._display.close()
 
     def close(self) -> None:
         """Close the logs, and draw the loss."""

@@ -10,9 +10,9 @@ from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from hardware.units import MIB
 from trainer.config import TrainConfig
-from trainer.display import spoken, steady
+from trainer.display import clear_terminal, spoken, steady
 from trainer.jobs.fault import fault_of, report
-from trainer.jobs.status import DONE
+from trainer.jobs.status import DONE, STOPPED
 from trainer.measure import read_records
 from trainer.parallel.mesh import World, is_launched
 from trainer.prepare import Work
@@ -32,6 +32,7 @@ def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> 
         return _run(config, work, forecast)
     except (Exception, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it
         fault = fault_of(error, World.from_environment().rank, config.output)
+    clear_terminal()
     report(fault)
     if not is_launched():
         return fault.status
@@ -47,7 +48,7 @@ def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
             print(line)
         if outcome.model and not config.model:
             print(f"\n{INSTRUCTION}\n{sample(outcome.model, INSTRUCTION)}")
-    return DONE
+    return DONE if outcome.steps == outcome.num_steps else STOPPED
 
 
 def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None) -> list[str]:

@@ -174,26 +174,25 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     job = publish(_as_job(config, world, device, forecast))
     start_processes(world, device)
     hang = Hang(world, config.output, config.hang_timeout_s)
-    with hang.watched():
-        with refusing():
-            run = Run(config, source, data, world, device)
-        reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
-        gc.collect()
-        gc.disable()
-        watch, asked = Stopwatch(device, hang.enter), False
-        with reporter.showing():
-            while run.step < run.num_steps and not asked:
-                hang.step(run.step + 1)
-                asked = take_step(run, watch, stop, reporter, job)
-                with watch.phase("log"), stop.patient():  # in the next step's seconds
-                    between_steps(run, reporter, hang, asked=asked)
-        gc.enable()
-        run.loader.close()
-        hang.enter("export")
-        with stop.patient():
-            model = run.export() if config.exports and run.step == run.num_steps else None
+    with refusing():
+        run = Run(config, source, data, world, device)
+    reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
+    gc.collect()
+    gc.disable()
+    watch, asked = Stopwatch(device, hang.enter), False
+    while run.step < run.num_steps and not asked:
+        hang.step(run.step + 1)
+        asked = take_step(run, watch, stop, reporter, job)
+        with watch.phase("log"), stop.patient(), hang.patient():  # in the next step's seconds
+            between_steps(run, reporter, asked=asked)
+    gc.enable()
+    run.loader.close()
+    hang.enter("export")
+    with stop.patient():
+        model = run.export() if config.exports and run.step == run.num_steps else None
     reporter.close()
     job.close()
+    hang.close()
     return Outcome(run.step, run.num_steps, model)
 
 
@@ -250,14 +249,12 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     return found.stop
 
 
-def between_steps(run: Run, reporter: Reporter, hang: Hang, *, asked: bool) -> None:
+def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
     """Do what is due after a step: garbage collection, evaluation, a checkpoint."""
     config, at_end = run.config, run.step == run.num_steps
     if run.step % COLLECT_EVERY == 0:
         gc.collect()
     if len(run.data.evaluation) and (at_end or (config.eval_every and run.step % config.eval_every == 0)):
-        hang.enter("evaluation")
         reporter.evaluation(run.step, run.evaluate())
     if asked or (config.checkpoint_every and run.step % config.checkpoint_every == 0):
-        hang.enter("checkpoint")
         run.save()

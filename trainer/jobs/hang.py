@@ -37,7 +37,8 @@ PATIENCE = 15.0
 By default half an hour at least, as torch waits for a collective.
 """
 
-PATIENT_PHASES = ("start", "evaluation", "checkpoint", "export")
+_BETWEEN = "evaluation or checkpoint"
+PATIENT_PHASES = ("start", _BETWEEN, "save", "export")
 
 _BEAT_S = 5.0
 _STORE_TIMEOUT = timedelta(seconds=10)
@@ -67,7 +68,7 @@ class Hang:
     """Where this rank is, and the thread that ends it when it stays there."""
 
     def __init__(self, world: World, folder: Path, timeout_s: float) -> None:
-        """Be at the start of a run.
+        """Be at the start of a run, and watch from now on.
 
         Args:
             world: the ranks, whose process group is up.
@@ -82,16 +83,11 @@ class Hang:
         self._parent = os.getppid() if is_launched() else None
         self._closed = threading.Event()
         self._store = _store(world)
+        threading.Thread(target=self._watch, daemon=True, name="hang").start()
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch over what runs inside."""
-        thread = threading.Thread(target=self._watch, daemon=True, name="hang")
-        thread.start()
-        try:
-            yield
-        finally:
-            self._closed.set()
+    def close(self) -> None:
+        """Watch no more."""
+        self._closed.set()
 
     def step(self, step: int) -> None:
         """Say that a step begins."""
@@ -104,6 +100,13 @@ class Hang:
     def enter(self, phase: str) -> None:
         """Say that a phase begins."""
         self._phase, self._count = phase, self._count + 1
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Give what runs inside, an evaluation or a checkpoint, more time."""
+        self.enter(_BETWEEN)
+        yield
+        self.enter(_BETWEEN)
 
     @property
     def limit_s(self) -> float:

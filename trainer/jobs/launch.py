@@ -15,15 +15,15 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from trainer.jobs.fault import CONSEQUENCE, LAUNCHER_VARIABLE, MEMORY_MEND, Reported
-from trainer.jobs.status import DONE, FAILED, STOPPED
+from trainer.jobs.fault import CONSEQUENCE, LAUNCHER_VARIABLE, MEMORY_MEND, Reported, first_line
+from trainer.jobs.status import DONE, FAILED, HUNG, STOPPED
 
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _CLEAN_LINE = "\r\x1b[2K\x1b[?25h"
 """Clears what a killed rank was drawing on a terminal, and shows the cursor again."""
 
 
-def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer") -> int:
+def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer", *, restarts: int = 0) -> int:
     """Run `python -m trainer` with these arguments as so many ranks, and return the exit status of them all.
 
     SIGTERM and Ctrl-C are handed to the ranks, which save and end in their own time; the agent does not kill them. When
@@ -37,10 +37,13 @@ def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer"
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
     )
-    return Launcher().run(config, sys.executable, ["-m", module, *arguments])
+    return Launcher().run(config, sys.executable, ["-m", module, *arguments], restarts=restarts)
+
+
+class _NothingToStop(BaseException):
+    """A stop was asked for while no rank ran."""
 
 
 class Launcher:
@@ -51,24 +54,42 @@ class Launcher:
         self.asked = False
         """Whether this process was asked to stop."""
 
-    def run(self, config: LaunchConfig, program: str, words: Sequence[str]) -> int:
+    def run(self, config: LaunchConfig, program: str, words: Sequence[str], *, restarts: int = 0) -> int:
         """Run the ranks of a launch on this machine, and return the exit status of them all.
 
         Args:
-            config: of torch's agent.
+            config: of torch's agent, whose own restarts are not used: it would begin again what was stopped or refused.
             program: what each rank runs.
-            words: its arguments.
+            words: its arguments, of `train`.
+            restarts: how often ranks that failed, were killed or stood still begin again at the newest checkpoint.
         """
         os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.nproc_per_node, 1)))
         os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told here
-        config.signals_to_handle = "SIGHUP,SIGQUIT"
+        config.signals_to_handle, config.max_restarts = "SIGHUP,SIGQUIT", 0
+        run_id = config.run_id
+        for attempt in range(restarts + 1):
+            config.run_id = f"{run_id}.{attempt}"  # each has a rendezvous of its own
+            status = self._run_once(config, program, words)
+            if status not in (FAILED, HUNG) or self.asked or attempt == restarts:
+                break
+            print(f"beginning again at the newest checkpoint, {attempt + 1} of {restarts} times", file=sys.stderr)
+            words = [*words, "--resume", "auto"]
+        return status
+
+    def _run_once(self, config: LaunchConfig, program: str, words: Sequence[str]) -> int:
         killed = _num_killed_for_memory()
         try:
             with self._handing_over():
                 elastic_launch(config, program)(*words)
         except ChildFailedError as error:
             return self._told(error, ran_out=_num_killed_for_memory() > killed)
+        except _NothingToStop:
+            print("stopped before the ranks began: there was nothing to save", file=sys.stderr)
+            return STOPPED
+        except Exception as error:  # noqa: BLE001 - of the rendezvous, which has errors of many kinds
+            print(f"the ranks were not started: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+            return FAILED
         return DONE
 
     @contextmanager
@@ -82,7 +103,10 @@ class Launcher:
 
     def _hand_over(self, _: int, __: FrameType | None) -> None:
         self.asked = True
-        for process in psutil.Process().children():
+        ranks = psutil.Process().children()
+        if not ranks:
+            raise _NothingToStop
+        for process in ranks:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
 
@@ -92,7 +116,7 @@ class Launcher:
             print(_CLEAN_LINE, end="", file=sys.stderr)
         rank, failure = min(error.failures.items(), key=_lateness)
         if failure.exitcode == -signal.SIGTERM and self.asked:
-            print("stopped before the first step: nothing was to be saved", file=sys.stderr)
+            print("stopped before the first step: there was nothing to save", file=sys.stderr)
             return STOPPED
         if isinstance(failure.message, dict):
             line = failure.message.get("message", "").removeprefix(f"{Reported.__name__}: ")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def test_who_is_furthest_behind_is_to_blame(own: Beat, others: dict[int, Beat], 
 def test_how_long_a_phase_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """120 s, or ten of the longest steps but the first; the start, the first step and checkpoints 15 times as long."""
     now = [0.0]
+    monkeypatch.setattr(threading.Thread, "start", lambda _: None)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     hang = Hang(World(), tmp_path, 0.0)
     assert hang.limit_s == LEAST_S * PATIENCE
@@ -56,8 +58,10 @@ def test_how_long_a_phase_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         now[0] += seconds
     hang.step(8)
     assert hang.limit_s == 300.0
-    hang.enter("checkpoint")
-    assert hang.limit_s == 300.0 * PATIENCE
+    with hang.patient():
+        assert hang.limit_s == 300.0 * PATIENCE
+    hang.enter("data")
+    assert hang.limit_s == 300.0
     assert Hang(World(), tmp_path, 7.0).limit_s == 7.0 * PATIENCE
 
 
@@ -65,18 +69,18 @@ def waits(folder: Path, seconds: float, *, is_suspended: bool) -> str:
     """Be a process alone that waits in its second step, or is stopped as long."""
     trainer.jobs.hang._BEAT_S = 0.05  # noqa: SLF001
     hang = Hang(World(), folder, 0.5)
-    with hang.watched():
-        for step in (1, 2):
-            hang.step(step)
-            hang.enter("data")
-        if is_suspended:
-            if os.fork() == 0:
-                time.sleep(seconds)
-                os.kill(os.getppid(), signal.SIGCONT)
-                os._exit(0)
-            os.kill(os.getpid(), signal.SIGSTOP)
-        else:
+    for step in (1, 2):
+        hang.step(step)
+        hang.enter("data")
+    if is_suspended:
+        if os.fork() == 0:
             time.sleep(seconds)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        time.sleep(seconds)
+    hang.close()
     return "lived"
 
 

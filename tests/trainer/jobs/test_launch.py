@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,8 @@ from tests.support.terminal import PATIENCE_S
 from tests.support.tiny import write_work
 from trainer.cli import train_app
 from trainer.jobs.launch import launch
-from trainer.jobs.status import HUNG
+from trainer.jobs.status import BAD_INPUT, HUNG, STOPPED
+from trainer.jobs.torchrun import run_node
 from trainer.measure import read_records
 
 pytestmark = pytest.mark.slow
@@ -113,7 +115,7 @@ def not_of_steps(output: str) -> list[str]:
 
 
 def test_sigterm_to_the_launcher_saves_and_the_run_continues(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to the command ends it well, with a checkpoint; continued, the losses are the uninterrupted ones."""
+    """SIGTERM to the command ends it with a checkpoint; continued, the losses are the uninterrupted ones."""
     output, whole = tmp_path / "run", tmp_path / "whole"
     command = [sys.executable, "-m", "trainer", *arguments(folder, output, MANY)]
     pipe, environment = subprocess.PIPE, {**os.environ, **cache_of(folder)}
@@ -128,7 +130,7 @@ def test_sigterm_to_the_launcher_saves_and_the_run_continues(folder: Path, tmp_p
             for left in family:
                 if left.is_running():
                     left.kill()
-    assert process.returncode == 0, errors
+    assert process.returncode == STOPPED, errors
     done = len(read_records(output, "step"))
     assert f"stopped after step {done}; go on with --resume auto --output {output}" in said
     continued = losses(arguments(folder, output, done + 2, "--resume", "auto"), output, folder)
@@ -137,11 +139,11 @@ def test_sigterm_to_the_launcher_saves_and_the_run_continues(folder: Path, tmp_p
 
 
 def test_ctrl_c_saves_and_ends(folder: Path, tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to the launcher and to its ranks, ends the run well, with a checkpoint."""
+    """Ctrl-C, which a terminal sends to the launcher and to its ranks, ends the run with a checkpoint."""
     with launched(folder, tmp_path / "run") as (launcher, _):
         os.killpg(launcher.processes[0].pid or 0, signal.SIGINT)
         (ended,) = launcher.end()
-    assert (ended.status, ended.value) == (0, 0), ended.output
+    assert (ended.status, ended.value) == (0, STOPPED), ended.output
     assert "stopped after step" in ended.output
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
@@ -172,6 +174,42 @@ def test_a_rank_that_stands_still_is_named_and_ends_all(folder: Path, tmp_path: 
     assert "all_gather" in line
     assert line.endswith(f"longer than --hang-timeout (3 s here); stacks in {output}/errors")
     assert "gather" in (output / "errors" / "rank-0.txt").read_text()
+
+
+def node(port: int, command: list[str]) -> int:
+    """Be the launcher of one of two nodes, with a rank each."""
+    os.setsid()
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two", "--local-addr=localhost"]
+    return run_node([*options, f"--rdzv-endpoint=localhost:{port}", "-m", "trainer", *command])
+
+
+def test_a_node_that_is_told_to_end_ends_all_with_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """SIGTERM to one of two nodes: the ranks of both save, and both end with the status of what may go on."""
+    output = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = (port, arguments(folder, output, MANY))
+    nodes = [Ranks(1, node, *words, environment=cache_of(folder)) for _ in range(2)]
+    processes = [started.processes[0] for started in nodes]
+    try:
+        wait_for_steps(output, processes[0].is_alive)
+        os.kill(processes[1].pid or 0, signal.SIGTERM)
+        ended = [started.end()[0] for started in nodes]
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+    assert [each.value for each in ended] == [STOPPED, STOPPED], [each.output for each in ended]
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("step-")) == len(read_records(output, "step"))
+    assert sum("stopped after step" in each.output for each in ended) == 1
+
+
+def test_another_program_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:
+    """What would not know of the ranks' exit statuses is refused in one line."""
+    assert run_node(["--nproc-per-node=1", "train.py"]) == BAD_INPUT
+    assert capsys.readouterr().err == "torchrun: '--nproc-per-node=1 train.py' is not OPTIONS -m trainer ARGUMENTS\n"
 
 
 def fault(command: list[str]) -> int:
