@@ -104,6 +104,11 @@ class Reporter:
         if self._log and self._display:
             self._display.step(step, self._log.write(step))
 
+    def say(self, line: str) -> None:
+        """Print a line beside those of the steps."""
+        if self._display:
+            self._display.say(line)
+
     def evaluation(self, step: int, loss: float) -> None:
         """Report the loss on the held-out rows."""
         if self._log and self._display:

@@ -1,7 +1,6 @@
 """The loop: one step after another, each measured; whole here, from the process group to the exported model."""
 
 import gc
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.data.dataset import Data
 from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
+from trainer.divergence import Divergence
 from trainer.jobs.fault import refusing
 from trainer.jobs.hang import Hang
 from trainer.jobs.stop import Stop
@@ -52,6 +52,7 @@ class Run:
         self.loader = Loader(data.train, **self._batching(), seed=config.data.seed)
         self.num_steps = config.num_steps
         self.step = 0
+        self.divergence = Divergence(source.config.vocab_size, config.num_steps)
         self._fill()
         dtype, length = compute_dtype(config.precision), config.data.seq_len
         self.passes = Passes(self.stages, config.plan, self.place, seq_len=length, dtype=dtype, device=device)
@@ -241,11 +242,7 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     )
     reporter.step(step)
     job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
-    if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
-        raise FloatingPointError(
-            f"step {step.step}: the loss is {step.loss:g}, the gradient's norm {step.grad_norm:g}; lower --lr, or clip "
-            "with --clip-norm"
-        )
+    run.divergence.see(step.step, step.loss, step.grad_norm)
     return found.stop
 
 
@@ -257,4 +254,7 @@ def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
     if len(run.data.evaluation) and (at_end or (config.eval_every and run.step % config.eval_every == 0)):
         reporter.evaluation(run.step, run.evaluate())
     if asked or (config.checkpoint_every and run.step % config.checkpoint_every == 0):
-        run.save()
+        if run.divergence.is_suspect:  # it would take the place of one that is good
+            reporter.say(f"[Step {run.step}/{run.num_steps}] | No checkpoint: the loss is worse than no knowledge")
+        else:
+            run.save()

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import _wrap_exception
 import trainer.rank
 from tests.support.tiny import tiny_config
 from tests.trainer.test_measure import STEP
-from trainer.jobs.status import FAILED
+from trainer.jobs.status import DIVERGED, FAILED
 from trainer.measure import StepLog
 from trainer.rank import run_rank, summary
 from trainer.train import Outcome
@@ -65,7 +65,7 @@ def test_no_number_is_one_line(
     monkeypatch.setattr(trainer.rank, "train", fail)
     config = tiny_config(tmp_path, tmp_path / "run")
     work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
-    assert run_rank(config, work, None) == FAILED
+    assert run_rank(config, work, None) == DIVERGED
     assert capsys.readouterr().err == "step 3: the loss is nan\n"
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from estimator.formulas.machine import Machine
 from hardware.catalog import Catalog
 from hardware.models import Accelerator, Flavor
-from trainer.jobs.status import BAD_INPUT, STOPPED
+from trainer.jobs.status import BAD_INPUT, DIVERGED, STOPPED
 
 SHUTDOWN_S = 600
 """Seconds between SIGTERM and SIGKILL, in which the ranks finish a step, write a checkpoint and end.
@@ -190,6 +190,7 @@ def _kubernetes(job: _Job) -> str:
         retries=RETRIES * machine.num_nodes,
         stopped=STOPPED,
         refused=BAD_INPUT,
+        diverged=DIVERGED,
         notice_s=NOTICE_S,
         shutdown_s=SHUTDOWN_S,
         command=command,
@@ -224,7 +225,8 @@ spec:
   completions: {num_nodes}
   parallelism: {num_nodes}
   # A failure ends all pods, which begin again at the newest checkpoint, {times} times at most. An eviction is none, nor
-  # is the end of the other pods, which save and end with status {stopped}. What was refused (status {refused}) ends it.
+  # is the end of the other pods, which save and end with status {stopped}. What would be so again, bad input
+  # ({refused}) or a loss that has diverged ({diverged}), ends it.
   backoffLimit: {retries}
   podFailurePolicy:
     rules:
@@ -232,7 +234,7 @@ spec:
         onExitCodes:
           containerName: train
           operator: In
-          values: [{refused}]
+          values: [{refused}, {diverged}]
       - action: Ignore
         onExitCodes:
           containerName: train

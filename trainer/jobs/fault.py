@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import CheckpointException  # is no Exception
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 import trainer
-from trainer.jobs.status import BAD_INPUT, FAILED
+from trainer.jobs.status import BAD_INPUT, DIVERGED, FAILED
 
 ERRORS_FOLDER = "errors"
 """Of the run's folder; holds `rank-3.txt`, the last traceback of rank 3."""
@@ -86,7 +86,7 @@ def fault_of(error: BaseException, rank: int, folder: Path) -> Fault:
     if isinstance(error, Refusal):
         return Fault(" ".join(str(error).split()), BAD_INPUT)
     if isinstance(error, FloatingPointError):  # the loss: all ranks have the same
-        return Fault(str(error), FAILED)
+        return Fault(str(error), DIVERGED)
     where = f"traceback in {written_traceback(error, rank, folder)}"
     rank, origin = _origin(error, rank)
     cause = f"{type(origin).__name__}: {first_line(origin)}"

@@ -8,6 +8,9 @@ FAILED = 1
 BAD_INPUT = 2
 """Refused before the first step; one line says what was given, the rule and the mend."""
 
+DIVERGED = 3
+"""The loss is no number, or has been worse than no knowledge for some steps: begun again, it would be so again."""
+
 STOPPED = 75
 """Asked to stop before its end (SIGTERM, Ctrl-C, `smi -r`): saved, to be gone on with. EX_TEMPFAIL of sysexits.h."""
 

@@ -22,7 +22,7 @@ from tests.support.paths import GOLDEN as GOLDEN_FOLDER
 from trainer.jobs.emit import EARLY_S, KINDS, NOTICE_S, RETRIES, SHUTDOWN_S
 from trainer.jobs.emit import emit as emit_every
 from trainer.jobs.interval import MOST_LOST_S, checkpoint_steps
-from trainer.jobs.status import BAD_INPUT, DONE, FAILED, HUNG, STOPPED
+from trainer.jobs.status import BAD_INPUT, DIVERGED, DONE, FAILED, HUNG, STOPPED
 
 CATALOG = load_catalog()
 GOLDEN = GOLDEN_FOLDER / "emit"
@@ -181,10 +181,10 @@ def test_what_was_stopped_goes_on_and_what_was_refused_does_not() -> None:
         for rule in spec["podFailurePolicy"]["rules"]
         if "onExitCodes" in rule
     }
-    assert rules == {"FailJob": [BAD_INPUT], "Ignore": [STOPPED]}
+    assert rules == {"FailJob": [BAD_INPUT, DIVERGED], "Ignore": [STOPPED]}
     assert {"type": "DisruptionTarget"} in spec["podFailurePolicy"]["rules"][-1]["onPodConditions"]
     assert spec["backoffLimit"] == RETRIES * spec["completions"]
-    assert len({DONE, FAILED, BAD_INPUT, STOPPED, HUNG}) == 5
+    assert len({DONE, FAILED, BAD_INPUT, DIVERGED, STOPPED, HUNG}) == 6
 
 
 @pytest.mark.parametrize(
