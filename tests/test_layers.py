@@ -20,8 +20,8 @@ ROOMS = {
         "cli",
     ),
     "trainer": (
-        "data", "parallel", "jobs", "config", "build", "measure", "source", "display", "sample", "look_ahead",
-        "prepare", "train", "rank", "cli", "__main__",
+        "data", "parallel", "jobs", "config", "build", "step_log", "measure", "source", "display", "sample",
+        "look_ahead", "prepare", "train", "rank", "cli", "__main__",
     ),
 }  # fmt: skip
 """Each package's rooms and single files, lower ones first; an import from one goes to itself or to one before it.

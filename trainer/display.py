@@ -97,6 +97,8 @@ class Reporter:
         """Of each step reported."""
         self._log = StepLog(folder, run, num_steps, done) if is_main else None
         self._display = Display(num_steps, done, forecast) if is_main else None
+        for line in self._log.repairs if self._log else ():
+            self.say(line)
 
     def step(self, step: Step) -> None:
         """Report a step."""
@@ -108,6 +110,11 @@ class Reporter:
         """Print a line beside those of the steps."""
         if self._display:
             self._display.say(line)
+
+    def sync(self) -> None:
+        """Have the logs on the disk before a checkpoint is."""
+        if self._log:
+            self._log.sync()
 
     def evaluation(self, step: int, loss: float) -> None:
         """Report the loss on the held-out rows."""

@@ -4,17 +4,20 @@ The log follows the contract `steps/1` that `calibrate` reads; beside it go line
 """
 
 import json
+import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from trainer.step_log import kept, repairs, rewritten, step_of_line, step_of_record
 
 SCHEMA = "steps/1"
 
@@ -157,11 +160,16 @@ class StepLog:
             done: steps done before; later ones in the logs are dropped, since they will be done again.
         """
         self.num_steps = num_steps
-        steps = _kept(folder / "steps.jsonl", done, lambda line: int(json.loads(line).get("step", 0)))
-        lines = _kept(folder / "train.log", done, _step_of_line)
+        steps = kept(folder / "steps.jsonl", done, step_of_record)
+        lines = kept(folder / "train.log", done, step_of_line)
+        self.repairs = [
+            text for text in (repairs("steps.jsonl", steps, done), repairs("train.log", lines, done)) if text
+        ]
+        """What was wrong with an earlier part's logs, a line for each."""
         header = json.dumps({"record": "run", "schema": SCHEMA, **run, "started": _now()})
-        self._steps: IO[str] = _rewritten(folder / "steps.jsonl", steps or [header])
-        self._lines: IO[str] = _rewritten(folder / "train.log", lines)
+        begins = bool(steps.lines) and json.loads(steps.lines[0])["record"] == "run"
+        self._steps = rewritten(folder / "steps.jsonl", steps.lines if begins else [header, *steps.lines])
+        self._lines = rewritten(folder / "train.log", lines.lines)
 
     def write(self, step: Step) -> str:
         """Append a step, and return its line."""
@@ -177,6 +185,11 @@ class StepLog:
         """Append a record of another kind, such as an evaluation."""
         print(json.dumps({"record": kind, **values, "time": _now()}), file=self._steps, flush=True)
 
+    def sync(self) -> None:
+        """Wait until what is written is on the disk, so that no checkpoint outlives the log of its steps."""
+        for file in (self._steps, self._lines):
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Close the logs."""
         self._steps.close()
@@ -191,20 +204,3 @@ def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _step_of_line(line: str) -> int:
-    return int(line.removeprefix("[Step ").partition("/")[0])
-
-
-def _kept(path: Path, done: int, step_of: Any) -> list[str]:
-    """Return the whole lines of a log that are about steps done."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if done and path.is_file() else []
-    return [line for line in lines if step_of(line) <= done]
-
-
-def _rewritten(path: Path, lines: Sequence[str]) -> IO[str]:
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    new.replace(path)
-    return path.open("a", encoding="utf-8")

@@ -257,4 +257,5 @@ def between_steps(run: Run, reporter: Reporter, *, asked: bool) -> None:
         if run.divergence.is_suspect:  # it would take the place of one that is good
             reporter.say(f"[Step {run.step}/{run.num_steps}] | No checkpoint: the loss is worse than no knowledge")
         else:
+            reporter.sync()
             run.save()
