@@ -65,6 +65,7 @@ def train_command(
     tokenizer: Annotated[str, typer.Option(help="folder or hub id  [default: the model's, or the embedded]")] = "",
     plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
     nproc: Annotated[int | None, typer.Option(help="processes, one per device  [default: all accelerators]")] = None,
+    max_restarts: Annotated[int, typer.Option(help="times that ranks which failed begin again at a checkpoint")] = 0,
     flavor: Annotated[str | None, typer.Option(help="name of a flavor; it must be what is here")] = None,
     seq_len: Annotated[int | None, typer.Option(help="tokens per row  [default: 2048; tiny: 512]")] = None,
     batch: Annotated[int | None, typer.Option(help="rows per step, over all devices  [default: 256; tiny: 8]")] = None,
@@ -152,7 +153,7 @@ def train_command(
     if job_file is not None:
         return _print_job_file(asked, job_file)
     try:
-        return _train(asked, nproc)
+        return _train(asked, nproc, max_restarts)
     except ValueError as error:
         if not is_heard():
             raise
@@ -172,10 +173,12 @@ class _Asked(NamedTuple):
     """None compiles where it can: on accelerators, but for a schedule that splits backward passes."""
 
 
-def _train(asked: _Asked, nproc: int | None) -> int:
+def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
     """Prepare a run, and train as this rank, or start the ranks."""
     if nproc is not None and nproc < 1:
         raise ValueError(f"nproc: {nproc} is no number of processes; give 1 or more")
+    if max_restarts < 0:
+        raise ValueError(f"max-restarts: {max_restarts} is no number of times; give 0 or more")
     count = nproc or max(num_accelerators(), 1)
     world = World.from_environment() if is_launched() else World(size=count, local_size=count)
     hardware, flavor = local_machine(world, asked.hardware, asked.flavor, local_device(world))
@@ -202,8 +205,8 @@ def _train(asked: _Asked, nproc: int | None) -> int:
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
-    if world.size > 1 and not is_launched():
-        return launch(world.size, [*sys.argv[1:], *exact])
+    if (world.size > 1 or max_restarts) and not is_launched():
+        return launch(world.size, [*sys.argv[1:], *exact], restarts=max_restarts)
     with held(config.output) if world.rank == 0 else nullcontext():
         return run_rank(config, work, forecast)
 

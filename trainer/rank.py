@@ -9,10 +9,10 @@ from torch.distributed.checkpoint import CheckpointException  # is no Exception:
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from hardware.units import MIB
-from trainer.config import TrainConfig
+from trainer.config import CHECKPOINT_FOLDER, TrainConfig
 from trainer.display import clear_terminal, spoken, steady
-from trainer.jobs.fault import fault_of, report
-from trainer.jobs.status import DONE, STOPPED
+from trainer.jobs.fault import Fault, fault_of, is_interrupt, report
+from trainer.jobs.status import DONE, INTERRUPTED, STOPPED
 from trainer.measure import read_records
 from trainer.parallel.mesh import World, is_launched
 from trainer.prepare import Work
@@ -30,8 +30,9 @@ def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> 
     """
     try:
         return _run(config, work, forecast)
-    except (Exception, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it
-        fault = fault_of(error, World.from_environment().rank, config.output)
+    except (Exception, KeyboardInterrupt, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it
+        rank = World.from_environment().rank
+        fault = interrupted(config) if is_interrupt(error) else fault_of(error, rank, config.output)
     clear_terminal()
     report(fault)
     if not is_launched():
@@ -39,6 +40,14 @@ def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(fault.status)
+
+
+def interrupted(config: TrainConfig) -> Fault:
+    """Return what Ctrl-C twice leaves: the checkpoint before, and no one of the step under way."""
+    folder = config.output / CHECKPOINT_FOLDER
+    whole = sorted(path.name for path in folder.glob("step-*")) if folder.is_dir() else []
+    how = f"go on from {whole[-1]} with --resume auto --output {config.output}" if whole else "there is no checkpoint"
+    return Fault(f"interrupted: the steps since the last checkpoint are not saved; {how}", INTERRUPTED)
 
 
 def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:

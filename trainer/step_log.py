@@ -75,7 +75,7 @@ def _ranges(steps: Sequence[int]) -> str:
 
 
 def rewritten(path: Path, lines: Iterable[str]) -> IO[str]:
-    """Replace a log by some lines, of which a power loss leaves all or the ones before; return it, to be appended to."""
+    """Replace a log by some lines, all at once even if the power goes; return it, to be appended to."""
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))

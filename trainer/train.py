@@ -171,7 +171,7 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
         forecast: what the estimator says of the plan, to hold the steps against.
     """
     world = World.from_environment()
-    device, stop = local_device(world), Stop()
+    device, stop = local_device(world), Stop(says=world.rank == 0)
     job = publish(_as_job(config, world, device, forecast))
     start_processes(world, device)
     hang = Hang(world, config.output, config.hang_timeout_s)

@@ -38,8 +38,9 @@ def began(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
         began.append(config)
         return 0
 
-    def launch(count: int, arguments: list[str]) -> int:
+    def launch(count: int, arguments: list[str], *, restarts: int) -> int:
         began.append((count, arguments))
+        assert restarts == 0
         return 0
 
     monkeypatch.setattr(trainer.cli, "local_machine", machine)
@@ -97,6 +98,7 @@ def test_several_ranks_are_launched_with_the_plan_that_was_chosen(
 
 BAD = {
     "nproc": ({"nproc": 0}, "nproc: 0 is no number of processes; give 1 or more"),
+    "restarts": ({"max_restarts": -1}, "max-restarts: -1 is no number of times; give 0 or more"),
     "missing checkpoint": ({"model": "{}/none.json"}, "model: '{}/none.json' cannot be read as JSON; check the path"),
     "config without weights": (
         {"model": "{}/bare"},

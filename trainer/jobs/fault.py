@@ -96,6 +96,11 @@ def fault_of(error: BaseException, rank: int, folder: Path) -> Fault:
     return Fault(f"rank {rank} failed: {cause}{mend}; {where}", FAILED)
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C ended a rank, also while it wrote a checkpoint."""
+    return isinstance(_origin(error, 0)[1], KeyboardInterrupt)
+
+
 def is_consequence(error: BaseException) -> bool:
     """Whether a rank failed since another one is gone."""
     return isinstance(error, dist.DistBackendError | dist.DistStoreError) or "onnection" in str(error)

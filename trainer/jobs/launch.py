@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trainer.jobs.fault import CONSEQUENCE, LAUNCHER_VARIABLE, MEMORY_MEND, Reported, first_line
-from trainer.jobs.status import DONE, FAILED, HUNG, STOPPED
+from trainer.jobs.status import DONE, FAILED, HUNG, INTERRUPTED, STOPPED
 
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _CLEAN_LINE = "\r\x1b[2K\x1b[?25h"
@@ -53,6 +53,8 @@ class Launcher:
         """Nothing was asked for yet."""
         self.asked = False
         """Whether this process was asked to stop."""
+        self.is_interrupted = False
+        """Whether Ctrl-C came after that, which does not wait for a checkpoint."""
 
     def run(self, config: LaunchConfig, program: str, words: Sequence[str], *, restarts: int = 0) -> int:
         """Run the ranks of a launch on this machine, and return the exit status of them all.
@@ -101,14 +103,15 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hand_over(self, _: int, __: FrameType | None) -> None:
+    def _hand_over(self, number: int, _: FrameType | None) -> None:
+        self.is_interrupted = self.is_interrupted or (self.asked and number == signal.SIGINT)
         self.asked = True
         ranks = psutil.Process().children()
         if not ranks:
             raise _NothingToStop
         for process in ranks:
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if self.is_interrupted else signal.SIGTERM)
 
     def _told(self, error: ChildFailedError, *, ran_out: bool) -> int:
         """Tell why the ranks ended in one line, unless they have said so, and return their exit status."""
@@ -118,6 +121,9 @@ class Launcher:
         if failure.exitcode == -signal.SIGTERM and self.asked:
             print("stopped before the first step: there was nothing to save", file=sys.stderr)
             return STOPPED
+        if failure.exitcode == -signal.SIGKILL and self.is_interrupted:
+            print("interrupted: the steps since the last checkpoint are not saved", file=sys.stderr)
+            return INTERRUPTED
         if isinstance(failure.message, dict):
             line = failure.message.get("message", "").removeprefix(f"{Reported.__name__}: ")
             print(line, file=sys.stderr)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ PATIENCE_S, PATIENCE_STEPS = 10.0, 3.0
 assumed: a rank that needs more waits for a peer that has ended.
 """
 
+ASKED = "asked to stop: the step under way is finished and saved; Ctrl-C (again) ends at once, without saving"
+
 
 class Stop:
     """Whether this process was asked to stop; leaves the process if it cannot get to where it would notice.
@@ -24,9 +27,13 @@ class Stop:
     a thread.
     """
 
-    def __init__(self) -> None:
-        """Handle SIGTERM and SIGINT from now on; call it in the main thread."""
-        self.asked = False
+    def __init__(self, *, says: bool = False) -> None:
+        """Handle SIGTERM and SIGINT from now on; call it in the main thread.
+
+        Args:
+            says: whether this rank says that it was asked to stop, and what it does until it ends.
+        """
+        self.asked, self._says = False, says
         self._progressed_at = time.monotonic()
         self._longest_s = 0.0
         self._is_watched = True
@@ -59,6 +66,8 @@ class Stop:
         while receiver.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
             pass
         asked_at = time.monotonic()
+        if self._says:
+            print(ASKED, file=sys.stderr, flush=True)
         while True:
             time.sleep(0.5)
             stuck_s = time.monotonic() - max(self._progressed_at, asked_at)

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
 from hardware.command import run_command
 from tests.support.ranks import Ranks, run_ranks
 from tests.support.terminal import PATIENCE_S
 from tests.support.tiny import write_work
 from trainer.cli import train_app
-from trainer.jobs.launch import launch
-from trainer.jobs.status import BAD_INPUT, HUNG, STOPPED
+from trainer.jobs.launch import Launcher, launch
+from trainer.jobs.status import BAD_INPUT, DIVERGED, DONE, FAILED, HUNG, STOPPED
 from trainer.jobs.torchrun import run_node
 from trainer.measure import read_records
 
@@ -204,6 +206,57 @@ def test_a_node_that_is_told_to_end_ends_all_with_a_checkpoint(folder: Path, tmp
     (checkpoint,) = (output / "checkpoints").iterdir()
     assert int(checkpoint.name.removeprefix("step-")) == len(read_records(output, "step"))
     assert sum("stopped after step" in each.output for each in ended) == 1
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first hands the ranks a SIGTERM, which they save for; Ctrl-C after that kills them; SIGTERM never does."""
+    sent: list[int] = []
+    rank = SimpleNamespace(send_signal=sent.append)
+    monkeypatch.setattr("trainer.jobs.launch.psutil.Process", lambda: SimpleNamespace(children=lambda: [rank]))
+    launcher = Launcher()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        launcher._hand_over(number, None)  # noqa: SLF001 - the handler of signals
+    assert sent == [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL]
+    assert launcher.is_interrupted
+
+
+def test_a_stop_while_no_rank_runs_ends_the_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node that waits for the others to come ends at once, with the status of what may go on."""
+    monkeypatch.setattr(
+        "trainer.jobs.launch.elastic_launch", lambda *_: lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    monkeypatch.setattr("trainer.jobs.launch.psutil.Process", lambda: SimpleNamespace(children=list))
+    assert launch(1, []) == STOPPED
+    assert capsys.readouterr().err == "stopped before the ranks began: there was nothing to save\n"
+
+
+def test_ranks_begin_again_unless_it_would_be_so_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What failed or stood still begins again at the newest checkpoint, as often as asked; what was stopped not."""
+    ends: list[int] = []
+    words: list[list[str]] = []
+
+    def once(_: Launcher, config: LaunchConfig, __: str, arguments: list[str]) -> int:
+        words.append([config.run_id, *arguments])
+        return ends.pop(0)
+
+    monkeypatch.setattr(Launcher, "_run_once", once)
+    for given, status, times in (
+        ([FAILED, HUNG, DONE], DONE, 3),
+        ([FAILED, FAILED, HUNG], HUNG, 3),
+        ([FAILED, STOPPED], STOPPED, 2),
+        ([BAD_INPUT], BAD_INPUT, 1),
+        ([DIVERGED], DIVERGED, 1),
+    ):
+        ends[:], words[:] = given, []
+        assert launch(2, ["--lr", "1"], restarts=2) == status
+        assert len(words) == times
+        assert len({run_id for run_id, *_ in words}) == times  # a rendezvous each
+        assert [each[3:] for each in words] == [["--lr", "1"] + ["--resume", "auto"] * n for n in range(times)]
+    assert "beginning again at the newest checkpoint, 2 of 2 times" in capsys.readouterr().err
 
 
 def test_another_program_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:
