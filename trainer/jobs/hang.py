@@ -1,8 +1,9 @@
 """A run that stands still ends by itself: which rank it waits for, where, and in which collective.
 
 Each rank has a thread that publishes where the rank is, in the store of the process group, and ends the process when
-the rank has not come on for too long. Whoever ends first says who is to blame: a rank whose thread publishes no more is
-stopped or cut off; else the one that is furthest behind. torch's own limit is half an hour, and names no rank.
+the rank has not come on for too long, or when the next one publishes no more. Whoever ends first says who is to blame:
+a rank that publishes no more is stopped or cut off; else the one that is furthest behind. torch's own limit is half an
+hour, and names no rank.
 """
 
 import faulthandler
@@ -37,7 +38,7 @@ PATIENCE = 15.0
 By default half an hour at least, as torch waits for a collective.
 """
 
-_BETWEEN = "evaluation or checkpoint"
+_BETWEEN, _DONE = "evaluation or checkpoint", "done"
 PATIENT_PHASES = ("start", _BETWEEN, "save", "export")
 
 _BEAT_S = 5.0
@@ -86,8 +87,10 @@ class Hang:
         threading.Thread(target=self._watch, daemon=True, name="hang").start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Watch no more, and be watched no more."""
         self._closed.set()
+        self.enter(_DONE)
+        self._publish()
 
     def step(self, step: int) -> None:
         """Say that a step begins."""
@@ -109,23 +112,33 @@ class Hang:
         self.enter(_BETWEEN)
 
     @property
+    def silence_s(self) -> float:
+        """How long a rank may publish nothing [s]."""
+        return self._timeout_s or max(LEAST_S, LONGEST_STEPS * self._longest_s)
+
+    @property
     def limit_s(self) -> float:
         """How long the rank may stay where it is [s]."""
-        limit_s = self._timeout_s or max(LEAST_S, LONGEST_STEPS * self._longest_s)
         is_patient = self._phase in PATIENT_PHASES or self._step <= self._first_step
-        return limit_s * (PATIENCE if is_patient else 1.0)
+        return self.silence_s * (PATIENCE if is_patient else 1.0)
 
     def _watch(self) -> None:
-        stuck_s, seen, at = 0.0, -1, time.monotonic()
+        stuck_s = silent_s = 0.0
+        seen, heard, at = -1, None, time.monotonic()
         while not self._closed.wait(self._beat_s):
             now = time.monotonic()
             elapsed_s, at = min(now - at, 2 * self._beat_s), now  # a job that was suspended whole is not stuck
             self._publish()
             self._end_with_launcher()
+            next_rank = self._next_rank()
             stuck_s = stuck_s + elapsed_s if self._count == seen else 0.0
-            seen = self._count
+            is_silent = next_rank is not None and next_rank == heard and next_rank.phase != _DONE
+            silent_s = silent_s + elapsed_s if is_silent else 0.0
+            seen, heard = self._count, next_rank
             if stuck_s > self.limit_s:
-                self._end(stuck_s)
+                self._end(f"no phase has ended for {stuck_s:.0f} s", self.limit_s)
+            elif silent_s > self.silence_s:
+                self._end(f"nothing was heard of it for {silent_s:.0f} s", self.silence_s)
 
     def _publish(self) -> None:
         self._number += 1
@@ -142,22 +155,30 @@ class Hang:
             self._parent = None
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _end(self, stuck_s: float) -> None:
+    def _end(self, what: str, limit_s: float) -> None:
         """Say who is waited for, and end this process; what does not answer on this machine is killed."""
         before = self._others()
         time.sleep(3 * self._beat_s)
         beats = self._others()
         silent = [rank for rank, beat in beats.items() if before.get(rank) == beat]
         where = self._write_stacks()
-        what = blame(self._world.rank, self._own(), beats, silent, _collective())
-        limit = f"{stuck_s:.0f} s, longer than --hang-timeout ({self.limit_s:.0f} s here)"
-        report(Fault(f"{what}; no phase has ended for {limit}; {where}", HUNG))
+        who = blame(self._world.rank, self._own(), beats, silent, _collective())
+        limit = f"longer than --hang-timeout ({limit_s:.0f} s here)"
+        report(Fault(f"{who}; {what}, {limit}; {where}", HUNG))
         time.sleep(_SETTLE_S)
         for rank in silent:
             if beats[rank].host == socket.gethostname():
                 with suppress(OSError):
                     os.kill(beats[rank].process, signal.SIGKILL)
         os._exit(HUNG)
+
+    def _next_rank(self) -> Beat | None:
+        """Return what the rank after this one published last: each is heard by one; None where there is none."""
+        key = str((self._world.rank + 1) % self._world.size)
+        with suppress(RuntimeError, ValueError):
+            if self._store is not None and self._store.check([key]):
+                return Beat(*json.loads(self._store.get(key)))
+        return None
 
     def _others(self) -> dict[int, Beat]:
         """Return what the other ranks published last; empty where it cannot be had."""
