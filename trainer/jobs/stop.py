@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from trainer.jobs.fault import Fault, report
+
 PATIENCE_S, PATIENCE_STEPS = 10.0, 3.0
 """After a stop was asked for, how long a rank may make no progress: seconds, and in steps as long as its longest.
 
 assumed: a rank that needs more waits for a peer that has ended.
 """
+
+STUCK = 128 + signal.SIGTERM
+"""Exit status of a rank that could not stop in time, as shells have it for a terminated process."""
 
 ASKED = "asked to stop: the step under way is finished and saved; Ctrl-C (again) ends at once, without saving"
 
@@ -72,4 +77,9 @@ class Stop:
             time.sleep(0.5)
             stuck_s = time.monotonic() - max(self._progressed_at, asked_at)
             if self._is_watched and stuck_s > PATIENCE_S + PATIENCE_STEPS * self._longest_s:
-                os._exit(128 + signal.SIGTERM)
+                who = f"rank {os.environ.get('RANK', '0')} was asked to stop"
+                line = (
+                    f"{who}, but got no further for {stuck_s:.0f} s: the steps since the last checkpoint are not saved"
+                )
+                report(Fault(line, STUCK))
+                os._exit(STUCK)
