@@ -179,6 +179,8 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
         raise ValueError(f"nproc: {nproc} is no number of processes; give 1 or more")
     if max_restarts < 0:
         raise ValueError(f"max-restarts: {max_restarts} is no number of times; give 0 or more")
+    if not is_launched():
+        refuse_held(asked.config.output)  # a rank finds it held when it takes it
     count = nproc or max(num_accelerators(), 1)
     world = World.from_environment() if is_launched() else World(size=count, local_size=count)
     hardware, flavor = local_machine(world, asked.hardware, asked.flavor, local_device(world))
@@ -201,12 +203,12 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
     )
     exact = ["--plan", str(plan), "--output", str(config.output)]  # of options given twice, the last counts
     if world.rank == 0:
-        refuse_held(config.output)
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
     if (world.size > 1 or max_restarts) and not is_launched():
-        return launch(world.size, [*sys.argv[1:], *exact], restarts=max_restarts)
+        words = [*sys.argv[1:], *exact]
+        return launch(world.size, words, again=[*words, "--resume", "auto"], restarts=max_restarts)
     with held(config.output) if world.rank == 0 else nullcontext():
         return run_rank(config, work, forecast)
 

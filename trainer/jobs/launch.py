@@ -23,11 +23,25 @@ _CLEAN_LINE = "\r\x1b[2K\x1b[?25h"
 """Clears what a killed rank was drawing on a terminal, and shows the cursor again."""
 
 
-def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer", *, restarts: int = 0) -> int:
+def launch(
+    num_processes: int,
+    arguments: Sequence[str],
+    module: str = "trainer",
+    *,
+    again: Sequence[str] = (),
+    restarts: int = 0,
+) -> int:
     """Run `python -m trainer` with these arguments as so many ranks, and return the exit status of them all.
 
     SIGTERM and Ctrl-C are handed to the ranks, which save and end in their own time; the agent does not kill them. When
     a rank fails, the agent ends the others, and the cause is told in one line.
+
+    Args:
+        num_processes: ranks.
+        arguments: of each.
+        module: what they run.
+        again: the arguments of ranks that begin again.
+        restarts: how often those that failed, were killed or stood still begin again.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -39,7 +53,8 @@ def launch(num_processes: int, arguments: Sequence[str], module: str = "trainer"
         local_addr="localhost",
         logs_specs=DefaultLogsSpecs(),
     )
-    return Launcher().run(config, sys.executable, ["-m", module, *arguments], restarts=restarts)
+    words, again = ["-m", module, *arguments], ["-m", module, *again]
+    return Launcher().run(config, sys.executable, words, again=again, restarts=restarts)
 
 
 class _NothingToStop(BaseException):
@@ -56,14 +71,17 @@ class Launcher:
         self.is_interrupted = False
         """Whether Ctrl-C came after that, which does not wait for a checkpoint."""
 
-    def run(self, config: LaunchConfig, program: str, words: Sequence[str], *, restarts: int = 0) -> int:
+    def run(
+        self, config: LaunchConfig, program: str, words: Sequence[str], *, again: Sequence[str], restarts: int
+    ) -> int:
         """Run the ranks of a launch on this machine, and return the exit status of them all.
 
         Args:
             config: of torch's agent, whose own restarts are not used: it would begin again what was stopped or refused.
             program: what each rank runs.
-            words: its arguments, of `train`.
-            restarts: how often ranks that failed, were killed or stood still begin again at the newest checkpoint.
+            words: its arguments.
+            again: its arguments where it begins again, at the newest checkpoint.
+            restarts: how often ranks that failed, were killed or stood still do.
         """
         os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.nproc_per_node, 1)))
         os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
@@ -76,7 +94,7 @@ class Launcher:
             if status not in (FAILED, HUNG) or self.asked or attempt == restarts:
                 break
             print(f"beginning again at the newest checkpoint, {attempt + 1} of {restarts} times", file=sys.stderr)
-            words = [*words, "--resume", "auto"]
+            words = again
         return status
 
     def _run_once(self, config: LaunchConfig, program: str, words: Sequence[str]) -> int:

@@ -37,7 +37,9 @@ def run_node(words: Sequence[str]) -> int:
         options.local_addr = options.local_addr or "localhost"
     config, program, arguments = config_from_args(options)
     assert isinstance(program, str)  # a callable is what only --run-path gives
-    return Launcher().run(config, program, [*arguments, *words[end + 2 :]], restarts=options.max_restarts)
+    given = [*arguments, *words[end + len(_PROGRAM) :]]
+    again = [*given, "--resume", "auto"]  # of options given twice, the last counts
+    return Launcher().run(config, program, given, again=again, restarts=options.max_restarts)
 
 
 if __name__ == "__main__":

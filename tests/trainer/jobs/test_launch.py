@@ -253,10 +253,10 @@ def test_ranks_begin_again_unless_it_would_be_so_again(
         ([DIVERGED], DIVERGED, 1),
     ):
         ends[:], words[:] = given, []
-        assert launch(2, ["--lr", "1"], restarts=2) == status
+        assert launch(2, ["first"], again=["again"], restarts=2) == status
         assert len(words) == times
         assert len({run_id for run_id, *_ in words}) == times  # a rendezvous each
-        assert [each[3:] for each in words] == [["--lr", "1"] + ["--resume", "auto"] * n for n in range(times)]
+        assert [each[3:] for each in words] == [["first"], *[["again"]] * (times - 1)]
     assert "beginning again at the newest checkpoint, 2 of 2 times" in capsys.readouterr().err
 
 
