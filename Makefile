@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead saving accelerator cpu-runs bench dry-runs fuzz tables further-runs cases clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead saving accelerator cpu-runs bench dry-runs fuzz tables further-runs cases faults clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -125,6 +125,9 @@ dry-runs: $(VENV)/dev.stamp  ## Mistral-7B under plans of each kind on fake tens
 
 memory-grid: $(VENV)/dev.stamp  ## torch's tracker and the formulas over a grid of steps, 6 minutes: reports/validation/memory.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_grid
+
+faults: $(VENV)/dev.stamp  ## 200 runs killed, stopped or damaged at random moments, and continued, an hour: reports/validation/faults.md
+	$(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

@@ -20,7 +20,8 @@ ROOMS = {
         "cli",
     ),
     "trainer": (
-        "data", "parallel", "jobs", "config", "build", "measure", "source", "resume", "inspection", "display", "sample",
+        "data", "parallel", "jobs", "config", "build", "step_log", "measure", "source", "resume", "inspection",
+        "display", "sample",
         "look_ahead", "prepare", "train", "rank", "cli", "__main__",
     ),
 }  # fmt: skip

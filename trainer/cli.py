@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,8 +27,12 @@ from trainer.config import ATTENTIONS, PRECISIONS, TrainConfig
 from trainer.data.dataset import DataConfig
 from trainer.inspection import inspect_folder, print_inspected
 from trainer.jobs.emit import KINDS, emit
+from trainer.jobs.fault import Fault, is_heard, report
+from trainer.jobs.interval import checkpoint_steps
 from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
+from trainer.jobs.lock import held, refuse_held
+from trainer.jobs.status import BAD_INPUT
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
 from trainer.prepare import Work, check_output, check_room, choose_plan, find_work, trainable_shape, write_machine
@@ -62,6 +67,7 @@ def train_command(
     tokenizer: Annotated[str, typer.Option(help="folder or hub id  [default: the model's, or the embedded]")] = "",
     plan: Annotated[str, typer.Option(help="'best', or a plan such as num_stages=2,num_micro_batches=16")] = "best",
     nproc: Annotated[int | None, typer.Option(help="processes, one per device  [default: all accelerators]")] = None,
+    max_restarts: Annotated[int, typer.Option(help="times that ranks which failed begin again at a checkpoint")] = 0,
     flavor: Annotated[str | None, typer.Option(help="name of a flavor; it must be what is here")] = None,
     seq_len: Annotated[int | None, typer.Option(help="tokens per row  [default: 2048; tiny: 512]")] = None,
     batch: Annotated[int | None, typer.Option(help="rows per step, over all devices  [default: 256; tiny: 8]")] = None,
@@ -92,6 +98,9 @@ def train_command(
     resume: Annotated[str, typer.Option(help="'auto' for the newest checkpoint of --output, or its folder")] = "",
     passed_over: Annotated[str | None, typer.Option(hidden=True)] = None,  # ranks are told what was verified for them
     output: Annotated[Path | None, typer.Option(help="folder of the run  [default: runs/ and the time]")] = None,
+    hang_timeout: Annotated[
+        float, typer.Option(help="seconds without progress that end a run; 0: 120, or 10 steps if that is longer")
+    ] = 0.0,
     export: Annotated[bool, typer.Option(help="write a Hugging Face checkpoint at the end")] = True,
     stack: Annotated[str, typer.Option(help="stack of the forecast, or its TOML file")] = "reference",
     catalog: Annotated[list[Path] | None, typer.Option(help="TOML file of further hardware; may be repeated")] = None,
@@ -146,6 +155,7 @@ def train_command(
         final_checkpoint=final_checkpoint,
         passed_over=passed_over,
         eval_every=eval_every,
+        hang_timeout_s=hang_timeout,
         exports=export,
     )
     asked = _Asked(config, plan, flavor, load_stack(stack), load_catalog(catalog or []), compiles)
@@ -155,7 +165,13 @@ def train_command(
         return _dry_run(asked, rank, verifies=verify, as_json=as_json)
     if job_file is not None:
         return _print_job_file(asked, job_file)
-    return _train(asked, nproc)
+    try:
+        return _train(asked, nproc, max_restarts)
+    except ValueError as error:
+        if not is_heard():
+            raise
+        report(Fault(str(error), BAD_INPUT))  # once, not by every rank
+        return BAD_INPUT
 
 
 def _inspect(folder: Path) -> int:
@@ -177,10 +193,14 @@ class _Asked(NamedTuple):
     """None compiles where it can: on accelerators, but for a schedule that splits backward passes."""
 
 
-def _train(asked: _Asked, nproc: int | None) -> int:
+def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
     """Prepare a run, and train as this rank, or start the ranks."""
     if nproc is not None and nproc < 1:
         raise ValueError(f"nproc: {nproc} is no number of processes; give 1 or more")
+    if max_restarts < 0:
+        raise ValueError(f"max-restarts: {max_restarts} is no number of times; give 0 or more")
+    if not is_launched():
+        refuse_held(asked.config.output)  # a rank finds it held when it takes it
     count = nproc or max(num_accelerators(), 1)
     world = World.from_environment() if is_launched() else World(size=count, local_size=count)
     hardware, flavor = local_machine(world, asked.hardware, asked.flavor, local_device(world))
@@ -208,9 +228,11 @@ def _train(asked: _Asked, nproc: int | None) -> int:
         check_output(config)
         if measured := machine_text(hardware, flavor):
             exact += ["--catalog", str(write_machine(config, measured))]
-    if world.size > 1 and not is_launched():
-        return launch(world.size, [*sys.argv[1:], *exact])
-    return run_rank(config, work, forecast)
+    if (world.size > 1 or max_restarts) and not is_launched():
+        words = [*sys.argv[1:], *exact]
+        return launch(world.size, words, again=[*words, "--resume", "auto"], restarts=max_restarts)
+    with held(config.output) if world.rank == 0 else nullcontext():
+        return run_rank(config, work, forecast)
 
 
 def _continued(config: TrainConfig, work: Work) -> tuple[TrainConfig, list[str]]:
@@ -307,5 +329,7 @@ def _print_job_file(asked: _Asked, kind: str) -> int:
     found = _elsewhere(asked)
     exact = ["--model", asked.config.model or SEED_MODEL, "--plan", str(found.config.plan)]
     words = [*_without(sys.argv[1:], ("--emit", "--model", "--plan")), *exact]
-    print(emit(kind, found.flavor, asked.hardware, words), end="")
+    machine = Machine.of(asked.hardware, found.flavor)
+    every = checkpoint_steps(found.workload, machine, found.stack, found.forecast.step_s.value)
+    print(emit(kind, found.flavor, asked.hardware, words, checkpoint_every=every), end="")
     return EXIT_DONE

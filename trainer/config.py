@@ -65,6 +65,8 @@ class TrainConfig:
     still to be verified."""
     eval_every: int = 0
     """Steps between evaluations on the held-out rows; 0 evaluates at the end, if there are any."""
+    hang_timeout_s: float = 0.0
+    """How long no phase of a step may end [s]; 0 for the rule of `trainer.jobs.hang`."""
     exports: bool = True
     """Write a Hugging Face checkpoint at the end."""
 
@@ -86,6 +88,8 @@ class TrainConfig:
         ):
             if given not in known:
                 raise ValueError(f"{name}: {shown(given)} is not one of {', '.join(known)}")
+        if not 0 <= self.hang_timeout_s < 2**30:
+            raise ValueError(f"hang-timeout: {self.hang_timeout_s} is not from 0 to 2**30; give seconds in that range")
         if self.eval_every and not self.data.eval_rows:
             raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
         if self.keep_best and not self.data.eval_rows:

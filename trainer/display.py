@@ -16,6 +16,16 @@ WARM_UP = 2
 """First steps that say nothing of the pace: kernels are compiled, memory is allocated, connections are made."""
 
 
+_bars: list[Progress] = []
+"""On this process's terminal."""
+
+
+def clear_terminal() -> None:
+    """Take away the bar, so that what a failure says stands on a line of its own."""
+    for bar in _bars:
+        bar.stop()
+
+
 class Display:
     """Lines to standard output; on a terminal a bar with tokens/s, and the time left as measured and as predicted."""
 
@@ -36,6 +46,7 @@ class Display:
         )
         self._task = self._bar.add_task("waiting for the first step", total=num_steps, completed=done)
         self._bar.start()
+        _bars.append(self._bar)
 
     def step(self, step: Step, line: str) -> None:
         """Show a step."""
@@ -87,12 +98,24 @@ class Reporter:
         """Of each step reported."""
         self._log = StepLog(folder, run, num_steps, done) if is_main else None
         self._display = Display(num_steps, done, forecast) if is_main else None
+        for line in self._log.repairs if self._log else ():
+            self.say(line)
 
     def step(self, step: Step) -> None:
         """Report a step."""
         self.seconds.append(step.step_s)
         if self._log and self._display:
             self._display.step(step, self._log.write(step))
+
+    def say(self, line: str) -> None:
+        """Print a line beside those of the steps."""
+        if self._display:
+            self._display.say(line)
+
+    def sync(self) -> None:
+        """Have the logs on the disk before a checkpoint is."""
+        if self._log:
+            self._log.sync()
 
     def evaluation(self, step: int, loss: float) -> None:
         """Report the loss on the held-out rows."""

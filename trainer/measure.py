@@ -4,9 +4,10 @@ The log follows the contract `steps/1` that `calibrate` reads; beside it go line
 """
 
 import json
+import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from trainer.step_log import kept, repairs, rewrite, step_of_line, step_of_record
 
 SCHEMA = "steps/1"
 
@@ -26,9 +29,14 @@ class Stopwatch:
     for the loss.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Start the first step."""
-        self.device = device
+    def __init__(self, device: torch.device, entered: Callable[[str], None] = lambda _: None) -> None:
+        """Start the first step.
+
+        Args:
+            device: of this rank.
+            entered: is told each phase's name as it begins.
+        """
+        self.device, self._entered = device, entered
         self.seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.started = time.perf_counter()
@@ -36,6 +44,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs inside to a phase."""
+        self._entered(name)
         if self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -153,11 +162,17 @@ class StepLog:
             done: steps done before; later ones in the logs are dropped, since they will be done again.
         """
         self.num_steps = num_steps
-        steps = _kept(folder / "steps.jsonl", done, lambda line: int(json.loads(line).get("step", 0)))
-        lines = _kept(folder / "train.log", done, _step_of_line)
+        steps = kept(folder / "steps.jsonl", done, step_of_record)
+        lines = kept(folder / "train.log", done, step_of_line)
+        self.repairs = [
+            text for text in (repairs("steps.jsonl", steps, done), repairs("train.log", lines, done)) if text
+        ]
+        """What was wrong with an earlier part's logs, a line for each."""
         header = json.dumps({"record": "run", "schema": SCHEMA, **run, "started": _now()})
-        self._steps = _rewritten(folder / "steps.jsonl", steps or [header])
-        self._lines = _rewritten(folder / "train.log", lines)
+        begins = bool(steps.lines) and json.loads(steps.lines[0])["record"] == "run"
+        rewrite(folder / "steps.jsonl", steps.lines if begins else [header, *steps.lines])
+        rewrite(folder / "train.log", lines.lines)
+        self._steps, self._lines = _Lines(folder / "steps.jsonl"), _Lines(folder / "train.log")
 
     def write(self, step: Step) -> str:
         """Append a step, and return its line."""
@@ -172,6 +187,11 @@ class StepLog:
     def record(self, kind: str, values: dict[str, Any]) -> None:
         """Append a record of another kind, such as an evaluation."""
         self._steps.write(json.dumps({"record": kind, **values, "time": _now()}))
+
+    def sync(self) -> None:
+        """Wait until what is written is on the disk, so that no checkpoint outlives the log of its steps."""
+        self._steps.sync()
+        self._lines.sync()
 
     def close(self) -> int:
         """Close the logs, and return how many bytes a full disk did not take."""
@@ -188,6 +208,11 @@ class _Lines:
     def write(self, line: str) -> None:
         self._held += f"{line}\n".encode()
         self._pass_on()
+
+    def sync(self) -> None:
+        self._pass_on()
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> int:
         """Close the file, and return how many bytes were not taken."""
@@ -209,20 +234,3 @@ def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _step_of_line(line: str) -> int:
-    return int(line.removeprefix("[Step ").partition("/")[0])
-
-
-def _kept(path: Path, done: int, step_of: Any) -> list[str]:
-    """Return the whole lines of a log that are about steps done."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if done and path.is_file() else []
-    return [line for line in lines if step_of(line) <= done]
-
-
-def _rewritten(path: Path, lines: Sequence[str]) -> _Lines:
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    new.replace(path)
-    return _Lines(path)

@@ -2,51 +2,52 @@
 
 import os
 import sys
-import time
-import traceback
 
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException  # is no Exception: it would pass by
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from hardware.units import MIB
-from trainer.config import TrainConfig
-from trainer.display import spoken, steady
+from trainer.config import CHECKPOINT_FOLDER, TrainConfig
+from trainer.display import clear_terminal, spoken, steady
+from trainer.jobs.fault import Fault, fault_of, is_interrupt, report
+from trainer.jobs.status import DONE, INTERRUPTED, STOPPED
 from trainer.measure import read_records
-from trainer.parallel.mesh import is_launched
+from trainer.parallel.mesh import World, is_launched
 from trainer.prepare import Work
 from trainer.sample import sample
 from trainer.train import Outcome, train
 
-DONE, FAILED = 0, 1
-
 INSTRUCTION = "Return the absolute path of a file."
 """What a tiny model is asked at its end."""
 
-CONSEQUENCE_WAIT_S = 3.0
-"""A rank that lost its connection to another fails this much later, so that the other is told as the cause."""
-
 
 def run_rank(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
-    """Train as one rank, and return its exit status; among several, a failure is told to their launcher."""
-    if not is_launched():
-        try:
-            return _run(config, work, forecast)
-        except FloatingPointError as error:
-            print(error, file=sys.stderr)
-            return FAILED
+    """Train as one rank, and return its exit status; a failure is one line, its traceback a file of the run's folder.
+
+    Among several ranks a failure ends the process at once: the others answer no farewell any more.
+    """
     try:
         return _run(config, work, forecast)
-    except (Exception, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it, and its cause is told
-        traceback.print_exc()
-        if "onnection" in str(error) or isinstance(error, dist.DistBackendError):
-            time.sleep(CONSEQUENCE_WAIT_S)
-        get_error_handler().record_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(FAILED)  # the other ranks answer no farewell any more
+    except (Exception, KeyboardInterrupt, CheckpointException) as error:  # noqa: BLE001 - all ranks end for it
+        rank = World.from_environment().rank
+        fault = interrupted(config) if is_interrupt(error) else fault_of(error, rank, config.output)
+    clear_terminal()
+    report(fault)
+    if not is_launched():
+        return fault.status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(fault.status)
+
+
+def interrupted(config: TrainConfig) -> Fault:
+    """Return what Ctrl-C twice leaves: the checkpoint before, and no one of the step under way."""
+    folder = config.output / CHECKPOINT_FOLDER
+    whole = sorted(path.name for path in folder.glob("step-*")) if folder.is_dir() else []
+    how = f"go on from {whole[-1]} with --resume auto --output {config.output}" if whole else "there is no checkpoint"
+    return Fault(f"interrupted: the steps since the last checkpoint are not saved; {how}", INTERRUPTED)
 
 
 def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
@@ -56,7 +57,7 @@ def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
             print(line)
         if outcome.model and not config.model:
             print(f"\n{INSTRUCTION}\n{sample(outcome.model, INSTRUCTION)}")
-    return DONE
+    return DONE if outcome.steps == outcome.num_steps else STOPPED
 
 
 def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None) -> list[str]:

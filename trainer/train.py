@@ -1,7 +1,6 @@
 """The loop: one step after another, each measured; whole here, from the process group to the exported model."""
 
 import gc
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -22,6 +21,9 @@ from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.data.dataset import Data
 from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
+from trainer.divergence import Divergence
+from trainer.jobs.fault import refusing
+from trainer.jobs.hang import Hang
 from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
 from trainer.parallel.checkpoint import damage, load_checkpoint, read_state
@@ -75,6 +77,7 @@ class Run:
         """The last step after which held-out rows were evaluated, and their mean loss."""
         self.continued: Continued | None = None
         self.group = dist.new_group(backend="gloo")  # of checkpoints alone, beside the collectives of training
+        self.divergence = Divergence(source.config.vocab_size, config.num_steps)
         self._fill()
         keeping = Keeping(config.output / CHECKPOINT_FOLDER, config.keep, config.keep_best, config.async_save)
         self.saver = Saver(keeping, device, self.group, self.step)
@@ -215,32 +218,37 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
         forecast: what the estimator says of the plan, to hold the steps against.
     """
     world = World.from_environment()
-    device, stop = local_device(world), Stop()
+    device, stop = local_device(world), Stop(says=world.rank == 0)
     job = publish(_as_job(config, world, device, forecast))
     start_processes(world, device)
-    run = Run(config, source, data, world, device)
+    hang = Hang(world, config.output, config.hang_timeout_s)
+    with refusing():
+        run = Run(config, source, data, world, device)
     reporter = Reporter(config.output, run.record(), run.num_steps, run.step, forecast, is_main=world.rank == 0)
     if run.continued:
         run.continued.report(reporter, run.step)
     gc.collect()
     gc.disable()
-    watch, asked = Stopwatch(device), False
+    watch, asked = Stopwatch(device, hang.enter), False
     while run.step < run.num_steps and not asked:
+        hang.step(run.step + 1)
         asked = take_step(run, watch, stop, reporter, job)
-        with watch.phase("log"), stop.patient():  # in the next step's seconds
+        with watch.phase("log"), stop.patient(), hang.patient():  # in the next step's seconds
             between_steps(run, reporter)
         if is_checkpoint_due(run, asked=asked):
-            with watch.phase("save"), stop.patient():
-                run.save(waits=asked or run.step == run.num_steps)
+            with watch.phase("save"), stop.patient(), hang.patient():
+                save(run, reporter, waits=asked or run.step == run.num_steps)
         report_checkpoints(run, reporter)
     gc.enable()
     run.loader.close()
+    hang.enter("export")
     with stop.patient():
         run.saver.close()
         report_checkpoints(run, reporter)
         model = export(run, reporter) if config.exports and run.step == run.num_steps else None
     reporter.close()
     job.close()
+    hang.close()
     return Outcome(run.step, run.num_steps, model)
 
 
@@ -289,12 +297,11 @@ def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: P
     )
     reporter.step(step)
     job.update(step=run.step, step_s=seconds, memory_bytes=peak.reserved_bytes)
-    if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
-        run.saver.finish()  # what is under way is of weights that were numbers
-        raise FloatingPointError(
-            f"step {step.step}: the loss is {step.loss:g}, the gradient's norm {step.grad_norm:g}; lower --lr, or clip "
-            "with --clip-norm"
-        )
+    try:
+        run.divergence.see(step.step, step.loss, step.grad_norm)
+    except FloatingPointError:
+        run.saver.finish()  # what is under way is of weights that were good
+        raise
     return found.stop
 
 
@@ -313,6 +320,15 @@ def is_checkpoint_due(run: Run, *, asked: bool) -> bool:
     config = run.config
     before_export = run.step == run.num_steps and config.exports and config.final_checkpoint
     return asked or before_export or bool(config.checkpoint_every and run.step % config.checkpoint_every == 0)
+
+
+def save(run: Run, reporter: Reporter, *, waits: bool) -> None:
+    """Begin a checkpoint, unless it would take the place of one that is good."""
+    if run.divergence.is_suspect:
+        reporter.say(f"[Step {run.step}/{run.num_steps}] | No checkpoint: the loss is worse than no knowledge")
+        return
+    reporter.sync()
+    run.save(waits=waits)
 
 
 def report_checkpoints(run: Run, reporter: Reporter) -> None:

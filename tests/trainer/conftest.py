@@ -28,8 +28,9 @@ def began(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
         began.append(config)
         return 0
 
-    def launch(count: int, arguments: list[str]) -> int:
+    def launch(count: int, arguments: list[str], *, again: list[str], restarts: int) -> int:
         began.append((count, arguments))
+        assert (again, restarts) == ([*arguments, "--resume", "auto"], 0)
         return 0
 
     monkeypatch.setattr(trainer.cli, "local_machine", machine)

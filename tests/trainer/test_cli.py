@@ -1,5 +1,6 @@
 """The command `train`: what it refuses, in one line with status 2, before any process or process group starts."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import trainer.cli
 from hardware.command import run_command
 from tests.support.tiny import write_checkpoint, write_work
+from trainer.jobs.lock import held
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,7 @@ def test_several_ranks_are_launched_with_the_plan_that_was_chosen(
 
 BAD = {
     "nproc": ({"nproc": 0}, "nproc: 0 is no number of processes; give 1 or more"),
+    "restarts": ({"max_restarts": -1}, "max-restarts: -1 is no number of times; give 0 or more"),
     "missing checkpoint": ({"model": "{}/none.json"}, "model: '{}/none.json' cannot be read as JSON; check the path"),
     "config without weights": (
         {"model": "{}/bare"},
@@ -170,6 +173,22 @@ def test_bad_input_is_one_line(
     assert re.fullmatch(said.replace("{}", re.escape(str(folder))) + "\n", written.err), written.err
     assert began == []
     assert not output.exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"resume": "auto"}, {"nproc": 2, "plan": "best"}])
+def test_a_folder_in_use_is_refused(
+    folder: Path, tmp_path: Path, began: list[Any], capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    """Beside a run that is under way, no other begins in its folder, anew, continued, or of several ranks."""
+    with held(tmp_path):
+        before = sorted(tmp_path.iterdir())
+        assert run(command(folder, output=tmp_path, **changes)) == 2
+    said = (
+        rf"output: '{re.escape(str(tmp_path))}' is in use by process {os.getpid()} on .* since .*; wait for its end, .*"
+    )
+    assert re.fullmatch(said + "\n", capsys.readouterr().err)
+    assert (began, sorted(tmp_path.iterdir())) == ([], before)
+    assert run(command(folder, output=tmp_path, **changes)) == 0
 
 
 def test_fewer_rows_than_a_batch_is_bad_input(

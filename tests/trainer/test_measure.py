@@ -1,6 +1,7 @@
 import json
 import math
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,39 @@ def test_a_line_broken_off_is_dropped(tmp_path: Path) -> None:
     log_of(tmp_path, range(3, 5), done=2)
     assert [step["step"] for step in read_records(tmp_path, "step")] == [1, 2, 3, 4]
     assert len((tmp_path / "train.log").read_text().splitlines()) == 4
+
+
+def rotten(text: bytes) -> bytes:
+    """Return a log whose end the power took: its last two records are zeros."""
+    lines = text.splitlines(keepends=True)
+    return b"".join(lines[:-2]) + bytes(sum(map(len, lines[-2:])))
+
+
+@pytest.mark.parametrize(
+    ("damage", "lacks"),
+    [
+        (lambda text: text[:-9], "; steps that it lacks: 3"),
+        (rotten, "; steps that it lacks: 2 to 3"),
+        (lambda text: text[:-1], ""),  # a whole record whose end of line was lost
+        (lambda text: text.replace(b'"step": 2', b"\xff\xfe", 1), "; steps that it lacks: 2"),
+        (lambda text: text.split(b"\n", 1)[1], ""),  # without its first record, which is written anew
+    ],
+)
+def test_a_damaged_log_is_repaired_and_said(tmp_path: Path, damage: Callable[[bytes], bytes], lacks: str) -> None:
+    """What is no record is left out, and told with the steps that the log lacks; whole lines stay, and it goes on."""
+    log = StepLog(tmp_path, {}, 9, 0)
+    for step in (1, 2, 3):
+        log.write(replace(STEP, step=step))
+    log.close()
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
+    log = StepLog(tmp_path, {}, 9, 3)
+    log.write(replace(STEP, step=4))
+    log.close()
+    said = f"steps.jsonl: lines that were damaged and are left out: 1{lacks}"
+    assert log.repairs == ([said] if lacks else [])
+    assert json.loads(path.read_text().splitlines()[0])["record"] == "run"
+    assert read_records(tmp_path, "step")[-1]["step"] == 4
 
 
 def test_a_log_begins_anew_without_steps_done(tmp_path: Path) -> None:

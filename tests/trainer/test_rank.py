@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import _wrap_exception
 
 import trainer.rank
 from tests.support.tiny import tiny_config
 from tests.trainer.test_measure import STEP
+from trainer.jobs.status import DIVERGED, FAILED, INTERRUPTED
 from trainer.measure import StepLog
-from trainer.rank import FAILED, run_rank, summary
+from trainer.rank import run_rank, summary
 from trainer.train import Outcome
 
 
@@ -62,5 +65,42 @@ def test_no_number_is_one_line(
     monkeypatch.setattr(trainer.rank, "train", fail)
     config = tiny_config(tmp_path, tmp_path / "run")
     work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
-    assert run_rank(config, work, None) == FAILED
+    assert run_rank(config, work, None) == DIVERGED
     assert capsys.readouterr().err == "step 3: the loss is nan\n"
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), CheckpointException("save", {0: _wrap_exception(KeyboardInterrupt())})]
+)
+def test_who_is_interrupted_says_what_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    """Ctrl-C twice, in a step or in a checkpoint, says that nothing was saved, and from where the run may go on."""
+
+    def fail(*_: object) -> Outcome:
+        raise error
+
+    monkeypatch.setattr(trainer.rank, "train", fail)
+    config, work = tiny_config(tmp_path, tmp_path), SimpleNamespace(source=None, data=None)
+    said = "interrupted: the steps since the last checkpoint are not saved; "
+    assert run_rank(config, work, None) == INTERRUPTED  # type: ignore[arg-type]
+    assert capsys.readouterr().err == f"{said}there is no checkpoint\n"
+    for name in ("step-00000004", "step-00000008", ".partial-step-00000012"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert run_rank(config, work, None) == INTERRUPTED  # type: ignore[arg-type]
+    assert capsys.readouterr().err == f"{said}go on from step-00000008 with --resume auto --output {tmp_path}\n"
+
+
+def test_a_process_alone_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a process alone meets is one line that names the file of its traceback."""
+
+    def fail(*_: object) -> Outcome:
+        raise CheckpointException("save", {0: _wrap_exception(OSError(28, "No space left on device"))})
+
+    monkeypatch.setattr(trainer.rank, "train", fail)
+    work: Any = SimpleNamespace(source=None, data=None)  # is handed on to what fails
+    assert run_rank(tiny_config(tmp_path, tmp_path), work, None) == FAILED
+    said = f"rank 0 failed: OSError: [Errno 28] No space left on device; traceback in {tmp_path}/errors/rank-0.txt\n"
+    assert capsys.readouterr().err == said

@@ -1,5 +1,6 @@
 """Runs of the loop: stopped, killed, broken off in a checkpoint, and continued."""
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from estimator.work.plan import parse_plan
 from tests.support.ranks import Ranks, run_ranks
 from tests.support.tiny import tiny_config, train_tiny, write_work
 from trainer.config import TrainConfig
+from trainer.divergence import STEPS as STEPS_ABOVE
 from trainer.measure import read_records
 from trainer.parallel.checkpoint import checkpoints_in, step_of
 from trainer.parallel.mesh import World
@@ -256,6 +258,25 @@ def test_no_number_ends_the_run_before_a_checkpoint(
     with pytest.raises(FloatingPointError, match=said):
         raise FloatingPointError(rank.output)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def lost(config: TrainConfig) -> None:
+    """Train, and lose everything in the sixth step: from then on the loss is that of a broken model."""
+    passes, taken = trainer.train.Passes.train, itertools.count(1)
+    trainer.train.Passes.train = (  # type: ignore[method-assign]
+        lambda self, rows, n: passes(self, rows, n) * (1 if next(taken) < 6 else 1e4)
+    )
+    train_tiny(config)
+
+
+def test_a_run_that_diverged_ends_and_keeps_its_last_good_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """A loss that stays worse than no knowledge ends the run in one line, and takes no good checkpoint's place."""
+    changes = {"checkpoint_every": 1, "keep": 1, "num_steps": 40}
+    (rank,) = Ranks(1, lost, configured(folder, tmp_path, ALONE, **changes)).end()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    assert len(read_records(tmp_path, "step")) == 6 + STEPS_ABOVE - 1
+    assert "the run has diverged: the loss is" in rank.output
+    assert "[Step 6/40] | No checkpoint: the loss is worse than no knowledge" in rank.output
 
 
 def test_ranks_take_their_own_rows(whole: Callable[[str, int], Path]) -> None:

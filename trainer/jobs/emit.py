@@ -9,6 +9,7 @@ from typing import NamedTuple
 from estimator.formulas.machine import Machine
 from hardware.catalog import Catalog
 from hardware.models import Accelerator, Flavor
+from trainer.jobs.status import BAD_INPUT, DIVERGED, STOPPED
 
 SHUTDOWN_S = 600
 """Seconds between SIGTERM and SIGKILL, in which the ranks finish a step, write a checkpoint and end.
@@ -17,7 +18,14 @@ assumed: 112 GB of a 7B model's weights and optimizer state at 1 GB/s, five time
 """
 
 NOTICE_S = SHUTDOWN_S + 60
-"""Seconds that whoever ends torchrun allows it: a little more than torchrun allows the ranks."""
+"""Seconds that whoever ends the ranks' launcher allows it: a little more than it allows the ranks."""
+
+EARLY_S = 120
+"""Seconds before a notice is due in which it may come: Slurm sends it up to 60 s early (sbatch's manual, --signal), and
+clocks differ."""
+
+RETRIES = 8
+"""Failures of a job after which it is given up."""
 
 JOIN_S = 1800
 """Seconds that the first node waits for the last: images are pulled at different speeds. assumed."""
@@ -27,6 +35,9 @@ PORT = 29400
 
 CPUS_PER_DEVICE = 4
 """Cores for a rank and the loading of its data, where a job does not have its nodes alone. assumed."""
+
+_LAUNCHER = ("python", "-m", "trainer.jobs.torchrun")
+"""torchrun, but that it ends with the ranks' exit status, which says what may go on."""
 
 _INDENT = " \\\n    "
 
@@ -47,18 +58,19 @@ class _Job(NamedTuple):
         return self.machine.accelerator.id == "mi250"
 
 
-def emit(kind: str, flavor: Flavor, catalog: Catalog, arguments: Sequence[str]) -> str:
+def emit(kind: str, flavor: Flavor, catalog: Catalog, arguments: Sequence[str], *, checkpoint_every: int) -> str:
     """Return the job file that runs `train` with these arguments on a flavor.
 
     The arguments come with their plan. What a job adds where they do not say it: `--flavor`, which the ranks hold
-    against what they find; `--resume auto`, so that a job that is started again goes on; and an `--output` that is the
-    same for all ranks, and after each start.
+    against what they find; `--resume auto`, so that a job that is started again goes on; `--checkpoint-every`, so that
+    it goes on from somewhere; and an `--output` that is the same for all ranks, and after each start.
 
     Args:
         kind: one of `KINDS`.
         flavor: the devices.
         catalog: where the flavor's hardware is.
         arguments: of `train`, without `--emit`.
+        checkpoint_every: steps between checkpoints.
 
     Raises:
         ValueError: no such job can be described.
@@ -74,7 +86,11 @@ def emit(kind: str, flavor: Flavor, catalog: Catalog, arguments: Sequence[str]) 
     title = f"foretrain on {flavor.id}: {machine.devices_per_node} x {device}{each}."
     name = f"foretrain-{re.sub('[^a-z0-9]+', '-', flavor.id.lower())}"[:50].rstrip("-")
     words = tuple(arguments)
-    for option, value in (("--flavor", flavor.id), ("--resume", "auto")):
+    for option, value in (
+        ("--flavor", flavor.id),
+        ("--resume", "auto"),
+        ("--checkpoint-every", str(checkpoint_every)),
+    ):
         if not _has(words, option):
             words = (*words, option, value)
     return _WRITERS[kind](_Job(title, name, machine, words))
@@ -135,8 +151,9 @@ def _slurm(job: _Job) -> str:
             "status=0",
             f"{_INDENT.join(command)} || status=$?",
             "",
-            "# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save.",
-            f"if ((status != 0 && $(date +%s) >= ${{SLURM_JOB_END_TIME:-9999999999}} - {NOTICE_S})); then",
+            "# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save, a",
+            f"# minute early perhaps, and ended with status {STOPPED}.",
+            f"if ((status != 0 && $(date +%s) >= ${{SLURM_JOB_END_TIME:-9999999999}} - {NOTICE_S + EARLY_S})); then",
             '    scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             'exit "$status"',
@@ -154,7 +171,7 @@ def _kubernetes(job: _Job) -> str:
     resource = _resource(machine.accelerator, "kubernetes")
     endpoint = f"{job.name}-0.{job.name}:{PORT}"
     words = [
-        "torchrun",
+        *_LAUNCHER,
         *_torchrun_options(machine, endpoint, job.name),
         *("-m", "trainer"),
         *job.words,
@@ -169,7 +186,11 @@ def _kubernetes(job: _Job) -> str:
         name=job.name,
         subdomain=f"\n      subdomain: {job.name}" if machine.num_nodes > 1 else "",
         num_nodes=machine.num_nodes,
-        retries=8 * machine.num_nodes,
+        times=RETRIES,
+        retries=RETRIES * machine.num_nodes,
+        stopped=STOPPED,
+        refused=BAD_INPUT,
+        diverged=DIVERGED,
         notice_s=NOTICE_S,
         shutdown_s=SHUTDOWN_S,
         command=command,
@@ -203,10 +224,22 @@ spec:
   completionMode: Indexed
   completions: {num_nodes}
   parallelism: {num_nodes}
-  # A failure ends all pods, which begin again at the newest checkpoint, eight times at most; an eviction is none.
+  # A failure ends all pods, which begin again at the newest checkpoint, {times} times at most. An eviction is none, nor
+  # is the end of the other pods, which save and end with status {stopped}. What would be so again, bad input
+  # ({refused}) or a loss that has diverged ({diverged}), ends it.
   backoffLimit: {retries}
   podFailurePolicy:
     rules:
+      - action: FailJob
+        onExitCodes:
+          containerName: train
+          operator: In
+          values: [{refused}, {diverged}]
+      - action: Ignore
+        onExitCodes:
+          containerName: train
+          operator: In
+          values: [{stopped}]
       - action: Ignore
         onPodConditions:
           - type: DisruptionTarget
@@ -271,8 +304,8 @@ def _environment(job: _Job) -> list[str]:
 
 
 def _torchrun_words(job: _Job, endpoint: str, run: str) -> list[str]:
-    """Return torchrun and its options as the shell reads them; what is given is quoted already."""
-    return ["torchrun", *_torchrun_options(job.machine, endpoint, run), "-m trainer"]
+    """Return the launcher and its options as the shell reads them; what is given is quoted already."""
+    return [" ".join(_LAUNCHER), *_torchrun_options(job.machine, endpoint, run), "-m trainer"]
 
 
 def _torchrun_options(machine: Machine, endpoint: str, run: str) -> list[str]:

@@ -3,17 +3,25 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from trainer.jobs.fault import Fault, report
+
 PATIENCE_S, PATIENCE_STEPS = 10.0, 3.0
 """After a stop was asked for, how long a rank may make no progress: seconds, and in steps as long as its longest.
 
 assumed: a rank that needs more waits for a peer that has ended.
 """
+
+STUCK = 128 + signal.SIGTERM
+"""Exit status of a rank that could not stop in time, as shells have it for a terminated process."""
+
+ASKED = "asked to stop: the step under way is finished and saved; Ctrl-C (again) ends at once, without saving"
 
 
 class Stop:
@@ -24,9 +32,13 @@ class Stop:
     a thread.
     """
 
-    def __init__(self) -> None:
-        """Handle SIGTERM and SIGINT from now on; call it in the main thread."""
-        self.asked = False
+    def __init__(self, *, says: bool = False) -> None:
+        """Handle SIGTERM and SIGINT from now on; call it in the main thread.
+
+        Args:
+            says: whether this rank says, of Ctrl-C, that it was asked to stop, and what it does until it ends.
+        """
+        self.asked, self._says = False, says
         self._progressed_at = time.monotonic()
         self._longest_s = 0.0
         self._is_watched = True
@@ -56,11 +68,18 @@ class Stop:
         self._progressed_at, self._is_watched = time.monotonic(), True
 
     def _watch(self, receiver: socket.socket) -> None:
-        while receiver.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+        while (number := receiver.recv(1)[0]) not in (signal.SIGTERM, signal.SIGINT):
             pass
         asked_at = time.monotonic()
+        if self._says and number == signal.SIGINT:  # a launcher sends SIGTERM also to those whom a failed rank leaves
+            print(ASKED, file=sys.stderr, flush=True)
         while True:
             time.sleep(0.5)
             stuck_s = time.monotonic() - max(self._progressed_at, asked_at)
             if self._is_watched and stuck_s > PATIENCE_S + PATIENCE_STEPS * self._longest_s:
-                os._exit(128 + signal.SIGTERM)
+                who = f"rank {os.environ.get('RANK', '0')} was asked to stop"
+                line = (
+                    f"{who}, but got no further for {stuck_s:.0f} s: the steps since the last checkpoint are not saved"
+                )
+                report(Fault(line, STUCK))
+                os._exit(STUCK)

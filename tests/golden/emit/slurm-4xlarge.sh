@@ -19,7 +19,7 @@ read -r HEAD_NODE < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
 status=0
 srun --kill-on-bad-exit=1 --cpu-bind=none \
-    torchrun \
+    python -m trainer.jobs.torchrun \
     --nnodes=4 \
     --nproc-per-node=8 \
     --rdzv-backend=c10d \
@@ -33,10 +33,12 @@ srun --kill-on-bad-exit=1 --cpu-bind=none \
     --plan num_stages=2,num_micro_batches=16,tp=1,recomputation=none,distribute_param=true \
     --flavor 4xLarge.2048GB \
     --resume auto \
+    --checkpoint-every 40 \
     --output "runs/$SLURM_JOB_ID" || status=$?
 
-# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save.
-if ((status != 0 && $(date +%s) >= ${SLURM_JOB_END_TIME:-9999999999} - 660)); then
+# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save, a
+# minute early perhaps, and ended with status 75.
+if ((status != 0 && $(date +%s) >= ${SLURM_JOB_END_TIME:-9999999999} - 780)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

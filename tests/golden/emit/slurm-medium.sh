@@ -17,7 +17,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600  # seconds for the ranks to save and e
 
 status=0
 srun --kill-on-bad-exit=1 --cpu-bind=none \
-    torchrun \
+    python -m trainer.jobs.torchrun \
     --standalone \
     --nnodes=1 \
     --nproc-per-node=2 \
@@ -28,10 +28,12 @@ srun --kill-on-bad-exit=1 --cpu-bind=none \
     --plan num_stages=2,num_micro_batches=16,tp=1,recomputation=none,distribute_param=true \
     --flavor Medium.128GB \
     --resume auto \
+    --checkpoint-every 40 \
     --output "runs/$SLURM_JOB_ID" || status=$?
 
-# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save.
-if ((status != 0 && $(date +%s) >= ${SLURM_JOB_END_TIME:-9999999999} - 660)); then
+# Slurm begins a preempted job again, but not one whose time is up: then the ranks were told to save, a
+# minute early perhaps, and ended with status 75.
+if ((status != 0 && $(date +%s) >= ${SLURM_JOB_END_TIME:-9999999999} - 780)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -10,7 +10,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600  # seconds for the ranks to save and e
 : "${HEAD_NODE:?set it to the name or address of one of the nodes}"
 : "${RUN_ID:=run}"
 
-exec torchrun \
+exec python -m trainer.jobs.torchrun \
     --nnodes=4 \
     --nproc-per-node=8 \
     --rdzv-backend=c10d \
@@ -24,4 +24,5 @@ exec torchrun \
     --plan num_stages=2,num_micro_batches=16,tp=1,recomputation=none,distribute_param=true \
     --flavor 4xLarge.2048GB \
     --resume auto \
+    --checkpoint-every 40 \
     --output "runs/$RUN_ID"

@@ -1,5 +1,7 @@
 import os
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,34 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from estimator.formulas.failures import DEVICE_MTBF_S
+from estimator.formulas.machine import Machine
+from estimator.search.planner import run_endurance
+from estimator.stack.stack import load_stack
+from estimator.work.shape import load_shape
+from estimator.work.workload import Workload
 from hardware.catalog import Catalog, load_catalog
 from hardware.models import Flavor
 from tests.support.paths import GOLDEN as GOLDEN_FOLDER
-from trainer.jobs.emit import KINDS, NOTICE_S, SHUTDOWN_S, emit
+from trainer.jobs.emit import EARLY_S, KINDS, NOTICE_S, RETRIES, SHUTDOWN_S
+from trainer.jobs.emit import emit as emit_every
+from trainer.jobs.interval import MOST_LOST_S, checkpoint_steps
+from trainer.jobs.status import BAD_INPUT, DIVERGED, DONE, FAILED, HUNG, STOPPED
 
 CATALOG = load_catalog()
 GOLDEN = GOLDEN_FOLDER / "emit"
 PLAN = ("--plan", "num_stages=2,num_micro_batches=16,tp=1,recomputation=none,distribute_param=true")
 ARGUMENTS = ("--model", "mistralai/Mistral-7B-v0.1", "--dataset", "it's mine/$(rows).jsonl", "--packing", *PLAN)
 BASH = "/bin/bash"
+
+EVERY = 40
+SRUN = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do shift; done\nexec "$@"\n'
+
+
+def emit(kind: str, flavor: Flavor, catalog: Catalog, arguments: Sequence[str]) -> str:
+    """Return a job file that writes a checkpoint every so many steps."""
+    return emit_every(kind, flavor, catalog, arguments, checkpoint_every=EVERY)
+
 
 words = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), max_size=6)
 """Arguments of a command; no system takes a NUL within one."""
@@ -36,10 +56,10 @@ def container(text: str) -> dict[str, Any]:
 
 
 def run_script(text: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Run a script whose commands write down how they were called; return the words and environment of torchrun."""
+    """Run a script whose commands write down how they were called; return the launcher's words and environment."""
     commands = {
-        "torchrun": '#!/bin/bash\nprintf "%s\\0" "$@" > "$SEEN/words"\nenv -0 > "$SEEN/environment"\n',
-        "srun": '#!/bin/bash\nwhile [[ "$1" == -* ]]; do shift; done\nexec "$@"\n',
+        "python": '#!/bin/bash\nprintf "%s\\0" "$@" > "$SEEN/words"\nenv -0 > "$SEEN/environment"\n',
+        "srun": SRUN,
         "scontrol": '#!/bin/bash\necho "node-7"; echo "node-8"\n',
     }
     for name, script in commands.items():
@@ -128,17 +148,19 @@ def test_arguments_arrive_at_a_rank_as_they_were_given(
 def test_a_job_that_begins_again_goes_on(kind: str, output: str, tmp_path: Path) -> None:
     """Where nothing else is asked for, a run has a folder that stays, and resumes what lies there."""
     called, environment = run_script(emit(kind, CATALOG.flavor("4xlarge"), CATALOG, PLAN), tmp_path)
-    assert called[-6:] == ["--flavor", "4xLarge.2048GB", "--resume", "auto", "--output", output]
+    assert called[:2] == ["-m", "trainer.jobs.torchrun"]
+    assert called[-8:-2] == ["--flavor", "4xLarge.2048GB", "--resume", "auto", "--checkpoint-every", str(EVERY)]
+    assert called[-2:] == ["--output", output]
     assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == str(SHUTDOWN_S)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_given_is_not_given_again(kind: str) -> None:
     """A flavor, a checkpoint or a folder that the arguments name stays the only one, however it is written."""
-    own = ["--flavor=4xlarge", "--resume", "runs/a/checkpoints/step-10", "--output", "/data/a"]
+    own = ["--flavor=4xlarge", "--resume", "runs/a/checkpoints/step-10", "--output", "/data/a", "--checkpoint-every=7"]
     text = emit(kind, CATALOG.flavor("4xlarge"), CATALOG, own)
     command = "".join(line for line in text.splitlines() if not line.startswith("#"))
-    assert [command.count(option) for option in ("--flavor", "--resume", "--output")] == [1, 1, 1]
+    assert [command.count(option) for option in ("--flavor", "--resume", "--output", "--checkpoint-every")] == [1] * 4
 
 
 def test_whoever_ends_torchrun_waits_longer_than_torchrun() -> None:
@@ -149,6 +171,79 @@ def test_whoever_ends_torchrun_waits_longer_than_torchrun() -> None:
     assert environment == {"name": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "value": str(SHUTDOWN_S)}
     assert pod["terminationGracePeriodSeconds"] == NOTICE_S > SHUTDOWN_S
     assert f"#SBATCH --signal=TERM@{NOTICE_S}\n" in emit("slurm", flavor, CATALOG, PLAN)
+
+
+def test_what_was_stopped_goes_on_and_what_was_refused_does_not() -> None:
+    """A pod that saved and ended for another's eviction is no failure; bad input ends the job; the rest is counted."""
+    spec = job(emit("kubernetes", CATALOG.flavor("4xlarge"), CATALOG, PLAN))["spec"]
+    rules = {
+        rule["action"]: rule["onExitCodes"]["values"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    }
+    assert rules == {"FailJob": [BAD_INPUT, DIVERGED], "Ignore": [STOPPED]}
+    assert {"type": "DisruptionTarget"} in spec["podFailurePolicy"]["rules"][-1]["onPodConditions"]
+    assert spec["backoffLimit"] == RETRIES * spec["completions"]
+    assert len({DONE, FAILED, BAD_INPUT, DIVERGED, STOPPED, HUNG}) == 6
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds_left", "is_requeued"),
+    [
+        (STOPPED, NOTICE_S + 59, True),  # the notice came a minute early, and the checkpoint took a second
+        (STOPPED, NOTICE_S - 300, True),
+        (FAILED, NOTICE_S - 300, True),
+        (STOPPED, 7200, False),  # somebody asked the run to stop
+        (DONE, 60, False),
+    ],
+)
+def test_a_job_whose_time_is_up_is_begun_again(
+    status: int, seconds_left: int, *, is_requeued: bool, tmp_path: Path
+) -> None:
+    """Slurm's script asks to be begun again where the notice made it end, however early it came, and only then."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\nexit {status}\n", encoding="utf-8")
+    python.chmod(0o755)
+    for name, script in (("srun", SRUN), ("scontrol", '#!/bin/bash\necho "$@" >> "$SEEN/scontrol.txt"\necho node-7\n')):
+        (tmp_path / name).write_text(script, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.defpath}",
+        "SEEN": str(tmp_path),
+        "SLURM_JOB_ID": "41234",
+        "SLURM_JOB_NODELIST": "node-[7-8]",
+        "SLURM_JOB_END_TIME": str(int(time.time()) + seconds_left),
+    }
+    text = emit("slurm", CATALOG.flavor("4xlarge"), CATALOG, PLAN)
+    done = subprocess.run([BASH, "-c", text], check=False, env=environment, cwd=tmp_path)  # noqa: S603
+    assert done.returncode == status
+    assert ("requeue 41234" in (tmp_path / "scontrol.txt").read_text()) == is_requeued
+
+
+def test_a_notice_may_come_early() -> None:
+    """Whether a job's time is up is asked with more than the minute by which Slurm may be early."""
+    assert EARLY_S > 60
+
+
+@pytest.mark.parametrize(
+    ("step_s", "num_steps", "every"),
+    [(10.0, 10**6, MOST_LOST_S / 10), (10.0, 100, 50), (1e5, 10**6, 1), (10.0, 1, 1)],
+)
+def test_a_failure_costs_half_an_hour_at_most(step_s: float, num_steps: int, every: int) -> None:
+    """Checkpoints come every half hour where failures are rare, at half of a shorter run, at each of longer steps."""
+    workload = Workload(load_shape("gpt2"), seq_len=256, global_batch=8, num_steps=num_steps)
+    machine = Machine.of(CATALOG, CATALOG.flavor("4xlarge"))
+    assert checkpoint_steps(workload, machine, load_stack("reference"), step_s) == every
+
+
+def test_many_devices_write_checkpoints_more_often() -> None:
+    """Where failures are frequent the interval is Daly's."""
+    workload = Workload(load_shape("megatron-1t"), seq_len=2048, global_batch=4096, num_steps=10**6)
+    machine = Machine.of(CATALOG, CATALOG.flavor_of("h100-sxm-80gb", 8192))
+    stack = load_stack("reference")
+    best_s = run_endurance(workload, machine, stack, DEVICE_MTBF_S).interval_s
+    assert best_s < MOST_LOST_S
+    assert checkpoint_steps(workload, machine, stack, 1.0) == round(best_s)
 
 
 def test_pods_meet_at_the_first_one() -> None:

@@ -93,7 +93,8 @@ def waited() -> dict[Callable[[], str], Ended]:
 
 
 def test_a_stuck_rank_leaves_after_a_stop_was_asked_for(waited: dict[Callable[[], str], Ended]) -> None:
-    """A rank that hangs where no handler runs ends by itself, with the status of a terminated process."""
+    """A rank that hangs where no handler runs ends by itself, with the status of a terminated process, and says so."""
+    assert waited[hangs].output.startswith("rank 0 was asked to stop, but got no further for ")
     assert (waited[hangs].status, waited[hangs].value) == (128 + signal.SIGTERM, None)
 
 
