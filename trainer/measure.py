@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.step_log import kept, repairs, rewritten, step_of_line, step_of_record
+from trainer.step_log import kept, repairs, rewrite, step_of_line, step_of_record
 
 SCHEMA = "steps/1"
 
@@ -168,8 +168,11 @@ class StepLog:
         """What was wrong with an earlier part's logs, a line for each."""
         header = json.dumps({"record": "run", "schema": SCHEMA, **run, "started": _now()})
         begins = bool(steps.lines) and json.loads(steps.lines[0])["record"] == "run"
-        self._steps = rewritten(folder / "steps.jsonl", steps.lines if begins else [header, *steps.lines])
-        self._lines = rewritten(folder / "train.log", lines.lines)
+        rewrite(folder / "steps.jsonl", steps.lines if begins else [header, *steps.lines])
+        rewrite(folder / "train.log", lines.lines)
+        self._steps, self._lines = (
+            (folder / name).open("a", encoding="utf-8") for name in ("steps.jsonl", "train.log")
+        )
 
     def write(self, step: Step) -> str:
         """Append a step, and return its line."""

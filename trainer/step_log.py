@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 
 class Kept(NamedTuple):
@@ -74,12 +74,11 @@ def _ranges(steps: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
 
 
-def rewritten(path: Path, lines: Iterable[str]) -> IO[str]:
-    """Replace a log by some lines, all at once even if the power goes; return it, to be appended to."""
+def rewrite(path: Path, lines: Iterable[str]) -> None:
+    """Replace a log by some lines, all at once even if the power goes."""
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    return path.open("a", encoding="utf-8")
