@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.planner import search
+from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans, parse_plan
 from estimator.work.rules import reasons
@@ -19,7 +21,7 @@ from hardware.models import Flavor
 from trainer.config import CHECKPOINT_FOLDER, TrainConfig
 from trainer.data.dataset import Data, load_data
 from trainer.data.packing import Packing
-from trainer.parallel.checkpoint import find_checkpoint
+from trainer.parallel.checkpoint import find_checkpoint, read_state
 from trainer.source import ModelSource, find_model
 
 
@@ -40,7 +42,8 @@ def find_work(config: TrainConfig) -> Work:
     """
     data = load_data(config.data)
     source = find_model(config.model, data.vocab_size)
-    shape = trainable_shape(source)
+    check_checkpoint(config, source)
+    shape = recipe_of(config).shape(trainable_shape(source))
     packed = config.data.packing
     rows = len(Packing(data.train.lengths, config.data.seq_len if packed else None))
     if rows < config.global_batch:
@@ -48,6 +51,35 @@ def find_work(config: TrainConfig) -> Work:
         raise ValueError(f"batch: {config.global_batch} rows are more than the {rows} {kind} there are; lower it")
     steps = config.num_steps or num_steps(rows, config.epochs, config.global_batch)
     return Work(source, data, Workload(shape, config.data.seq_len, config.global_batch, steps))
+
+
+def recipe_of(config: TrainConfig, *, compiles: bool | None = None) -> Recipe:
+    """Return how a run trains, as the estimator says it."""
+    adapters = config.adapters
+    own: dict[str, Any] = {}
+    if adapters:
+        own = {"lora_rank": adapters.rank, "lora_targets": adapters.shape_targets}
+    return Recipe(precision=config.precision, compiles=compiles, **own)
+
+
+def check_checkpoint(config: TrainConfig, source: ModelSource) -> None:
+    """Refuse to go on with other weights than a checkpoint holds.
+
+    Raises:
+        ValueError: it is of other adapters, of none, or of adapters beside another model.
+    """
+    checkpoint = find_checkpoint(config.resume, config.output / CHECKPOINT_FOLDER)
+    if checkpoint is None:
+        return
+    told, where = read_state(checkpoint).get("adapters"), f"resume: {shown(str(checkpoint), 200)}"
+    if config.adapters is None or told is None:
+        if config.adapters or told:
+            what, mend = ("adapters", "give its --lora") if told else ("all weights", "leave out --lora")
+            raise ValueError(f"{where} holds {what}; {mend}, or start anew")
+        return
+    for name, own in {"base": source.name, **config.adapters.document()}.items():
+        if name != "dropout" and told.get(name) != own:
+            raise ValueError(f"{where} has adapters of {name} {shown(told.get(name))}, not {shown(own)}; give the same")
 
 
 def trainable_shape(source: ModelSource) -> Shape:

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from hardware.units import MIB
-from trainer.config import TrainConfig
+from trainer.config import MODEL_FOLDER, TrainConfig
 from trainer.display import spoken, steady
 from trainer.measure import read_records
 from trainer.parallel.mesh import is_launched
@@ -54,8 +54,9 @@ def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
     if dist.get_rank() == 0:
         for line in summary(config, outcome, forecast):
             print(line)
-        if outcome.model and not config.model:
-            print(f"\n{INSTRUCTION}\n{sample(outcome.model, INSTRUCTION)}")
+        models = [folder for folder in outcome.exported if folder.name == MODEL_FOLDER]
+        if models and not config.model:
+            print(f"\n{INSTRUCTION}\n{sample(models[0], INSTRUCTION)}")
     return DONE
 
 
@@ -76,7 +77,8 @@ def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None
         ]
     if outcome.steps < outcome.num_steps:
         lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")
-    lines.append(f"written to {config.output}: steps.jsonl, train.log, loss.png" + (", model" if outcome.model else ""))
+    written = ["steps.jsonl", "train.log", "loss.png", *(folder.name for folder in outcome.exported)]
+    lines.append(f"written to {config.output}: {', '.join(written)}")
     return lines
 
 

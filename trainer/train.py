@@ -1,6 +1,7 @@
 """The loop: one step after another, each measured; whole here, from the process group to the exported model."""
 
 import gc
+import hashlib
 import math
 import os
 import sys
@@ -16,15 +17,16 @@ from torch import Tensor
 from estimator.predict.evaluate import PlanEstimate
 from hardware.smi.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
-from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
+from trainer.config import ADAPTER_FOLDER, CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.data.dataset import Data
 from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
 from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
+from trainer.parallel.adapter_files import export_adapter, load_adapter, merge_adapters
 from trainer.parallel.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from trainer.parallel.mesh import World, local_device, make_place, start_processes
-from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
+from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate, trained
 from trainer.parallel.parallelize import chunks_loss, compute_dtype, weight_dtype
 from trainer.parallel.pipeline import Passes, Rows
 from trainer.parallel.weights import draw_weights, export_weights, load_weights
@@ -67,20 +69,29 @@ class Run:
 
     def _fill(self) -> None:
         checkpoint = find_checkpoint(self.config.resume, self.config.output / CHECKPOINT_FOLDER)
-        if checkpoint is not None:
-            state = read_state(checkpoint)
-            self.loader.load_state_dict(state["loader"])  # refuses other rows before anything is read
-            load_checkpoint(checkpoint, self.stages, self.optimizers)
-            self.step = int(state["step"])
-        elif self.source.weights is not None:
-            load_weights(self.stages, self.source.weights)
-        else:
+        if checkpoint is None:
+            self._fill_anew()
+            return
+        state = read_state(checkpoint)
+        self.loader.load_state_dict(state["loader"])  # refuses other rows before anything is read
+        if self.config.adapters:  # whose checkpoints hold no base
+            self._fill_anew()
+        load_checkpoint(checkpoint, self.stages, self.optimizers)
+        self.step = int(state["step"])
+
+    def _fill_anew(self) -> None:
+        if self.source.weights is None:
             draw_weights(self.stages, self.config.seed)
+        else:
+            load_weights(self.stages, self.source.weights)
+            draw_weights(self.stages, self.config.seed, adapters_only=True)
+        if self.config.start_adapter:
+            load_adapter(self.stages, Path(self.config.start_adapter))
 
     @property
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         """Trained parameters of this rank."""
-        return (parameter for stage in self.stages for parameter in stage.parameters())
+        return (parameter for stage in self.stages for parameter in trained(stage))
 
     def to_device(self, batch: Batch) -> Rows:
         """Return a batch where the model is."""
@@ -100,23 +111,53 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         return norm, rate
 
+    def begin_step(self) -> None:
+        """Count the step, and let what it leaves out at random depend on its number, whatever went before."""
+        self.step += 1
+        if self.config.adapters and self.config.adapters.dropout:
+            digest = hashlib.sha256(f"{self.config.seed} {self.world.rank} {self.step}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "big"))
+
     def evaluate(self) -> float:
         """Return the mean loss of the targets of the held-out rows."""
         total, targets = 0.0, 0
+        for stage in self.stages:
+            stage.eval()
         for batch in evaluation_batches(self.data.evaluation, **self._batching()):
             part = self.passes.evaluate(self.to_device(batch), num_targets=1)
             total += gather(part, stop=False, peak=peak_memory(self.device)).loss
             targets += batch.useful_tokens
+        for stage in self.stages:
+            stage.train()
         return total / max(targets, 1)
 
     def save(self) -> Path:
         """Write a checkpoint of the step done."""
         state = {"loader": self.loader.state_dict(), "plan": str(self.config.plan), "num_steps": self.num_steps}
+        if adapters := self.config.adapters:
+            state["adapters"] = {"base": self.source.name, **adapters.document()}
         folder = self.config.output / CHECKPOINT_FOLDER
         return save_checkpoint(folder, self.step, self.stages, self.optimizers, state, keep=self.config.keep)
 
-    def export(self) -> Path:
-        """Write the model as Hugging Face's `from_pretrained` reads it, its tokenizer beside it."""
+    def export(self) -> list[Path]:
+        """Write what was trained, and return the folders.
+
+        They are adapters as peft's `from_pretrained` reads them, and the model as Hugging Face's does, its tokenizer
+        beside it: where all weights are trained, or adapters are to be merged with it.
+        """
+        written, adapters = [], self.config.adapters
+        if adapters:
+            written.append(self.config.output / ADAPTER_FOLDER)
+            is_here = self.source.weights is not None and Path(self.config.model).is_dir()
+            base = str(Path(self.config.model).resolve()) if is_here else self.source.name
+            export_adapter(self.stages, written[0], adapters, base)
+            if self.config.merges:
+                merge_adapters(self.stages)
+        if not adapters or self.config.merges:
+            written.append(self._export_model())
+        return written
+
+    def _export_model(self) -> Path:
         config, folder = self.source.config, self.config.output / MODEL_FOLDER
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weight_dtype(self.config.precision)
         export_weights(self.stages, folder, dtype, beside=(config, self.data.tokenizer))
@@ -140,6 +181,7 @@ class Run:
             "packing": config.data.packing,
             "documents": "lengths" if self.stages[0].takes_lengths else "mask" if config.data.packing else "rows",
             "precision": config.precision,
+            **({"lora": config.adapters.document()} if config.adapters else {}),
             "attention": config.attention,
             "compiled": config.compiles,
             "loss": "chunked" if chunks_loss(config.plan) else "whole",
@@ -154,8 +196,8 @@ class Outcome:
     steps: int
     """Done, of this and earlier parts of the run."""
     num_steps: int
-    model: Path | None
-    """Folder of the exported model; None where the run was stopped before its end, or nothing was to be exported."""
+    exported: tuple[Path, ...]
+    """Folders of the model and of adapters; none where the run was stopped before its end, or nothing was asked for."""
 
 
 def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEstimate | None = None) -> Outcome:
@@ -183,10 +225,10 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     gc.enable()
     run.loader.close()
     with stop.patient():
-        model = run.export() if config.exports and run.step == run.num_steps else None
+        exported = run.export() if config.exports and run.step == run.num_steps else ()
     reporter.close()
     job.close()
-    return Outcome(run.step, run.num_steps, model)
+    return Outcome(run.step, run.num_steps, tuple(exported))
 
 
 def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: PlanEstimate | None) -> Job:
@@ -205,7 +247,7 @@ def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: P
 
 def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: PublishedJob) -> bool:
     """Take one optimizer step and report it; return whether some rank was asked to stop."""
-    run.step += 1
+    run.begin_step()
     with watch.phase("data"):
         batch = next(run.loader)
         rows = run.to_device(batch)

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estimator.formulas.machine import Machine
-from estimator.stack.recipe import PRECISIONS, Recipe
+from estimator.stack.recipe import MOST_RANK, PRECISIONS, Recipe
 from estimator.work.plan import MAX_DEGREE, TOLD, Plan, plan_from_document
-from estimator.work.shape import Shape, load_shape, shape_from_config
+from estimator.work.shape import TARGETS, Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, unknown_name
@@ -46,6 +46,29 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
         raise ValueError(first_error(error)) from error
 
 
+class Adapters(BaseModel):
+    """Adapters beside frozen weights; keys that are not fields, such as their scale, are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rank: Annotated[int, Field(strict=True, ge=1, le=MOST_RANK)]
+    targets: Annotated[list[Label], Field(min_length=1, max_length=len(TARGETS))]
+    """Of `TARGETS`, under these names or those of modules (`q_proj`)."""
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_known(cls, names: list[str]) -> list[str]:
+        targets = [name.removesuffix("_proj") for name in names]
+        if unknown := [name for name in targets if name not in TARGETS]:
+            raise ValueError(unknown_name("target", unknown[0], TARGETS))
+        return [name for name in TARGETS if name in targets]
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """As a recipe has them: () for all."""
+        return () if len(self.targets) == len(TARGETS) else tuple(self.targets)
+
+
 class RunRecord(BaseModel):
     """What a run trained, with which plan, on what, and what was measured of it outside its log."""
 
@@ -62,6 +85,8 @@ class RunRecord(BaseModel):
     tokens_per_step: Count
     seq_len: Count | None = None
     precision: Label
+    lora: Adapters | None = None
+    """Adapters that were trained, all else frozen; None where all was trained."""
     attention: Label = ""
     compiled: bool | None = None
     """Its layers were compiled, or not; None where that is not told."""
@@ -120,10 +145,14 @@ class RunRecord(BaseModel):
         return Machine(accelerator, catalog.node_of(accelerator.id), self.num_devices, self.num_nodes)
 
     def recipe(self) -> Recipe:
-        """Return the precision, None for bfloat16 mixed (the stack's own), and whether layers were compiled."""
+        """Return the precision, None for bfloat16 mixed (the stack's own), adapters, and if layers are compiled."""
         if self.precision not in PRECISIONS:
             raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
-        return Recipe(None if self.precision == "bf16-mixed" else self.precision, compiles=self.compiled)
+        precision = None if self.precision == "bf16-mixed" else self.precision
+        if self.lora is None:
+            return Recipe(precision, compiles=self.compiled)
+        rank, targets = self.lora.rank, self.lora.lora_targets
+        return Recipe(precision, compiles=self.compiled, lora_rank=rank, lora_targets=targets)
 
     def workload(self) -> Workload:
         """Return one step, whose rows are as long as makes its tokens.

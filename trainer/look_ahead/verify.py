@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from estimator.arrays import Num
 from estimator.formulas.counts import (
+    adapter_matmuls,
     attention_backward_flop,
     attention_flop,
     head_matmul,
@@ -21,6 +23,7 @@ from estimator.formulas.inputs import StepInputs
 from estimator.formulas.memory import stage_bytes
 from estimator.formulas.stages import Stage, stage_at
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
+from estimator.work.shape import TARGETS, Shape
 from trainer.look_ahead.dry_run import DryRun
 
 COUNTED = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
@@ -114,15 +117,37 @@ def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     """FLOP of a step of one rank of a stage, as torch counts them: masked scores too, attention fused.
 
     A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively nothing that counts.
+    Frozen weights have no gradients, and nothing below the model's first adapter asks for one (`_unasked_flop`).
     """
     plan, tokens, length = inputs.plan, inputs.tokens, inputs.seq_len
     shape = replace(inputs.shape, sliding_window=0)
-    products = 3.0 * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
+    passes = 2.0 if shape.lora_rank else 3.0
+    products = passes * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
+    beside = sum(matmul_flop(tokens, m) for m in adapter_matmuls(shape))
+    products += 3.0 * beside
     attention = attention_flop(tokens, length, shape, causal=False)
     layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
-    repeated = recomputed_layer_flop(tokens, length, shape, causal=False)
+    repeated = recomputed_layer_flop(tokens, length, shape, causal=False) + beside
     layers = stage.num_layers * layer + np.where(
         plan.recomputes("full"), plan.repeated_layers(stage.num_layers) * repeated, 0.0
     )
-    head = np.asarray(stage.has_head) * 3.0 * matmul_flop(tokens, head_matmul(shape))
-    return np.asarray((layers + head) / plan.tp * plan.num_micro_batches)
+    head = np.asarray(stage.has_head) * passes * matmul_flop(tokens, head_matmul(shape))
+    unasked = np.asarray(stage.has_embedding) * _unasked_flop(tokens, length, shape)
+    return np.asarray((layers + head - unasked) / plan.tp * plan.num_micro_batches)
+
+
+def _unasked_flop(tokens: Num, seq_len: Num, shape: Shape) -> Num:
+    """FLOP of the first layer's backward pass that nothing asks for: below its first adapter all is frozen."""
+    if not shape.lora_rank:
+        return 0.0
+    targets = shape.lora_targets or TARGETS
+    of = {m.name: matmul_flop(tokens, m) for m in (*layer_matmuls(shape), *adapter_matmuls(shape))}
+    unasked: Num = 0.0
+    for group in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+        unasked = unasked + sum(of[name] + of.get(f"{name}.a", 0.0) for name in group)  # gradients of inputs
+        if any(name in targets for name in group):
+            break
+        if "v" in group:
+            attention = attention_flop(tokens, seq_len, shape, causal=False)
+            unasked = unasked + attention_backward_flop(attention, keeps_scores=False)
+    return unasked

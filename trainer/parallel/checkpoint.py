@@ -1,8 +1,8 @@
 """Checkpoints of a run: sharded, whole or invisible, and fit for any plan.
 
 A checkpoint is a folder `step-00000020` that is written under another name and renamed once all ranks are done.
-Weights and optimizer state lie in it under the names of the whole model, each rank's shards with where they belong,
-so that a run may continue under another plan.
+Weights that are trained, all or those of adapters, and optimizer state lie in it under the names of the whole model,
+each rank's shards with where they belong, so that a run may continue under another plan.
 """
 
 import json
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from hardware.errors import shown
 from trainer.parallel.model import Stage
-from trainer.parallel.weights import named_weights
+from trainer.parallel.weights import adapter_weights, named_weights
 
 _NAME = re.compile(r"step-(\d{8})")
 _PARTIAL = ".partial-"
@@ -115,7 +115,7 @@ def _tensors(stages: Sequence[Stage], optimizers: Sequence[torch.optim.Optimizer
     state: dict[str, Any] = {}
     for stage, optimizer in zip(stages, optimizers, strict=True):
         state |= get_optimizer_state_dict(stage, optimizer, options=_FLAT)
-    return {"model": named_weights(stages), "optimizer": state}
+    return {"model": adapter_weights(stages) or named_weights(stages), "optimizer": state}
 
 
 def _prune(folder: Path, keep: int) -> None:

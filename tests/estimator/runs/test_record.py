@@ -14,7 +14,7 @@ from estimator.search.planner import search
 from estimator.stack.recipe import Recipe
 from estimator.stack.stack import load_stack
 from estimator.work.plan import Plan
-from estimator.work.shape import load_shape
+from estimator.work.shape import TARGETS, load_shape
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
 from tests.support.paths import GOLDEN, MEASURED
@@ -46,6 +46,16 @@ def test_a_run_record_is_a_run() -> None:
     assert record(compiled=True).recipe() == Recipe("fp32", compiles=True)
 
 
+def test_adapters_of_a_record_are_those_of_its_recipe() -> None:
+    """Modules or matrices name the targets; all of them are none told, as a recipe says it; no key is all weights."""
+    few = {"rank": 16, "alpha": 32.0, "targets": ["v_proj", "q"], "dropout": 0.0}
+    assert record(lora=few).recipe() == Recipe("fp32", lora_rank=16, lora_targets=("q", "v"))
+    every = few | {"targets": [f"{name}_proj" for name in TARGETS]}
+    assert record(lora=every).recipe() == Recipe("fp32", lora_rank=16)
+    assert record().recipe().lora_rank == 0
+    assert not record(lora=few).is_same_run(record())
+
+
 def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
     """Every plan that `estimate --json` prints reads back as that plan, all its keys."""
     workload = Workload(load_shape("mistral-7b-v0.1"), 2048, 256, 144)
@@ -69,6 +79,9 @@ def test_a_plan_as_estimate_prints_it_is_read_back() -> None:
         ({"tokens_per_step": "4096"}, "run record: tokens_per_step: '4096' does not fit"),
         ({"stated_minutes": 50.0}, "run record: num_steps is missing, of which stated_minutes is the time; add it"),
         ({"total_bytes": 0}, "run record: total_bytes: 0 does not fit"),
+        ({"lora": {"rank": 0, "targets": ["q"]}}, "run record: lora.rank: 0 does not fit"),
+        ({"lora": {"rank": 4, "targets": []}}, "run record: lora.targets: [] does not fit"),
+        ({"lora": {"rank": 4, "targets": ["x"]}}, "run record: lora.targets: unknown target 'x': use one of q, k, v"),
         ({"model": 1}, "run record: model: 1 is neither a Hugging Face config nor a name"),
     ],
 )
