@@ -159,9 +159,13 @@ def recompute_layers(stage: Stage, count: int, *, keeps_products: bool = False) 
         count: of its layers.
         keeps_products: selective recomputation: what matrix products with weights and attention kernels give is kept
             too, so that what is repeated are norms, activations and rotations, whose results are as large and cheap.
+            So are those of the second matrix of an adapter, which are repeated too.
     """
-    options: dict[str, Any] = {"context_fn": _PRODUCTS_KEPT} if keeps_products else {}
-    options["preserve_rng_state"] = any(module.dropout for _, module in adapted(stage))
+    adapters = [module for _, module in adapted(stage)]
+    options: dict[str, Any] = {"preserve_rng_state": any(module.dropout for module in adapters)}
+    if keeps_products:
+        kept = partial(_product_kept, frozenset(module.lora_B.in_features for module in adapters))
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
     for number, (_, layer) in enumerate(stage.layers):
         if number < count:
             layer.forward = _recomputed(layer.forward, options)
@@ -175,13 +179,12 @@ def _recomputed(function: Callable[..., Any], options: dict[str, Any]) -> Callab
     return repeat
 
 
-def _product_kept(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+def _product_kept(ranks: frozenset[int], _: Any, operator: Any, *given: Any, **__: Any) -> CheckpointPolicy:
     name = str(operator)
     is_kept = name.startswith(("aten.mm.", "aten.addmm.")) or "attention" in name or "attn" in name
+    if name.startswith("aten.mm.") and given[0].shape[1] in ranks:
+        is_kept = False
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_PRODUCTS_KEPT = partial(create_selective_checkpoint_contexts, _product_kept)
 
 
 # --- sharding ---------------------------------------------------------------------------------------------------------
