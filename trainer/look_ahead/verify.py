@@ -132,8 +132,8 @@ def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
     repeated = np.where(
         plan.recomputes("full"),
-        recomputed_layer_flop(tokens, length, shape, causal=False) + beside,
-        np.where(plan.recomputes("selective"), _selected_flop(inputs, shape), 0.0),
+        recomputed_layer_flop(tokens, length, shape, causal=False) + _repeated_flop(inputs, shape, "ab"),
+        np.where(plan.recomputes("selective"), _repeated_flop(inputs, shape, "b"), 0.0),
     )
     layers = stage.num_layers * layer + plan.repeated_layers(stage.num_layers) * repeated
     head = np.asarray(stage.has_head) * passes * matmul_flop(tokens, head_matmul(shape))
@@ -153,10 +153,10 @@ def _adapters(shape: Shape, plan: Layout) -> Iterator[tuple[MatMul, Num]]:
             yield matmul, 1 if matmul.splits_output else plan.tp / plan.sequence_ways
 
 
-def _selected_flop(inputs: StepInputs, shape: Shape) -> Num:
-    """FLOP that selective recomputation repeats of a layer: the B of adapters; compiled, not the last one."""
+def _repeated_flop(inputs: StepInputs, shape: Shape, which: str) -> Num:
+    """FLOP that recomputation repeats of a layer's adapters, their A and B or B alone; compiled, not the last one."""
     left_out = "down.b" if inputs.habits.execution == "compiled" else ""
-    own = [(m, ways) for m, ways in _adapters(shape, inputs.plan) if m.name.endswith(".b") and m.name != left_out]
+    own = [(m, ways) for m, ways in _adapters(shape, inputs.plan) if m.name[-1] in which and m.name != left_out]
     return sum(matmul_flop(inputs.tokens, m) * ways for m, ways in own)
 
 

@@ -52,6 +52,8 @@ def test_flop_of_a_stage_are_those_that_torch_counts(plan: str, rank: int) -> No
     assert flop.counted == flop.predicted > 0
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected that context_fn")
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize(
     ("plan", "targets"),
