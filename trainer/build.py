@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from estimator.work.plan import Plan
 from trainer.config import TrainConfig
+from trainer.parallel.adapters import adapt
 from trainer.parallel.attention import TAKE_LENGTHS, attention_kernel
 from trainer.parallel.mesh import Place
 from trainer.parallel.model import Stage, meta_model
@@ -40,7 +41,9 @@ def build_stages(model: PreTrainedConfig, config: TrainConfig, place: Place) -> 
         dtype=compute_dtype(config.precision),
         head_size=getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads,
     )
-    whole = meta_model(model, kernel, weight_dtype(config.precision))
+    # frozen weights are kept in the type of the products
+    dtype = compute_dtype(config.precision) if config.adapters else weight_dtype(config.precision)
+    whole = meta_model(model, kernel, dtype)
     plan, chunks = config.plan, chunk_layers(config.plan, model.num_hidden_layers)
     recomputed = 0 if plan.recomputation == "none" else plan.recomputed_layers or model.num_hidden_layers
     stages = []
@@ -48,6 +51,8 @@ def build_stages(model: PreTrainedConfig, config: TrainConfig, place: Place) -> 
         layers, first, last = chunks[number], number == 0, number == len(chunks) - 1
         takes_lengths, packed = kernel in TAKE_LENGTHS, config.data.packing
         stage = Stage(whole, layers, first=first, last=last, packed=packed, takes_lengths=takes_lengths)
+        if config.adapters:
+            adapt(stage, config.adapters, weight_dtype(config.precision))
         parallelize(stage, plan, place, config.precision, num_recomputed=recomputed, compiles=config.compiles)
         stages.append(stage)
         recomputed = max(recomputed - len(layers), 0)  # a plan counts over all chunks of its stage

@@ -33,9 +33,20 @@ from trainer.jobs.launch import launch
 from trainer.jobs.local import local_machine, machine_text, num_accelerators
 from trainer.jobs.lock import held, refuse_held
 from trainer.jobs.status import BAD_INPUT
+from trainer.parallel.adapter_files import read_adapter_config
+from trainer.parallel.adapters import ALL_LINEAR, AdapterConfig, parse_targets
 from trainer.parallel.mesh import World, is_launched, local_device
 from trainer.parallel.optimizer import DECAYS, OptimizerConfig
-from trainer.prepare import Work, check_output, check_room, choose_plan, find_work, trainable_shape, write_machine
+from trainer.prepare import (
+    Work,
+    check_output,
+    check_room,
+    choose_plan,
+    find_work,
+    recipe_of,
+    trainable_shape,
+    write_machine,
+)
 from trainer.rank import leave, run_rank
 from trainer.resume import find_continued
 from trainer.source import ModelSource, find_config
@@ -82,6 +93,14 @@ def train_command(
     decay: Annotated[str, typer.Option(help=f"of the rate: {', '.join(DECAYS)}")] = DECAYS[0],
     weight_decay: Annotated[float, typer.Option(help="of AdamW")] = 0.0,
     clip_norm: Annotated[float, typer.Option(help="most that the gradient's norm may be; 0 does not clip")] = 0.0,
+    lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains all weights")] = 0,
+    lora_alpha: Annotated[float | None, typer.Option(help="their scale times their rank  [default: 2 x rank]")] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option(help="modules such as q_proj,v_proj  [default: all-linear, all seven of a layer]")
+    ] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="share of their inputs left out  [default: 0]")] = None,
+    adapter: Annotated[str, typer.Option(help="folder of adapters to begin with, as peft writes it")] = "",
+    merge: Annotated[bool, typer.Option(help="write the model with its adapters merged too")] = False,
     attention: Annotated[str, typer.Option(help=f"{', '.join(ATTENTIONS)}")] = ATTENTIONS[0],
     compiles: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: on accelerators]")
@@ -140,6 +159,9 @@ def train_command(
             weight_decay=weight_decay,
             clip_norm=clip_norm,
         ),
+        adapters=_adapters(lora, lora_alpha, lora_targets, lora_dropout, adapter),
+        start_adapter=adapter,
+        merges=merge,
         global_batch=value["batch"],
         epochs=SEED_EPOCHS if epochs is None else epochs,
         num_steps=0 if steps is None and epochs is not None else value["steps"],
@@ -181,6 +203,26 @@ def _inspect(folder: Path) -> int:
     return EXIT_OFF if any(one.damage for one in found) else EXIT_DONE
 
 
+def _adapters(
+    rank: int, alpha: float | None, targets: str | None, dropout: float | None, folder: str
+) -> AdapterConfig | None:
+    """Return the adapters of a run, which its options say or a folder does."""
+    told = {"lora-alpha": alpha, "lora-targets": targets, "lora-dropout": dropout}
+    given = [name for name, value in told.items() if value is not None]
+    if folder:
+        if rank or given:
+            raise ValueError(f"adapter: {shown(folder, 200)} says all of its adapters; leave out the options --lora...")
+        return read_adapter_config(Path(folder))
+    if not rank:
+        if given:
+            raise ValueError(
+                f"{given[0]}: {shown(told[given[0]])} is of adapters, but no rank is given; add --lora RANK"
+            )
+        return None
+    names = parse_targets(ALL_LINEAR if targets is None else targets)
+    return AdapterConfig(rank, 2.0 * rank if alpha is None else alpha, names, dropout or 0.0)
+
+
 class _Asked(NamedTuple):
     """What is asked for, before a plan is chosen."""
 
@@ -211,8 +253,7 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
     work = find_work(asked.config)
     config, exact = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
-    recipe = Recipe(precision=asked.config.precision, compiles=compiles)
-    stack = recipe.stack(asked.stack, work.workload.shape)
+    stack = recipe_of(asked.config, compiles=compiles).stack(asked.stack, work.workload.shape)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
     config = replace(
         config,
@@ -263,8 +304,10 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
     flavor = asked.hardware.flavor(asked.flavor) if asked.flavor else current_flavor().record(asked.hardware)
     config = asked.config
     rows = num_steps(SEED_ROWS, config.epochs, config.global_batch)
-    workload = Workload(trainable_shape(source), config.data.seq_len, config.global_batch, config.num_steps or rows)
-    stack = Recipe(precision=config.precision, compiles=asked.compiles).stack(asked.stack, workload.shape)
+    recipe = recipe_of(config, compiles=asked.compiles)
+    shape = recipe.shape(trainable_shape(source))
+    workload = Workload(shape, config.data.seq_len, config.global_batch, config.num_steps or rows)
+    stack = recipe.stack(asked.stack, shape)
     plan, forecast = choose_plan(asked.plan, workload, flavor, stack, asked.hardware)
     compiles = plan.schedule != "zero_bubble" if asked.compiles is None else asked.compiles
     return _Elsewhere(replace(config, plan=plan, compiles=compiles), source, flavor, workload, stack, forecast)

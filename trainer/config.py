@@ -6,6 +6,7 @@ from pathlib import Path
 from estimator.work.plan import Plan
 from hardware.errors import shown
 from trainer.data.dataset import DataConfig
+from trainer.parallel.adapters import AdapterConfig
 from trainer.parallel.optimizer import OptimizerConfig
 
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
@@ -14,7 +15,7 @@ ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"
 PRECISIONS = ("bf16-mixed", "bf16", "fp32")
 """Mixed: 32-bit weights, gradients and moments are kept, products run in bfloat16. bf16: all are bfloat16."""
 
-MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
+MODEL_FOLDER, ADAPTER_FOLDER, CHECKPOINT_FOLDER = "model", "adapter", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     plan: Plan = field(default_factory=Plan)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapters: AdapterConfig | None = None
+    """Beside frozen weights; None trains all weights."""
+    start_adapter: str = ""
+    """Folder of adapters to begin with, of the same config; "" draws them."""
+    merges: bool = False
+    """Write the model with its adapters added at the end too."""
     global_batch: int = 8
     """Rows of a step, over all ranks."""
     epochs: int = 2
@@ -94,6 +101,7 @@ class TrainConfig:
             raise ValueError(f"eval-every: {self.eval_every} steps, but no rows are held out; give --eval-rows too")
         if self.keep_best and not self.data.eval_rows:
             raise ValueError("keep-best: by the loss on held-out rows, but none are held out; give --eval-rows too")
+        self._refuse_adapters()
         if self.compiles and self.plan.tp > 1 and self.plan.recomputation == "full":
             raise ValueError(
                 f"compile: torch repeats no compiled layer that tp={self.plan.tp} splits; give --no-compile, or "
@@ -102,4 +110,13 @@ class TrainConfig:
         if self.compiles and self.plan.schedule == "zero_bubble":
             raise ValueError(
                 "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one"
+            )
+
+    def _refuse_adapters(self) -> None:
+        if self.adapters is None and (self.start_adapter or self.merges):
+            raise ValueError("merge: there are no adapters to add; give --lora RANK, or leave out --merge")
+        if self.adapters is not None and self.adapters.dropout and self.plan.tp > 1:
+            raise ValueError(
+                f"lora-dropout: {self.adapters.dropout:g} under tp={self.plan.tp}, whose ranks would each leave out "
+                "inputs of their own; give 0, or use tp=1"
             )

@@ -3,10 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from estimator.formulas.counts import num_parameters
+from estimator.formulas.counts import num_parameters, trained_parameters
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.planner import search
+from estimator.stack.recipe import Recipe
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans, parse_plan
 from estimator.work.rules import reasons
@@ -43,7 +45,7 @@ def find_work(config: TrainConfig) -> Work:
     """
     data = load_data(config.data)
     source = find_model(config.model, data.vocab_size)
-    shape = trainable_shape(source)
+    shape = recipe_of(config).shape(trainable_shape(source))
     packed = config.data.packing
     rows = len(Packing(data.train.lengths, config.data.seq_len if packed else None))
     if rows < config.global_batch:
@@ -51,6 +53,15 @@ def find_work(config: TrainConfig) -> Work:
         raise ValueError(f"batch: {config.global_batch} rows are more than the {rows} {kind} there are; lower it")
     steps = config.num_steps or num_steps(rows, config.epochs, config.global_batch)
     return Work(source, data, Workload(shape, config.data.seq_len, config.global_batch, steps))
+
+
+def recipe_of(config: TrainConfig, *, compiles: bool | None = None) -> Recipe:
+    """Return how a run trains, as the estimator says it."""
+    adapters = config.adapters
+    own: dict[str, Any] = {}
+    if adapters:
+        own = {"lora_rank": adapters.rank, "lora_targets": adapters.shape_targets}
+    return Recipe(precision=config.precision, compiles=compiles, **own)
 
 
 def trainable_shape(source: ModelSource) -> Shape:
@@ -110,11 +121,12 @@ def check_room(config: TrainConfig, work: Work) -> None:
     Raises:
         ValueError: there is less than they take.
     """
-    weights = num_parameters(work.workload.shape)
-    checkpoint = COPIES * weights * weight_dtype(config.precision).itemsize
+    shape = work.workload.shape
+    checkpoint = COPIES * trained_parameters(shape) * weight_dtype(config.precision).itemsize
     before_export = config.exports and config.final_checkpoint
     count = config.keep + 1 + config.keep_best if config.checkpoint_every else int(before_export)
-    exported = weights * export_dtype(work.source.config, config.precision).itemsize if config.exports else 0
+    is_whole = config.exports and (config.adapters is None or config.merges)
+    exported = num_parameters(shape) * export_dtype(work.source.config, config.precision).itemsize if is_whole else 0
     needed = count * checkpoint + WRITTEN_TIMES * exported
     folder = config.output / CHECKPOINT_FOLDER
     free = free_bytes(folder) + (bytes_in(folder) if folder.is_dir() else 0)

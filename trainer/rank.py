@@ -9,7 +9,7 @@ from torch.distributed.checkpoint import CheckpointException  # is no Exception:
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
 from hardware.units import MIB
-from trainer.config import CHECKPOINT_FOLDER, TrainConfig
+from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.display import clear_terminal, spoken, steady
 from trainer.jobs.fault import Fault, fault_of, is_interrupt, report
 from trainer.jobs.status import DONE, INTERRUPTED, STOPPED
@@ -55,8 +55,9 @@ def _run(config: TrainConfig, work: Work, forecast: PlanEstimate | None) -> int:
     if dist.get_rank() == 0:
         for line in summary(config, outcome, forecast):
             print(line)
-        if outcome.model and not config.model:
-            print(f"\n{INSTRUCTION}\n{sample(outcome.model, INSTRUCTION)}")
+        models = [folder for folder in outcome.exported if folder.name == MODEL_FOLDER]
+        if models and not config.model:
+            print(f"\n{INSTRUCTION}\n{sample(models[0], INSTRUCTION)}")
     return DONE if outcome.steps == outcome.num_steps else STOPPED
 
 
@@ -77,7 +78,8 @@ def summary(config: TrainConfig, outcome: Outcome, forecast: PlanEstimate | None
         ]
     if outcome.steps < outcome.num_steps:
         lines.append(f"stopped after step {outcome.steps}; go on with --resume auto --output {config.output}")
-    lines.append(f"written to {config.output}: steps.jsonl, train.log, loss.png" + (", model" if outcome.model else ""))
+    written = ["steps.jsonl", "train.log", "loss.png", *(folder.name for folder in outcome.exported)]
+    lines.append(f"written to {config.output}: {', '.join(written)}")
     return lines
 
 

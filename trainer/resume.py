@@ -137,7 +137,31 @@ def refuse_another(
         raise ValueError(
             f"steps: {config.num_steps} are fewer than the {state['step']} done in {name}; give as many or more"
         )
-    _refuse_other_weights(source, checkpoint)
+    if config.adapters or state.get("adapters"):
+        refuse_other_adapters(config, source, checkpoint, state.get("adapters"))
+    else:
+        _refuse_other_weights(source, checkpoint)
+
+
+def refuse_other_adapters(config: TrainConfig, source: ModelSource, checkpoint: Path, told: Any) -> None:
+    """Refuse to go on with other adapters than a checkpoint holds, or beside another model.
+
+    Args:
+        config: the run that is to continue.
+        source: its model.
+        checkpoint: to continue from.
+        told: what the checkpoint says of its adapters; None of one that holds all weights.
+
+    Raises:
+        ValueError: rank, scale, targets or base are others, or one has adapters and the other none.
+    """
+    where = f"resume: {checkpoint.name}"
+    if config.adapters is None or not isinstance(told, dict):
+        what, mend = ("all weights", "leave out --lora") if config.adapters else ("adapters", "give its --lora")
+        raise ValueError(f"{where} holds {what}; {mend}, or start anew with another --output")
+    for name, own in {"base": source.name, **config.adapters.document()}.items():
+        if name != "dropout" and told.get(name) != own:
+            raise ValueError(f"{where} has adapters of {name} {shown(told.get(name))}, not {shown(own)}; give the same")
 
 
 def _refuse_other_weights(source: ModelSource, checkpoint: Path) -> None:

@@ -1,9 +1,10 @@
 """The loop: one step after another, each measured; whole here, from the process group to the exported model."""
 
 import gc
+import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint import CheckpointException  # is no Exception:
 from estimator.predict.evaluate import PlanEstimate
 from hardware.smi.jobs import Job, PublishedJob, publish
 from trainer.build import build_stages
-from trainer.config import CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
+from trainer.config import ADAPTER_FOLDER, CHECKPOINT_FOLDER, MODEL_FOLDER, TrainConfig
 from trainer.data.dataset import Data
 from trainer.data.loader import Batch, Loader, evaluation_batches
 from trainer.display import Reporter
@@ -26,9 +27,10 @@ from trainer.jobs.fault import refusing
 from trainer.jobs.hang import Hang
 from trainer.jobs.stop import Stop
 from trainer.measure import Step, Stopwatch, gather, peak_memory
+from trainer.parallel.adapter_files import export_adapter, load_adapter, merge_adapters
 from trainer.parallel.checkpoint import damage, load_checkpoint, read_state
 from trainer.parallel.mesh import World, local_device, make_place, start_processes
-from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate
+from trainer.parallel.optimizer import clip_gradients, learning_rate, make_optimizers, set_rate, trained
 from trainer.parallel.parallelize import chunks_loss, compute_dtype, export_dtype
 from trainer.parallel.pipeline import Passes, Rows
 from trainer.parallel.saving import Keeping, Saved, Saver
@@ -97,16 +99,25 @@ class Run:
 
     def _fill(self) -> None:
         found = find_continued(self.config, self.data.train, self.source, self._damage)
-        if found is not None:
-            state = read_state(found.path)
-            self.loader.load_state_dict(state["loader"])
-            load_checkpoint(found.path, self.stages, self.optimizers, self.device)
-            self.step = int(state["step"])
-            self.continued = Continued(found.path, found.passed_over, changes(self.config, state))
-        elif self.source.weights is not None:
-            load_weights(self.stages, self.source.weights)
-        else:
+        if found is None:
+            self._fill_anew()
+            return
+        state = read_state(found.path)
+        self.loader.load_state_dict(state["loader"])
+        if self.config.adapters:  # whose checkpoints hold no base
+            self._fill_anew()
+        load_checkpoint(found.path, self.stages, self.optimizers, self.device)
+        self.step = int(state["step"])
+        self.continued = Continued(found.path, found.passed_over, changes(self.config, state))
+
+    def _fill_anew(self) -> None:
+        if self.source.weights is None:
             draw_weights(self.stages, self.config.seed)
+        else:
+            load_weights(self.stages, self.source.weights)
+            draw_weights(self.stages, self.config.seed, adapters_only=True)
+        if self.config.start_adapter:
+            load_adapter(self.stages, Path(self.config.start_adapter))
 
     def _damage(self, checkpoint: Path) -> str:
         """Return what is wrong with a checkpoint, of whose files each rank looks at a share; the same on all."""
@@ -117,7 +128,7 @@ class Run:
     @property
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         """Trained parameters of this rank."""
-        return (parameter for stage in self.stages for parameter in stage.parameters())
+        return (parameter for stage in self.stages for parameter in trained(stage))
 
     def to_device(self, batch: Batch) -> Rows:
         """Return a batch where the model is."""
@@ -137,13 +148,24 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         return norm, rate
 
+    def begin_step(self) -> None:
+        """Count the step, and let what it leaves out at random depend on its number, whatever went before."""
+        self.step += 1
+        if self.config.adapters and self.config.adapters.dropout:
+            digest = hashlib.sha256(f"{self.config.seed} {self.world.rank} {self.step}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "big"))
+
     def evaluate(self) -> float:
         """Return the mean loss of the targets of the held-out rows."""
         total, targets = 0.0, 0
+        for stage in self.stages:
+            stage.eval()
         for batch in evaluation_batches(self.data.evaluation, **self._batching()):
             part = self.passes.evaluate(self.to_device(batch), num_targets=1)
             total += gather(part, stop=False, peak=peak_memory(self.device)).loss
             targets += batch.useful_tokens
+        for stage in self.stages:
+            stage.train()
         loss = total / max(targets, 1)
         self.held_out = self.step, loss
         return loss
@@ -151,6 +173,7 @@ class Run:
     def save(self, *, waits: bool) -> None:
         """Write a checkpoint of the step done, while training goes on or before this returns."""
         held_out = self.held_out[1] if self.held_out and self.held_out[0] == self.step else None
+        adapters = self.config.adapters
         state = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "num_steps": self.num_steps,
@@ -160,13 +183,31 @@ class Run:
             "num_devices": self.world.size,
             "stack": self.config.stack,
             "model": {"name": self.source.name, **self.source.config.to_dict()},
+            "adapters": {"base": self.source.name, **adapters.document()} if adapters else None,
             "options": options_of(self.config),
             "versions": versions(),
         }
         self.saver.save(self.step, self.stages, self.optimizers, state, waits=waits)
 
-    def export(self) -> Path:
-        """Write the model as Hugging Face's `from_pretrained` reads it, its tokenizer beside it."""
+    def export(self) -> list[Path]:
+        """Write what was trained, and return the folders.
+
+        They are adapters as peft's `from_pretrained` reads them, and the model as Hugging Face's does, its tokenizer
+        beside it: where all weights are trained, or adapters are to be merged with it.
+        """
+        written, adapters = [], self.config.adapters
+        if adapters:
+            written.append(self.config.output / ADAPTER_FOLDER)
+            is_here = self.source.weights is not None and Path(self.config.model).is_dir()
+            base = str(Path(self.config.model).resolve()) if is_here else self.source.name
+            export_adapter(self.stages, written[0], adapters, base)
+            if self.config.merges:
+                merge_adapters(self.stages)
+        if not adapters or self.config.merges:
+            written.append(self._export_model())
+        return written
+
+    def _export_model(self) -> Path:
         config, folder = self.source.config, self.config.output / MODEL_FOLDER
         dtype = export_dtype(config, self.config.precision)
         export_weights(self.stages, folder, dtype, beside=(config, self.data.tokenizer))
@@ -190,6 +231,7 @@ class Run:
             "packing": config.data.packing,
             "documents": "lengths" if self.stages[0].takes_lengths else "mask" if config.data.packing else "rows",
             "precision": config.precision,
+            **{f"lora_{name}": told for name, told in (config.adapters.document() if config.adapters else {}).items()},
             "attention": config.attention,
             "compiled": config.compiles,
             "loss": "chunked" if chunks_loss(config.plan) else "whole",
@@ -204,8 +246,8 @@ class Outcome:
     steps: int
     """Done, of this and earlier parts of the run."""
     num_steps: int
-    model: Path | None
-    """Folder of the exported model; None where the run was stopped before its end, or none was or could be written."""
+    exported: tuple[Path, ...]
+    """Folders of the model and of adapters; none where the run was stopped before its end, or none could be written."""
 
 
 def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEstimate | None = None) -> Outcome:
@@ -245,11 +287,11 @@ def train(config: TrainConfig, source: ModelSource, data: Data, forecast: PlanEs
     with stop.patient():
         run.saver.close()
         report_checkpoints(run, reporter)
-        model = export(run, reporter) if config.exports and run.step == run.num_steps else None
+        exported = export(run, reporter) if config.exports and run.step == run.num_steps else ()
     reporter.close()
     job.close()
     hang.close()
-    return Outcome(run.step, run.num_steps, model)
+    return Outcome(run.step, run.num_steps, tuple(exported))
 
 
 def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: PlanEstimate | None) -> Job:
@@ -268,7 +310,7 @@ def _as_job(config: TrainConfig, world: World, device: torch.device, forecast: P
 
 def take_step(run: Run, watch: Stopwatch, stop: Stop, reporter: Reporter, job: PublishedJob) -> bool:
     """Take one optimizer step and report it; return whether some rank was asked to stop."""
-    run.step += 1
+    run.begin_step()
     with watch.phase("data"):
         batch = next(run.loader)
         rows = run.to_device(batch)
@@ -353,11 +395,11 @@ def checkpoint_line(saved: Saved) -> str:
     )
 
 
-def export(run: Run, reporter: Reporter) -> Path | None:
-    """Write the model, and return its folder; where it cannot be written, say so, and return None."""
+def export(run: Run, reporter: Reporter) -> Sequence[Path]:
+    """Write what was trained, and return the folders; where it cannot be written, say so, and return none."""
     try:
         return run.export()
     except (TogetherError, CheckpointException) as error:
         line = f"Model not written: {reason(error)}; give it room, then --resume auto writes it"
         reporter.checkpoint(run.step, line, {"problem": reason(error)})
-        return None
+        return ()

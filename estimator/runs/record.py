@@ -31,7 +31,9 @@ MOST_RECORD_BYTES = 2**20
 PLAN_KEYS = frozenset({*(name for own in TOLD for name in (own.name, own.key) if name), "data_parallel", "text"})
 """Keys of a plan's document; its text is for people."""
 
-UNREAD_KEYS = frozenset({"device_name", "threads_per_device", "global_batch", "packing", "documents"})
+UNREAD_KEYS = frozenset(
+    {"device_name", "threads_per_device", "global_batch", "packing", "documents", "lora_alpha", "lora_dropout"}
+)
 """What the first line of a `steps.jsonl` says beyond a run record."""
 
 
@@ -69,7 +71,9 @@ def _bits(value: Any) -> Any:
 def _targets(value: Any) -> Any:
     """Return the matrices of a list, or of words with spaces between, as they are called here or by libraries.
 
-    >>> _targets("q v"), _targets(["q_proj", "down_proj"])
+    In the order of `TARGETS`; all of them are none told, as a recipe says it.
+
+    >>> _targets("v q"), _targets(["q_proj", "down_proj"])
     (('q', 'v'), ('q', 'down'))
     """
     names = value.split() if isinstance(value, str) else value
@@ -78,7 +82,7 @@ def _targets(value: Any) -> Any:
     found = tuple(name.removesuffix("_proj") for name in names)
     if unknown := [name for name, own in zip(names, found, strict=True) if own not in TARGETS]:
         raise ValueError(unknown_name("matrix", unknown[0], TARGETS))
-    return found
+    return () if set(found) == set(TARGETS) else tuple(name for name in TARGETS if name in found)
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:

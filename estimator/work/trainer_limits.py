@@ -27,10 +27,6 @@ def limits(plans: Plans, shape: Shape) -> Sequence[Rule]:
             everywhere & (shape.family not in FAMILIES),
             lambda *_: f"the trainer has no {shape.family} models such as {model}; use one of {', '.join(FAMILIES)}",
         ),
-        Rule(
-            everywhere & (shape.lora_rank > 0),
-            lambda *_: "the trainer trains all weights; leave out --lora",
-        ),
         Rule(plans.cp > 1, lambda plan, _: f"cp={plan.cp}: the trainer splits no sequences over devices; use cp=1"),
         Rule(plans.ep > 1, lambda plan, _: f"ep={plan.ep}: the trainer has no experts to share; use ep=1"),
         Rule(

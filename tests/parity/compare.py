@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.parity.cases import CLIP_NORM, GLOBAL_BATCH, LR, WEIGHT_DECAY, Case
 from tests.parity.plain import Trained, train_plainly
 from tests.support.ranks import run_ranks
-from tests.support.tiny import tiny_config, train_tiny, write_work
+from tests.support.tiny import tiny_config, train_tiny, write_adapter, write_work
 from trainer.config import TrainConfig
 from trainer.data.dataset import load_data
 from trainer.data.loader import Loader, evaluation_batches
 from trainer.measure import read_records
+from trainer.parallel.adapter_files import WEIGHTS_FILE, read_adapter_config
 from trainer.parallel.optimizer import OptimizerConfig
 
 ROW, PACKED_ROW = 72, 144
@@ -56,7 +58,17 @@ class Work:
             num_steps=self.steps,
             precision=case.precision,
             compiles=case.compiles,
+            **self._adapters(case),
         )
+
+    def _adapters(self, case: Case) -> dict[str, Any]:
+        """Return the adapters of a case, which peft draws: B too, so that the first step's gradients tell of both."""
+        if not case.adapters:
+            return {}
+        folder = self.files(case.model) / "adapter"
+        if not folder.exists():
+            write_adapter(self.files(case.model) / "checkpoint", folder)
+        return {"adapters": read_adapter_config(folder), "start_adapter": str(folder)}
 
     def files(self, model: str) -> Path:
         """Return the folder of a model's checkpoint, tokenizer and dataset, written the first time."""
@@ -67,9 +79,9 @@ class Work:
         return folder
 
     @cache  # noqa: B019 - lives as long as the process that compares
-    def plain(self, model: str, precision: str, *, packing: bool) -> Trained:
+    def plain(self, model: str, precision: str, *, packing: bool, adapters: bool = False) -> Trained:
         """Return what the plain loop comes to."""
-        case = Case(1, "num_micro_batches=1", model, packing=packing, precision=precision)
+        case = Case(1, "num_micro_batches=1", model, packing=packing, precision=precision, adapters=adapters)
         (trained,) = run_ranks(1, _train_plainly, self.config(case, Path()))
         assert isinstance(trained, Trained)
         return trained
@@ -78,13 +90,16 @@ class Work:
         """Train a case as the trainer does, from the process group to the exported model, and compare."""
         variables = {"LOCAL_WORLD_SIZE": str(case.per_node)} if case.per_node else {}
         run_ranks(case.world, train_tiny, self.config(case, output), **variables)
-        plain = self.plain(case.model, case.precision, packing=case.packing)
+        plain = self.plain(case.model, case.precision, packing=case.packing, adapters=case.adapters)
         steps = read_records(output, "step")
         (evaluation,) = read_records(output, "evaluation")
         losses = [step["loss"] for step in steps] + [evaluation["loss"]]
         norms = [step["grad_norm"] for step in steps]
-        exported: Any = AutoModelForCausalLM.from_pretrained(output / "model", dtype=torch.float32)
-        weights = dict(exported.named_parameters())
+        if case.adapters:
+            weights = load_file(output / "adapter" / WEIGHTS_FILE)
+        else:
+            exported: Any = AutoModelForCausalLM.from_pretrained(output / "model", dtype=torch.float32)
+            weights = dict(exported.named_parameters())
         assert weights.keys() == plain.weights.keys()
         return Difference(
             max(abs(a - b) for a, b in zip(losses, [*plain.losses, plain.evaluation], strict=True)),
@@ -113,4 +128,5 @@ def _train_plainly(config: TrainConfig) -> Trained:
         weight_decay=WEIGHT_DECAY,
         clip_norm=CLIP_NORM,
         dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
+        adapter=Path(config.start_adapter) if config.start_adapter else None,
     )

@@ -38,14 +38,20 @@ def train_plainly(
     weight_decay: float,
     clip_norm: float,
     dtype: torch.dtype,
+    adapter: Path | None = None,
 ) -> Trained:
-    """Train on global batches.
+    """Train on global batches: all weights, or those of adapters in a folder, by peft.
 
     Below 32 bits, a copy of the weights in `dtype` computes, and what is updated are weights of 32 bits.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa").train()
-    names = [name for name, _ in model.named_parameters()]
-    computing = list(model.parameters())
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+    if adapter:
+        from peft import PeftModel  # noqa: PLC0415 - slow to import, and few cases need it
+
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    model.train()
+    trained = {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
+    names, computing = list(trained), list(trained.values())
     weights = [nn.Parameter(p.detach().float()) for p in computing] if dtype != torch.float32 else computing
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
     losses, norms = [], []

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTra
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig, load_data
 from trainer.data.prompt import FORM
+from trainer.parallel.adapters import PROJECTIONS
 from trainer.parallel.optimizer import OptimizerConfig
 from trainer.prepare import check_output
 from trainer.source import find_model
@@ -67,6 +69,23 @@ def write_checkpoint(name: str, folder: Path) -> None:
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms are 1 and biases 0 else, and one in the place of another would not show
             parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+
+
+def write_adapter(checkpoint: Path, folder: Path, **changes: Any) -> None:
+    """Write adapters as peft does beside all linear modules of a checkpoint's layers.
+
+    Neither of their matrices is 0, and all numbers are also ones of 16 bits, so that runs in either begin alike.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - slow to import, and few tests need it
+
+    torch.manual_seed(SEED)
+    usual = {"r": 4, "lora_alpha": 8, "target_modules": list(PROJECTIONS), "init_lora_weights": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, at what peft calls
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), LoraConfig(**(usual | changes)))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
     model.save_pretrained(folder)
 
 

@@ -147,6 +147,33 @@ BAD = {
         {"resume": "{}/bare"},
         "resume: '{}/bare' is no checkpoint; give a folder step-..., or auto",
     ),
+    "rank": ({"lora": -1}, "lora: rank -1 is not from 1 to 4096; use for example --lora 16"),
+    "alpha": ({"lora": 4, "lora_alpha": 0}, "lora-alpha: 0.0 is not above 0 and to 1e\\+06; usual is twice the rank"),
+    "alpha without a rank": (
+        {"lora_alpha": 8},
+        "lora-alpha: 8.0 is of adapters, but no rank is given; add --lora RANK",
+    ),
+    "targets": (
+        {"lora": 4, "lora_targets": "q_proj,lm_head"},
+        "unknown lora-targets 'lm_head': .*",
+    ),
+    "no targets": (
+        {"lora": 4, "lora_targets": ","},
+        "lora-targets: none is named; give all-linear or some of q_proj, .*",
+    ),
+    "adapters' dropout": (
+        {"lora": 4, "lora_dropout": 1},
+        "lora-dropout: 1.0 is not from 0 to below 1; give a share, usual are 0 to 0.1",
+    ),
+    "merge": ({"merge": True}, "merge: there are no adapters to add; give --lora RANK, or leave out --merge"),
+    "adapter": (
+        {"adapter": "{}/bare"},
+        "adapter: '{}/bare/adapter_config.json' cannot be read as JSON; give the folder of an adapter that peft wrote",
+    ),
+    "adapter and rank": (
+        {"adapter": "{}/bare", "lora": 4},
+        "adapter: '{}/bare' says all of its adapters; leave out the options --lora...",
+    ),
     "stack": ({"stack": "moai-1"}, "unknown stack 'moai-1': .*"),
     "flavor": ({"flavor": "5xLarge.2048GB"}, "unknown flavor '5xLarge.2048GB': .*"),
     "job file": ({"emit": "bash"}, "unknown kind of job file 'bash': use one of torchrun, slurm, kubernetes"),

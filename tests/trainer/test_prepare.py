@@ -137,6 +137,7 @@ def test_a_disk_without_room_is_told_before_a_run(
 ) -> None:
     """What checkpoints and the model take is reckoned: a byte less is refused with the mend, and nothing is made."""
     monkeypatch.setattr(trainer.prepare, "num_parameters", lambda _: 100)
+    monkeypatch.setattr(trainer.prepare, "trained_parameters", lambda _: 100)
     config = TrainConfig(output=tmp_path / "run", **({"precision": "fp32", "data": DataConfig(eval_rows=1)} | changes))
     work: Any = SimpleNamespace(workload=SimpleNamespace(shape=None), source=source_of({"model_type": "mistral"}))
     monkeypatch.setattr(trainer.prepare, "free_bytes", lambda _: num_bytes)
@@ -150,6 +151,7 @@ def test_a_disk_without_room_is_told_before_a_run(
 def test_what_a_continued_run_replaces_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints that are there already are among those that are kept."""
     monkeypatch.setattr(trainer.prepare, "num_parameters", lambda _: 100)
+    monkeypatch.setattr(trainer.prepare, "trained_parameters", lambda _: 100)
     monkeypatch.setattr(trainer.prepare, "free_bytes", lambda _: 1200)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000001" / "shard").write_bytes(bytes(1200))

@@ -29,7 +29,7 @@ def logged(folder: Path, losses: list[float]) -> None:
 def test_a_run_is_summed_up(tmp_path: Path) -> None:
     """The end tells steps, loss, pace and memory as measured, and what was written."""
     logged(tmp_path, [5.0, 4.0, 3.5])
-    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, tmp_path / "model"), None)
+    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, (tmp_path / "model",)), None)
     assert lines == [
         "3 of 3 steps in 2 s: loss 5.000 to 3.500",
         "step 0.5 s, 200 tokens/s",
@@ -41,7 +41,7 @@ def test_a_run_is_summed_up(tmp_path: Path) -> None:
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
     """A run that was stopped names the options that continue it, and exports nothing."""
     logged(tmp_path, [5.0])
-    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(1, 3, None), None)
+    lines = summary(tiny_config(tmp_path, tmp_path), Outcome(1, 3, ()), None)
     assert lines[-2:] == [
         f"stopped after step 1; go on with --resume auto --output {tmp_path}",
         f"written to {tmp_path}: steps.jsonl, train.log, loss.png",
@@ -51,7 +51,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_run_without_steps_has_a_summary(tmp_path: Path) -> None:
     """A run that was complete before it was continued in another folder has no step to tell of."""
     logged(tmp_path, [])
-    assert len(summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, None), None)) == 1
+    assert len(summary(tiny_config(tmp_path, tmp_path), Outcome(3, 3, ()), None)) == 1
 
 
 def test_no_number_is_one_line(

@@ -210,7 +210,7 @@ def test_a_finished_run_is_not_trained_on(folder: Path, tmp_path: Path, whole: C
     model = exported.read_bytes()
     shutil.rmtree(output / "model")
     (outcome,) = run_ranks(1, train_tiny, configured(folder, output, ALONE, resume="auto"))
-    assert (outcome.steps, outcome.num_steps, outcome.model) == (STEPS, STEPS, output / "model")
+    assert (outcome.steps, outcome.num_steps, outcome.exported) == (STEPS, STEPS, (output / "model",))
     assert read_records(output, "step") == before
     assert exported.read_bytes() == model
 

@@ -40,7 +40,7 @@ from trainer.look_ahead.sizes import Measured, Size, extrapolated, measured_size
 from trainer.parallel.loss import take_loss
 from trainer.parallel.mesh import Place, make_place
 from trainer.parallel.model import Stage
-from trainer.parallel.optimizer import clip_gradients, make_optimizers
+from trainer.parallel.optimizer import clip_gradients, make_optimizers, trained
 from trainer.parallel.parallelize import compute_dtype
 from trainer.parallel.pipeline import Passes, Rows
 
@@ -198,9 +198,10 @@ class _Step:
 
     def __init__(self, config: TrainConfig, stages: Sequence[Stage], place: Place, meter: Meter) -> None:
         self.config, self.stages, self.place, self.meter = config, stages, place, meter
-        self.parameters = [parameter for stage in stages for parameter in stage.parameters()]
+        self.parameters = [parameter for stage in stages for parameter in trained(stage)]
         self.optimizers = make_optimizers(stages, config.optimizer)
-        meter.mark("parameters", [*self.parameters, *(buffer for stage in stages for buffer in stage.buffers())])
+        for stage in stages:
+            meter.mark("parameters", [*stage.parameters(), *stage.buffers()])
 
     def give_optimizer_its_state(self) -> None:
         """Take an optimizer's step, which makes its state, and measure from here on."""

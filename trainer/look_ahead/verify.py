@@ -4,12 +4,15 @@ Held against it is what the formulas count, with nothing that was fitted: alloca
 are on neither side.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from estimator.arrays import Num
 from estimator.formulas.counts import (
+    MatMul,
+    adapter_matmuls,
     attention_backward_flop,
     attention_flop,
     head_matmul,
@@ -18,9 +21,11 @@ from estimator.formulas.counts import (
     recomputed_layer_flop,
 )
 from estimator.formulas.inputs import StepInputs
+from estimator.formulas.layout import Layout
 from estimator.formulas.memory import stage_bytes
 from estimator.formulas.stages import Stage, stage_at
 from estimator.stack.efficiencies import PARAMETERS, Efficiencies
+from estimator.work.shape import TARGETS, Shape
 from trainer.look_ahead.dry_run import DryRun
 
 COUNTED = Efficiencies(**dict.fromkeys(PARAMETERS, 1.0))
@@ -113,16 +118,61 @@ def terms_of(counted: Mapping[str, float], predicted: Mapping[str, float]) -> tu
 def predicted_flop(inputs: StepInputs, stage: Stage) -> np.ndarray:
     """FLOP of a step of one rank of a stage, as torch counts them: masked scores too, attention fused.
 
-    A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively nothing that counts.
+    A checkpointed layer is repeated up to its last product (`recomputed_layer_flop`), selectively nothing that counts
+    but the B of adapters.
+    Frozen weights have no gradients, and nothing below the model's first adapter asks for one (`_unasked_flop`).
     """
     plan, tokens, length = inputs.plan, inputs.tokens, inputs.seq_len
     shape = replace(inputs.shape, sliding_window=0)
-    products = 3.0 * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
+    passes = 2.0 if shape.lora_rank else 3.0
+    products = passes * sum(matmul_flop(tokens, m) for m in layer_matmuls(shape))
+    beside = sum(matmul_flop(tokens, m) * ways for m, ways in _adapters(shape, inputs.plan))
+    products += 3.0 * beside
     attention = attention_flop(tokens, length, shape, causal=False)
     layer = products + attention + attention_backward_flop(attention, keeps_scores=False)
-    repeated = recomputed_layer_flop(tokens, length, shape, causal=False)
-    layers = stage.num_layers * layer + np.where(
-        plan.recomputes("full"), plan.repeated_layers(stage.num_layers) * repeated, 0.0
+    repeated = np.where(
+        plan.recomputes("full"),
+        recomputed_layer_flop(tokens, length, shape, causal=False) + _repeated_flop(inputs, shape, "ab"),
+        np.where(plan.recomputes("selective"), _repeated_flop(inputs, shape, "b"), 0.0),
     )
-    head = np.asarray(stage.has_head) * 3.0 * matmul_flop(tokens, head_matmul(shape))
-    return np.asarray((layers + head) / plan.tp * plan.num_micro_batches)
+    layers = stage.num_layers * layer + plan.repeated_layers(stage.num_layers) * repeated
+    head = np.asarray(stage.has_head) * passes * matmul_flop(tokens, head_matmul(shape))
+    unasked = np.asarray(stage.has_embedding) * _unasked_flop(tokens, length, shape, plan)
+    return np.asarray((layers + head - unasked) / plan.tp * plan.num_micro_batches)
+
+
+def _adapters(shape: Shape, plan: Layout) -> Iterator[tuple[MatMul, Num]]:
+    """Yield the matrices of adapters of a layer, and how many tensor-parallel ranks each do the whole of it.
+
+    The A beside a column-parallel product; the B beside a row-parallel one, unless sequences are split.
+    """
+    for matmul in adapter_matmuls(shape):
+        if matmul.name.endswith(".a"):
+            yield matmul, plan.tp if matmul.splits_output else 1
+        else:
+            yield matmul, 1 if matmul.splits_output else plan.tp / plan.sequence_ways
+
+
+def _repeated_flop(inputs: StepInputs, shape: Shape, which: str) -> Num:
+    """FLOP that recomputation repeats of a layer's adapters, their A and B or B alone; compiled, not the last one."""
+    left_out = "down.b" if inputs.habits.execution == "compiled" else ""
+    own = [(m, ways) for m, ways in _adapters(shape, inputs.plan) if m.name[-1] in which and m.name != left_out]
+    return sum(matmul_flop(inputs.tokens, m) * ways for m, ways in own)
+
+
+def _unasked_flop(tokens: Num, seq_len: Num, shape: Shape, plan: Layout) -> Num:
+    """FLOP of the first layer's backward pass that nothing asks for: below its first adapter all is frozen."""
+    if not shape.lora_rank:
+        return 0.0
+    targets = shape.lora_targets or TARGETS
+    of = {m.name: matmul_flop(tokens, m) for m in layer_matmuls(shape)}
+    of |= {m.name: matmul_flop(tokens, m) * ways for m, ways in _adapters(shape, plan)}
+    unasked: Num = 0.0
+    for group in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+        unasked = unasked + sum(of[name] + of.get(f"{name}.a", 0.0) for name in group)  # gradients of inputs
+        if any(name in targets for name in group):
+            break
+        if "v" in group:
+            attention = attention_flop(tokens, seq_len, shape, causal=False)
+            unasked = unasked + attention_backward_flop(attention, keeps_scores=False)
+    return unasked

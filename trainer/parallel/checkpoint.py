@@ -1,8 +1,9 @@
 """Checkpoints of a run: sharded, whole or invisible, verified before they are loaded, and fit for any plan.
 
 A checkpoint is a folder `step-00000020`, written under another name and renamed once all ranks are done (`saving`).
-Weights and moments lie in it under the names of the whole model, each rank's shards with where they belong, so that a
-run may continue under another plan; beside them `run.json`, what else a run needs to continue, and `digests.json`.
+Weights that are trained, all or those of adapters, and moments lie in it under the names of the whole model, each
+rank's shards with where they belong, so that a run may continue under another plan; beside them `run.json`, what else
+a run needs to continue, and `digests.json`.
 """
 
 import json
@@ -27,7 +28,7 @@ from trainer.parallel.digests import file_damage
 from trainer.parallel.metadata import METADATA, Reader, read_metadata
 from trainer.parallel.model import Stage
 from trainer.parallel.random_states import random_states, set_random_states
-from trainer.parallel.weights import named_weights
+from trainer.parallel.weights import adapter_weights, named_weights
 
 PARTIAL = ".partial-"
 STATE = "run.json"
@@ -137,7 +138,7 @@ def tensors_of(
     """
     moments = {name: value for name, value in _optimizer_state(stages, optimizers).items() if _is_moment(name)}
     return {
-        "model": named_weights(stages),
+        "model": _trained_weights(stages),
         "optimizer": moments,
         "random": {str(dist.get_rank()): random_states(device)},
     }
@@ -152,7 +153,7 @@ def load_checkpoint(
     """
     state = _optimizer_state(stages, optimizers)
     tensors: dict[str, Any] = {
-        "model": named_weights(stages),
+        "model": _trained_weights(stages),
         "optimizer": {name: value for name, value in state.items() if _is_moment(name)},
     }
     own = f"random.{dist.get_rank()}."
@@ -175,6 +176,11 @@ def weight_shapes(checkpoint: Path) -> dict[str, list[int]]:
 
 def _entries(checkpoint: Path) -> dict[str, Any]:
     return dict(read_metadata(checkpoint).state_dict_metadata)
+
+
+def _trained_weights(stages: Sequence[Stage]) -> dict[str, torch.Tensor]:
+    """Return the adapters of this rank, or all its weights where there are none."""
+    return adapter_weights(stages) or named_weights(stages)
 
 
 def _optimizer_state(stages: Sequence[Stage], optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

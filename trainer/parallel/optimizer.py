@@ -77,16 +77,21 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     return config.lr * (LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
 
+def trained(stage: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are not frozen."""
+    return [parameter for parameter in stage.parameters() if parameter.requires_grad]
+
+
 def make_optimizers(
     stages: Sequence[nn.Module], config: OptimizerConfig, *, compiles: bool = False
 ) -> list[torch.optim.AdamW]:
     """Return an optimizer per chunk, so that its state is saved under the chunk's parameter names.
 
-    Compiled, or torch's fused one: no temporary copy of the parameters.
+    Frozen parameters have none. Compiled, or torch's fused one: no temporary copy of the parameters.
     """
     kind = CompiledAdamW if compiles else partial(torch.optim.AdamW, fused=True)
     betas, decay = (config.beta1, config.beta2), config.weight_decay
-    return [kind(stage.parameters(), lr=config.lr, betas=betas, weight_decay=decay) for stage in stages]
+    return [kind(trained(stage), lr=config.lr, betas=betas, weight_decay=decay) for stage in stages]
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig
 from estimator.formulas import activations
 from estimator.formulas.layout import layout
 from estimator.work.plan import Plan
+from trainer.parallel.adapters import AdaptedLinear, adapted
 from trainer.parallel.loss import take_loss
 from trainer.parallel.mesh import Place
 from trainer.parallel.model import Stage
@@ -44,7 +45,13 @@ def parallelize(stage: Stage, plan: Plan, place: Place, precision: str, *, num_r
         compiles: whether each layer is compiled.
     """
     if plan.tp > 1:
+        frozen = {name for name, parameter in stage.named_parameters() if not parameter.requires_grad}
         split_tensors(stage, place.mesh["tp"], sequence_parallel=plan.sequence_parallel)
+        for (
+            name,
+            parameter,
+        ) in stage.named_parameters():  # torch's SequenceParallel makes anew, and trains, those of norms
+            parameter.requires_grad_(name not in frozen)
     if stage.last and chunks_loss(plan):
         stage.chunks_loss = True
         take_loss(stage.lm_head, compiles=compiles)
@@ -67,14 +74,21 @@ def chunks_loss(plan: Plan) -> bool:
 class Copied(ParallelStyle):
     """A module whose parameters every tensor-parallel rank has whole, whatever the layout of its input over them."""
 
-    def __init__(self, layout: Placement) -> None:
-        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for their heads."""
+    def __init__(self, layout: Placement | None) -> None:
+        """Take the layout of input and output: `Replicate()` where ranks hold the same, `Shard(2)` for their heads.
+
+        None where both are DTensors, which have their layout.
+        """
         super().__init__()
         self.layout = layout
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        layout = self.layout
+        if layout is None:
+            return distribute_module(module, device_mesh)
+
         def enter(_: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
-            return tuple(DTensor.from_local(x, mesh, [self.layout], run_check=False) for x in inputs)
+            return tuple(DTensor.from_local(x, mesh, [layout], run_check=False) for x in inputs)
 
         def leave(_: nn.Module, output: Any, __: DeviceMesh) -> Any:
             return output.to_local()
@@ -99,10 +113,12 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
                 desired_input_kwarg_layouts={"hidden_states": Replicate()},
             ),
             "mlp": PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),)),
-            **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
-            **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
-            **{name: RowwiseParallel(output_layouts=between) for name in ("self_attn.o_proj", "mlp.down_proj")},
         }
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+            plan |= _product(layer, name, ColwiseParallel, (Copied(None), ColwiseParallel()))
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            of_row = partial(RowwiseParallel, output_layouts=between)
+            plan |= _product(layer, name, of_row, (of_row(), Copied(between)))
         if hasattr(layer.self_attn, "q_norm"):
             plan |= {f"self_attn.{name}_norm": Copied(Shard(2)) for name in "qk"}  # of a head (B, T, heads, D)
         parallelize_module(layer, mesh, plan)
@@ -115,6 +131,19 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, *, sequence_parallel: bool) ->
         parallelize_module(stage.model.norm, mesh, norm)
         head = ColwiseParallel(input_layouts=between, output_layouts=Shard(-1), use_local_output=False)
         parallelize_module(stage.lm_head, mesh, head)
+
+
+def _product(
+    layer: nn.Module, name: str, style: Callable[[], ParallelStyle], beside: tuple[ParallelStyle, ParallelStyle]
+) -> dict[str, ParallelStyle]:
+    """Return how a product is split, and the A and B of its adapter where it has one.
+
+    Column-parallel: A is whole, B split by the columns of its output. Row-parallel: A is split by its input, its few
+    sums are what ranks exchange, and B is whole.
+    """
+    if not isinstance(layer.get_submodule(name), AdaptedLinear):
+        return {name: style()}
+    return {f"{name}.base_layer": style(), f"{name}.lora_A": beside[0], f"{name}.lora_B": beside[1]}
 
 
 # --- recomputation ----------------------------------------------------------------------------------------------------
@@ -131,8 +160,13 @@ def recompute_layers(stage: Stage, count: int, *, keeps_products: bool = False) 
         count: of its layers.
         keeps_products: selective recomputation: what matrix products with weights and attention kernels give is kept
             too, so that what is repeated are norms, activations and rotations, whose results are as large and cheap.
+            So are those of the second matrix of an adapter, which are repeated too.
     """
-    options = {"context_fn": _PRODUCTS_KEPT} if keeps_products else {}
+    adapters = [module for _, module in adapted(stage)]
+    options: dict[str, Any] = {"preserve_rng_state": any(module.dropout for module in adapters)}
+    if keeps_products:
+        kept = partial(_product_kept, frozenset(module.lora_B.in_features for module in adapters))
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
     for number, (_, layer) in enumerate(stage.layers):
         if number < count:
             layer.forward = _recomputed(layer.forward, options)
@@ -141,18 +175,17 @@ def recompute_layers(stage: Stage, count: int, *, keeps_products: bool = False) 
 def _recomputed(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     # a function, as the compiler looks into no `functools.partial` of torch's own
     def repeat(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **options, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, **options, **kwargs)
 
     return repeat
 
 
-def _product_kept(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+def _product_kept(ranks: frozenset[int], _: Any, operator: Any, *given: Any, **__: Any) -> CheckpointPolicy:
     name = str(operator)
     is_kept = name.startswith(("aten.mm.", "aten.addmm.")) or "attention" in name or "attn" in name
+    if name.startswith("aten.mm.") and given[0].shape[1] in ranks:
+        is_kept = False
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_PRODUCTS_KEPT = partial(create_selective_checkpoint_contexts, _product_kept)
 
 
 # --- sharding ---------------------------------------------------------------------------------------------------------
@@ -177,6 +210,8 @@ def shard(stage: Stage, plan: Plan, mesh: DeviceMesh, precision: str) -> None:
     """Shard or copy parameters over the data-parallel ranks, layer by layer (FSDP2), reducing gradients in 32 bits.
 
     ZeRO-3 gathers a layer's weights for its forward and again for its backward pass; ZeRO-1 and 2 keep them between.
+    Frozen weights, which have no gradient and no optimizer state, are sharded where they are freed after use, else
+    whole: a shard beside what stays gathered would be one more copy.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
@@ -185,7 +220,8 @@ def shard(stage: Stage, plan: Plan, mesh: DeviceMesh, precision: str) -> None:
     )
     # a pipeline keeps weights gathered over all its micro-batches, whatever is asked here
     reshards = plan.zero_stage == 3 and plan.num_stages == 1
-    wrap = partial(fully_shard, mesh=mesh, mp_policy=policy)
+    frozen = set() if reshards else {p for p in stage.parameters() if not p.requires_grad}
+    wrap = partial(fully_shard, mesh=mesh, mp_policy=policy, ignored_params=frozen)
     for _, layer in stage.layers:
         wrap(layer, reshard_after_forward=reshards)
     if stage.first and not stage.ties_embeddings:

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
+from trainer.parallel.adapters import bound, is_adapter, whole_name
 from trainer.parallel.model import Stage
 from trainer.parallel.room import make_folder
 from trainer.parallel.together import TogetherError, on_first, together
@@ -36,10 +37,20 @@ def named_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
     """Return the weights of this rank's chunks by their names in the whole model; a tied one under one name."""
     found: dict[str, Any] = {}
     for stage in stages:
-        found |= get_model_state_dict(stage)
+        found |= {whole_name(name): weight for name, weight in get_model_state_dict(stage).items()}
         if stage.ties_embeddings:
             found.pop("lm_head.weight")
     return found
+
+
+def adapter_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
+    """Return those of adapters; none where all weights are trained."""
+    return {name: weight for name, weight in named_weights(stages).items() if is_adapter(name)}
+
+
+def base_weights(stages: Iterable[Stage]) -> dict[str, Tensor]:
+    """Return those of the model itself."""
+    return {name: weight for name, weight in named_weights(stages).items() if not is_adapter(name)}
 
 
 BLOCK = 2**20
@@ -49,18 +60,32 @@ BLOCK = 2**20
 def random_weight(name: str, shape: torch.Size, config: PreTrainedConfig, seed: int) -> Tensor:
     """Return a weight as a new model has it, in 32 bits: the same for a name and a seed, whatever the plan and device.
 
-    Matrices are normal with the config's `initializer_range`, norms are 1, biases 0, as transformers draws them. A
-    normal number is one of 65,536 quantiles, picked by SFC64, whose stream NumPy keeps for ever (NEP 19).
+    Matrices are normal with the config's `initializer_range`, norms are 1, biases 0, as transformers draws them; of
+    adapters A is uniform and B is 0, as peft draws them. A number is one of 65,536 quantiles, picked by SFC64, whose
+    stream NumPy keeps for ever (NEP 19).
     """
-    if len(shape) == 1:
-        return torch.full(shape, _constant(name))
-    quantiles = _quantiles(config.initializer_range, torch.float32)
+    if (constant := _constant(name, shape)) is not None:
+        return torch.full(shape, constant)
+    quantiles = _quantiles_of(name, shape, config.initializer_range, torch.float32)
     return torch.cat([_drawn_rows(name, rows, shape[1], quantiles, seed) for rows in _row_blocks(shape)])
 
 
-def _constant(name: str) -> float:
-    """Return what all elements of a vector are: of a bias 0, of a norm 1."""
-    return 0.0 if name.endswith(".bias") else 1.0
+def _constant(name: str, shape: torch.Size) -> float | None:
+    """Return what all elements are: of a bias and of an adapter's B 0, of a norm 1; None where they are drawn."""
+    if len(shape) == 1:
+        return 0.0 if name.endswith(".bias") else 1.0
+    return 0.0 if ".lora_B." in name else None
+
+
+def _quantiles_of(name: str, shape: torch.Size, deviation: float, dtype: torch.dtype) -> Tensor:
+    """Return the quantiles that a matrix is drawn from, shape (65536,)."""
+    return _uniform_quantiles(bound(shape[1]), dtype) if is_adapter(name) else _quantiles(deviation, dtype)
+
+
+@cache
+def _uniform_quantiles(most: float, dtype: torch.dtype) -> Tensor:
+    """Return the middles of 65,536 equal parts of what lies between -most and most, shape (65536,)."""
+    return torch.from_numpy(most * ((2 * np.arange(2**16) + 1) / 2**16 - 1)).to(dtype)
 
 
 @cache
@@ -89,17 +114,19 @@ def _drawn_rows(name: str, rows: range, columns: int, quantiles: Tensor, seed: i
 
 
 @torch.no_grad()
-def draw_weights(stages: Sequence[Stage], seed: int) -> None:
+def draw_weights(stages: Sequence[Stage], seed: int, *, adapters_only: bool = False) -> None:
     """Draw the weights of this rank's chunks, block by block on all its threads; never a whole matrix at once."""
     deviation = stages[0].config.initializer_range
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         drawing = []
-        for name, weight in named_weights(stages).items():
-            for offsets, local in _local_parts(weight):
-                if weight.ndim == 1:
-                    local.fill_(_constant(name))
+        for name, weight in (adapter_weights if adapters_only else named_weights)(stages).items():
+            constant = _constant(name, weight.shape)
+            for offsets, local in local_parts(weight):
+                if constant is not None:
+                    local.fill_(constant)
                     continue
-                place = _Place(name, weight.shape[1], offsets, local, _quantiles(deviation, local.dtype))
+                quantiles = _quantiles_of(name, weight.shape, deviation, local.dtype)
+                place = _Place(name, weight.shape[1], offsets, local, quantiles)
                 drawing += [threads.submit(place.draw, rows, seed) for rows in _row_blocks(weight.shape)]
         for each in drawing:
             each.result()
@@ -128,7 +155,7 @@ class _Place(NamedTuple):
             )
 
 
-def _local_parts(weight: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
+def local_parts(weight: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Yield where this rank's part of a weight begins in the whole, and the part."""
     if not isinstance(weight, DTensor):
         yield (0,) * weight.ndim, weight
@@ -140,18 +167,33 @@ def _local_parts(weight: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
 def load_weights(stages: Sequence[Stage], folder: Path) -> None:
     """Read the weights of this rank's chunks from a Hugging Face checkpoint, each rank its own part only.
 
+    Adapters are left as they are.
+
     Raises:
         ValueError: the checkpoint lacks one of them, or has it in another shape.
     """
-    state = named_weights(stages)
+    read_weights(base_weights(stages), folder, "model")
+
+
+def read_weights(state: dict[str, Tensor], folder: Path, kind: str) -> None:
+    """Read tensors from the safetensors of a folder, each rank its own part only.
+
+    Args:
+        state: the tensors by their names in the files.
+        folder: of the files.
+        kind: what errors call it: the option that named it.
+
+    Raises:
+        ValueError: the files lack one of them, or have it in another shape.
+    """
     reader = HuggingFaceStorageReader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
     for name, weight in state.items():
         if not isinstance(kept := stored.get(name), TensorStorageMetadata):
-            raise ValueError(f"model: {folder.name} has no weight {name}; give a whole checkpoint of its config")
+            raise ValueError(f"{kind}: {folder.name} has no weight {name}; give a whole checkpoint of its config")
         if kept.size != weight.shape:
             shapes = f"{list(kept.size)}, its config says {list(weight.shape)}"
-            raise ValueError(f"model: {folder.name} has {name} in shape {shapes}; give the config it was made with")
+            raise ValueError(f"{kind}: {folder.name} has {name} in shape {shapes}; give the config it was made with")
     dcp.load(state, storage_reader=reader)
 
 
@@ -166,7 +208,7 @@ def export_weights(stages: Sequence[Stage], folder: Path, dtype: torch.dtype, be
     """Write a Hugging Face checkpoint that `from_pretrained` loads; all ranks call it, each writes its own part.
 
     Args:
-        stages: this rank's chunks.
+        stages: this rank's chunks, without adapters or with merged ones, which are left out.
         folder: where; it is made whole or not at all.
         dtype: of the weights in the file.
         beside: the config and the tokenizer.
@@ -175,9 +217,26 @@ def export_weights(stages: Sequence[Stage], folder: Path, dtype: torch.dtype, be
         TogetherError: some rank could not write, or there is no room; nothing is left of what was begun. On all ranks.
         CheckpointException: as that.
     """
+    state = {name: weight.to(dtype) for name, weight in base_weights(stages).items()}
+    write_weights(state, folder, beside)
+
+
+def write_weights(state: dict[str, Tensor], folder: Path, beside: Sequence[Saved], *, name_of_file: str = "") -> None:
+    """Write tensors as safetensors; all ranks call it, each writes its own part.
+
+    Args:
+        state: this rank's tensors, by their names in the files.
+        folder: where; it is made whole or not at all.
+        beside: what writes its own files beside them.
+        name_of_file: of the file, where there is one alone, without an index; "" for the names of a checkpoint.
+
+    Raises:
+        TogetherError: some rank could not write, or there is no room; nothing is left of what was begun. On all ranks.
+        CheckpointException: as that.
+    """
     partial = folder.with_name(folder.name + ".partial")
     try:
-        _export(stages, partial, dtype, beside)
+        _write(state, partial, beside, name_of_file)
         on_first(lambda: _rename(partial, folder))
     except (TogetherError, CheckpointException):
         if dist.get_rank() == 0:
@@ -185,19 +244,23 @@ def export_weights(stages: Sequence[Stage], folder: Path, dtype: torch.dtype, be
         raise
 
 
-def _export(stages: Sequence[Stage], partial: Path, dtype: torch.dtype, beside: Sequence[Saved]) -> None:
-    state = {name: weight.to(dtype) for name, weight in named_weights(stages).items()}
+def _write(state: dict[str, Tensor], partial: Path, beside: Sequence[Saved], name_of_file: str) -> None:
     sizes = _sizes(state)
+    index = dict.fromkeys(sizes, 1) if name_of_file else _file_index(sizes)
     on_first(lambda: make_folder(partial, WRITTEN_TIMES * sum(sizes.values())))
     writer = HuggingFaceStorageWriter(
-        path=str(partial), fqn_to_index_mapping=_file_index(sizes), save_distributed=True, enable_consolidation=True
+        path=str(partial), fqn_to_index_mapping=index, save_distributed=True, enable_consolidation=True
     )
     dcp.save(state, storage_writer=writer)
-    on_first(lambda: _finish(partial, beside))
+    on_first(lambda: _finish(partial, beside, name_of_file))
 
 
-def _finish(partial: Path, beside: Sequence[Saved]) -> None:
+def _finish(partial: Path, beside: Sequence[Saved], name_of_file: str) -> None:
     shutil.rmtree(partial / "sharded", ignore_errors=True)
+    if name_of_file:
+        (file,) = partial.glob("*.safetensors")
+        file.rename(partial / name_of_file)
+        (partial / "model.safetensors.index.json").unlink(missing_ok=True)
     for part in beside:
         part.save_pretrained(str(partial))
 

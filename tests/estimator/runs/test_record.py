@@ -14,7 +14,7 @@ from estimator.search.planner import search
 from estimator.stack.recipe import Recipe
 from estimator.stack.stack import load_stack
 from estimator.work.plan import Plan
-from estimator.work.shape import load_shape
+from estimator.work.shape import TARGETS, load_shape
 from estimator.work.workload import Workload
 from hardware.catalog import load_catalog
 from tests.support.paths import GOLDEN, MEASURED
@@ -44,6 +44,16 @@ def test_a_run_record_is_a_run() -> None:
     assert run.recipe() == Recipe("fp32")
     assert record(precision="bf16-mixed").recipe() == Recipe()
     assert record(compiled=True).recipe() == Recipe("fp32", compiles=True)
+
+
+def test_adapters_of_a_record_are_those_of_its_recipe() -> None:
+    """Modules or matrices name the targets; all of them are none told, as a recipe says it; no key is all weights."""
+    few = {"lora_rank": 16, "lora_alpha": 32.0, "lora_targets": ["v_proj", "q"], "lora_dropout": 0.0}
+    assert record(**few).recipe() == Recipe("fp32", lora_rank=16, lora_targets=("q", "v"))
+    every = few | {"lora_targets": [f"{name}_proj" for name in TARGETS]}
+    assert record(**every).recipe() == Recipe("fp32", lora_rank=16)
+    assert record().recipe().lora_rank == 0
+    assert not record(**few).is_same_run(record())
 
 
 def test_a_plan_as_estimate_prints_it_is_read_back() -> None:

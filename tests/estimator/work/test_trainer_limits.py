@@ -22,7 +22,6 @@ def is_trained(plan: Plan, shape: Shape) -> bool:
     rounds = max(plan.num_micro_batches // plan.num_stages, 1)
     return (
         shape.family in FAMILIES
-        and shape.lora_rank == 0
         and plan.cp == plan.ep == 1
         and not plan.offload_optimizer
         and shape.vocab_size % plan.tp == 0
@@ -60,7 +59,6 @@ def test_a_grid_has_the_flags_of_its_plans() -> None:
             {"family": "gpt2"},
             f"the trainer has no gpt2 models such as '{MISTRAL.name}'; use one of llama, mistral, qwen2, qwen3",
         ),
-        (Plan(), {"lora_rank": 8}, "the trainer trains all weights; leave out --lora"),
         (Plan(cp=2), {}, "cp=2: the trainer splits no sequences over devices; use cp=1"),
         (Plan(ep=2), {}, "ep=2: the trainer has no experts to share; use ep=1"),
         (

@@ -5,6 +5,7 @@ import pytest
 
 from estimator.formulas.inputs import StepInputs, step_inputs
 from estimator.formulas.machine import Machine
+from estimator.stack.recipe import Recipe
 from estimator.stack.stack import load_premises
 from estimator.work.plan import parse_plan
 from estimator.work.shape import shape_from_config
@@ -15,6 +16,7 @@ from tests.trainer.look_ahead.test_dry_run import MODEL, config_of
 from trainer.look_ahead.dry_run import dry_run
 from trainer.look_ahead.dry_run_report import print_verified, verified_document
 from trainer.look_ahead.verify import MOST_OFF, Verified, terms_of, verify
+from trainer.parallel.adapters import PROJECTIONS, AdapterConfig
 
 CATALOG = load_catalog()
 
@@ -48,6 +50,33 @@ def test_flop_of_a_stage_are_those_that_torch_counts(plan: str, rank: int) -> No
     """To the last one, whatever is repeated or staged."""
     flop = verified(plan, rank).flop
     assert flop.counted == flop.predicted > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected that context_fn")
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize(
+    ("plan", "targets"),
+    [
+        ("num_micro_batches=2", PROJECTIONS),
+        ("num_micro_batches=2", ("o_proj",)),
+        ("num_micro_batches=2", ("down_proj",)),
+        ("num_micro_batches=1,recomputation=full", PROJECTIONS),
+        ("num_micro_batches=1,recomputation=selective", PROJECTIONS),
+        ("num_micro_batches=2,tp=2", PROJECTIONS),
+        ("num_micro_batches=2,tp=2,sequence_parallel=false", PROJECTIONS),
+    ],
+)
+def test_flop_of_adapters_are_those_that_torch_counts(plan: str, targets: tuple[str, ...], compiles: bool) -> None:
+    """To the last one: frozen weights ask for no gradients, and nothing asks below the first adapter."""
+    adapters = AdapterConfig(4, 8.0, targets)
+    inputs = inputs_of(plan, 8)
+    habits = inputs.habits.model_copy(update={"execution": "compiled" if compiles else "eager"})
+    shape = Recipe(lora_rank=4, lora_targets=adapters.shape_targets).shape(inputs.shape)
+    config = config_of(plan, adapters=adapters, compiles=compiles)
+    run = dry_run(config, MODEL, world_size=8, local_size=4, rank=0)
+    (found,) = verify([run], inputs._replace(shape=shape, habits=habits))
+    assert found.flop.counted == found.flop.predicted > 0
 
 
 def test_every_byte_has_its_term() -> None:

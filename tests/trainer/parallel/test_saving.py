@@ -99,7 +99,7 @@ def test_a_save_is_in_the_step_log(folder: Path, tmp_path: Path) -> None:
     assert [step for step, seconds in waited.items() if seconds] == [3, 5]
     assert [(record["step"], record["problem"]) for record in records] == [(2, ""), (4, ""), (6, "")]
     for record in records[:2]:
-        assert record["stall_s"] == pytest.approx(waited[record["step"] + 1], abs=0.01)
+        assert record["stall_s"] <= waited[record["step"] + 1] <= record["stall_s"] + 1  # the log goes to the disk too
         assert record["num_bytes"] > 10**6
     assert rank.output.count("| Checkpoint: ") == 3
 
@@ -191,7 +191,7 @@ def test_what_is_under_way_is_finished_before_a_run_ends(folder: Path, tmp_path:
 def test_the_best_and_the_newest_stay(folder: Path, tmp_path: Path) -> None:
     """With `keep_best` each checkpoint has a loss on held-out rows, and the least one's stays beside the newest."""
     changes = {"keep": 1, "keep_best": True, "eval_rows": 6, "exports": False, "checkpoint_every": 1}
-    optimizer = OptimizerConfig(lr=0.5)  # spoils the model, so that the first is the best
+    optimizer = OptimizerConfig(lr=0.1)  # spoils the model, so that the first is the best
     run_ranks(1, train_tiny, configured(folder, tmp_path, optimizer=optimizer, **changes))
     losses = {record["step"]: record["loss"] for record in read_records(tmp_path, "evaluation")}
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
