@@ -46,7 +46,7 @@ test-wheel:  ## the wheel as installed, outside the tree and without torch: all 
 	rm -rf $(AT) build/lib build/bdist.*
 	$(PYTHON) -m venv $(AT)/venv
 	$(AT)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(AT) .
-	$(AT)/venv/bin/pip install --quiet --constraint constraints.txt $(AT)/*.whl amdsmi hypothesis nvidia-ml-py pytest pytest-xdist
+	$(AT)/venv/bin/pip install --quiet --constraint constraints.txt $(AT)/*.whl amdsmi hypothesis nvidia-ml-py pytest pytest-xdist vl-convert-python
 	mkdir $(AT)/tree
 	cp -r README.md docs pyproject.toml reports tests $(AT)/tree
 	rm -r $(AT)/tree/tests/parity $(AT)/tree/tests/trainer

@@ -1,6 +1,7 @@
 """The command `estimate`: parse, call, print."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
@@ -11,6 +12,8 @@ from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
 from estimator.api.options import Options, names_all
+from estimator.api.pages import html_page, refuse_unknown_plot, write
+from estimator.api.pages import plot as draw_plot
 from estimator.api.trace import trace as draw
 from estimator.report import text
 from estimator.report.json import estimate_document, flavors_document, stacks_document
@@ -31,6 +34,9 @@ EXIT_NOTHING_FITS = 3
 
 ON_THE_PLATFORM = Options(space="moai", accelerator=None, devices=None)
 """What differs of the question that a larger space is held against; its flavor is given."""
+
+EVERYWHERE = Options(plan="best", deadline=None, budget=None)
+"""What differs of the question on all flavors that a page shows beside an answer on one."""
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -100,6 +106,11 @@ def estimate(
     trace: Annotated[
         Path | None, typer.Option(help="write the best plan's step, for ui.perfetto.dev, to a file")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="write the answer as one page to a file")] = None,
+    plot: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(metavar="PICTURE FILE", help="memory, step, schedule or frontier, to a file .svg or .png"),
+    ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
     if stacks:
@@ -107,6 +118,7 @@ def estimate(
         return EXIT_DONE
     several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
+    _refuse_files(why, html, plot)
     hardware = load_catalog(catalog or [])
     options = Options(
         seq_len=seq_len,
@@ -140,6 +152,8 @@ def estimate(
         given = {name for name in context.params if _is_given(context, name)}
         model, options = _configured(configuration, where, model, options, given)
     found = ask(model, where, **options)
+    if html or plot:
+        _write_pages(found, model, options, html, plot, _again(context))
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
     return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
@@ -163,6 +177,47 @@ def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str
         raise ValueError(f"trace: --trace is given beside {which}; it draws the best or only plan of one flavor")
     if why is not None and beside == "--json":
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+
+
+def _refuse_files(why: str | None, html: Path | None, plot: tuple[str, Path] | None) -> None:
+    """Refuse a page or a picture beside `--why`, and a picture that there is not, before anything is searched."""
+    if why is not None and (html or plot):
+        which = "html" if html else "plot"
+        raise ValueError(f"{which}: --{which} is given beside --why; it shows an answer, and --why is told in a line")
+    if plot:
+        refuse_unknown_plot(plot[0], plot[1].suffix.removeprefix("."))
+
+
+def _write_pages(
+    found: Estimate | Estimates,
+    model: str,
+    options: Options,
+    html: Path | None,
+    plot: tuple[str, Path] | None,
+    command: str,
+) -> None:
+    """Write the page, and the picture, that are asked for; no picture where no plan fits."""
+    everywhere: Estimates | None = None
+    if isinstance(found, Estimate) and (html or (plot and plot[0] == "frontier")):
+        everywhere = ask(model, "all", **(options | ON_THE_PLATFORM | EVERYWHERE))
+    if plot and found.best:
+        kind, path = plot
+        of = everywhere if everywhere and kind == "frontier" else found
+        write("plot", path, draw_plot(of, kind, path.suffix.removeprefix(".")))
+    if html:
+        write("html", html, html_page(found, everywhere, command).encode())
+
+
+def _again(context: typer.Context) -> str:
+    """Return the command that was given, as it can be given again."""
+    words = ["estimate"]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name and _is_given(context, parameter.name):
+            flag = parameter.opts[0] if value is not False else parameter.secondary_opts[0]
+            for one in value if isinstance(value, list) else [value]:
+                words += [flag, *([] if isinstance(one, bool) else map(str, one if isinstance(one, tuple) else [one]))]
+    return shlex.join(words)
 
 
 def _configured(
