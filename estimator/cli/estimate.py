@@ -15,8 +15,10 @@ from estimator.api.options import Options, names_all
 from estimator.api.pages import html_page, refuse_unknown_plot, write
 from estimator.api.pages import plot as draw_plot
 from estimator.api.trace import trace as draw
+from estimator.cli.compare import Question, compared
 from estimator.report import text
-from estimator.report.json import estimate_document, flavors_document, stacks_document
+from estimator.report.json import comparison_document, estimate_document, flavors_document, stacks_document
+from estimator.report.text_comparison import print_comparison
 from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
 from estimator.search.planner import PLATFORM, SPACES, Estimate
@@ -25,7 +27,7 @@ from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
-from hardware.errors import shown_path
+from hardware.errors import shown, shown_path
 from hardware.files import told
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
@@ -106,6 +108,13 @@ def estimate(
     trace: Annotated[
         Path | None, typer.Option(help="write the best plan's step, for ui.perfetto.dev, to a file")
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTIONS",
+            help="set the answer beside that with other options, such as '--lora 16'; may be repeated",
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="write the answer as one page to a file")] = None,
     plot: Annotated[
         tuple[str, Path] | None,
@@ -152,11 +161,40 @@ def estimate(
         given = {name for name in context.params if _is_given(context, name)}
         model, options = _configured(configuration, where, model, options, given)
     found = ask(model, where, **options)
+    if compare:
+        one = _one_answer(found, compare, bool(explain or trace or plot or why is not None))
+        beside = compared(
+            context, compare, one, Question(model, None if options["accelerator"] else one.flavor, options)
+        )
+        return _show_comparison(beside, html, _again(context), top, as_json=as_json)
     if html or plot:
         _write_pages(found, model, options, html, plot, _again(context))
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
     return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
+
+
+def _one_answer(found: Estimate | Estimates, compare: list[str], is_shown_else: bool) -> Estimate:
+    """Return the answer that others are set beside; several, or one that is shown otherwise, are none."""
+    if isinstance(found, Estimates):
+        raise ValueError(
+            f"compare: --compare {shown(compare[0])} is given beside several flavors or stacks; ask of one"
+        )
+    if is_shown_else:
+        raise ValueError("compare: --compare is given beside --why, --explain, --trace or --plot; they show one answer")
+    return found
+
+
+def _show_comparison(
+    answers: dict[str, Estimate], html: Path | None, command: str, top: int | None, *, as_json: bool
+) -> int:
+    if html:
+        write("html", html, html_page(answers, command=command).encode())
+    if as_json:
+        print_json(comparison_document(answers, top))
+    else:
+        print_comparison(open_console(), answers)
+    return EXIT_DONE if any(one.best for one in answers.values()) else _miss("no plan fits any of these questions")
 
 
 class _Shown(NamedTuple):
