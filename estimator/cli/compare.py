@@ -9,6 +9,7 @@ from typer.exceptions import TyperException
 
 from estimator.api.estimate import estimate as ask
 from estimator.api.options import Options, names_all
+from estimator.cli.given import flag_of, given_options
 from estimator.search.planner import Estimate
 from hardware.errors import shown
 from hardware.models import Flavor
@@ -64,19 +65,20 @@ def compared(context: typer.Context, texts: Iterable[str], first: Estimate, ques
 def _parsed(context: typer.Context, text: str) -> dict[str, object]:
     """Return the options of a question that a text gives, by name."""
     try:
-        read = context.command.make_context("compare", shlex.split(text), help_option_names=[])
+        made = context.command.make_context("compare", shlex.split(text), help_option_names=[])
     except TyperException as error:
         raise ValueError(f"compare: {shown(text)}: {error.format_message()}; see estimate --help") from error
     except ValueError as error:  # a quotation without an end
         raise ValueError(f"compare: {shown(text)}: {error}; quote as a shell does") from error
-    sources = {name: read.get_parameter_source(name) for name in read.params}
-    given = {name: read.params[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+    read = cast("typer.Context", made)
+    given = given_options(read)
     allowed = ({"model", "flavor"} | Options.__optional_keys__) - NOT_COMPARED
     if not given:
         raise ValueError(f"compare: {shown(text)} has no options; give for example '--lora 16'")
     if others := sorted(given.keys() - allowed):
+        flag = flag_of(read, others[0])
         raise ValueError(
-            f"compare: {shown(text)} gives {others[0]}, by which answers do not differ; give for example '--lora 16'"
+            f"compare: {shown(text)} gives {flag}, by which answers do not differ; give for example '--lora 16'"
         )
     flavor = given.get("flavor")
     if names_all(flavor) or names_all(given.get("stack")) or (isinstance(flavor, str) and "," in flavor):

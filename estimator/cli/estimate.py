@@ -16,6 +16,8 @@ from estimator.api.pages import html_page, refuse_unknown_plot, write
 from estimator.api.pages import plot as draw_plot
 from estimator.api.trace import trace as draw
 from estimator.cli.compare import Question, compared
+from estimator.cli.given import given_options
+from estimator.cli.serve import USUAL_PORT, serve_page
 from estimator.report import text
 from estimator.report.json import comparison_document, estimate_document, flavors_document, stacks_document
 from estimator.report.text_comparison import print_comparison
@@ -115,6 +117,10 @@ def estimate(
             help="set the answer beside that with other options, such as '--lora 16'; may be repeated",
         ),
     ] = None,
+    is_served: Annotated[
+        bool, typer.Option("--serve", help="serve the page on loopback, to ask more, until Ctrl-C")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0 for any that is free")] = USUAL_PORT,
     html: Annotated[Path | None, typer.Option(help="write the answer as one page to a file")] = None,
     plot: Annotated[
         tuple[str, Path] | None,
@@ -129,6 +135,12 @@ def estimate(
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
     _refuse_files(why, html, plot)
     hardware = load_catalog(catalog or [])
+    given = given_options(context)
+    if is_served:
+        serve_page(context, hardware, _current_flavor(hardware), port)
+        return EXIT_DONE
+    if "port" in given:
+        raise ValueError("port: --port is given without --serve; add it")
     options = Options(
         seq_len=seq_len,
         batch=batch,
@@ -158,8 +170,7 @@ def estimate(
     is_current = flavor is None and accelerator is None and devices is None
     where = _current_flavor(hardware) if is_current else _flavors(flavor)
     if configuration:
-        given = {name for name in context.params if _is_given(context, name)}
-        model, options = _configured(configuration, where, model, options, given)
+        model, options = _configured(configuration, where, model, options, set(given))
     found = ask(model, where, **options)
     if compare:
         one = _one_answer(found, compare, bool(explain or trace or plot or why is not None))
@@ -248,10 +259,10 @@ def _write_pages(
 
 def _again(context: typer.Context) -> str:
     """Return the command that was given, as it can be given again."""
-    words = ["estimate"]
+    words, given = ["estimate"], given_options(context)
     for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if parameter.name and _is_given(context, parameter.name):
+        if parameter.name in given:
+            value = given[parameter.name]
             flag = parameter.opts[0] if value is not False else parameter.secondary_opts[0]
             for one in value if isinstance(value, list) else [value]:
                 words += [flag, *([] if isinstance(one, bool) else map(str, one if isinstance(one, tuple) else [one]))]
@@ -281,11 +292,6 @@ def _configured(
         print("the number of rows is not told; add --rows, --steps or --lengths", file=sys.stderr)
     own = {name: value for name, value in told.items() if name not in given}
     return found.model if found.model and "model" not in given else model, cast("Options", {**options, **own})
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _flavors(flavor: str | None) -> str | list[str] | None:

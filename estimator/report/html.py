@@ -2,7 +2,9 @@
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from typing import NamedTuple
@@ -12,10 +14,10 @@ from estimator.report.pictures import Cells, Picture
 from estimator.report.text import number
 
 POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data:; "
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}' 'unsafe-eval'; img-src data:; "
     "form-action 'self'; base-uri 'none'"
 )
-"""No request leaves the page, whatever is in it; Vega makes functions of its expressions."""
+"""No request leaves the page, whatever is in it, no script runs but its own; Vega makes functions of expressions."""
 
 
 class Section(NamedTuple):
@@ -47,13 +49,15 @@ def page(title: str, head: str, sections: Sequence[Section], command: str = "", 
         f'<section aria-labelledby="{one.key}"><h2 id="{one.key}">{escape(one.title)}</h2>{one.body}</section>\n'
         for one in whole
     )
+    script = f"{page_script()}\n{_data('page.js')}"
+    digest = b64encode(sha256(script.encode()).digest()).decode()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(digest)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title>\n<style>\n{_data("page.css")}</style></head>\n'
         f"<body><main>{form}<header><h1>{escape(title)}</h1>{head}</header>\n{navigation}{parts}</main>\n"
-        f'<script type="module">{page_script()}\n{_data("page.js")}</script>\n</body></html>\n'
+        f'<script type="module">{script}</script>\n</body></html>\n'
     )
 
 

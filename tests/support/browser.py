@@ -58,8 +58,15 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         prefers = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=prefers)
+        self._load("Page.navigate", url=url)
+
+    def submit(self, expression: str) -> None:
+        """Run an expression that loads another page, and wait until its charts are drawn."""
+        self._load("Runtime.evaluate", expression=expression)
+
+    def _load(self, method: str, **parameters: Any) -> None:
         self._events.clear()
-        self.call("Page.navigate", url=url)
+        self.call(method, **parameters)
         while "Page.loadEventFired" not in self._events:
             self._note(self._next())
         self.run(

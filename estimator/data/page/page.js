@@ -66,3 +66,12 @@ for (const controls of document.querySelectorAll("[data-filters]")) {
   fits.addEventListener("change", show);
   show();
 }
+
+for (const form of document.querySelectorAll("form")) { // an address tells what is asked, and no more
+  form.addEventListener("submit", () => {
+    for (const field of form.querySelectorAll("input, select")) field.disabled = field.value === "";
+  });
+  addEventListener("pageshow", () => {
+    for (const field of form.querySelectorAll("input, select")) field.disabled = false;
+  });
+}

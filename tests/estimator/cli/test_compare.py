@@ -81,8 +81,8 @@ def test_the_page_has_every_question(tmp_path: Path) -> None:
     ("options", "told"),
     [
         (["--compare", ""], "compare: '' has no options; give"),
-        (["--compare", "--html x.html"], "compare: '--html x.html' gives html, by which answers do not differ"),
-        (["--compare", "--deadline 3h"], "compare: '--deadline 3h' gives deadline, by which"),
+        (["--compare", "--html x.html"], "compare: '--html x.html' gives --html, by which answers do not differ"),
+        (["--compare", "--deadline 3h"], "compare: '--deadline 3h' gives --deadline, by which"),
         (["--compare", "--lora '1"], "compare: .* No closing quotation; quote as a shell does"),
         (["--compare", "--nope"], "compare: '--nope': No such option: --nope"),
         (["--compare", "--help"], "compare: '--help': No such option: --help"),
