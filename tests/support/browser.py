@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+PATIENCE_S = 60.0
+"""Within which a browser answers, and draws; a busy machine takes a few."""
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page is looked at by no one")
@@ -27,7 +31,7 @@ class Browser:
         """Open a page; `sent` and `received` are the ends of the pipes."""
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self._sent, self._received = os.fdopen(sent, "wb", buffering=0), os.fdopen(received, "rb")
+        self._sent, self._received, self._read = sent, received, b""
         self._session, self._count, self._events = "", 0, []  # type: ignore[var-annotated]
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -38,7 +42,9 @@ class Browser:
         """Return what a method of the protocol answers."""
         self._count += 1
         told = {"id": self._count, "method": method, "params": parameters}
-        self._sent.write(json.dumps(told | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
+        left = json.dumps(told | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        while left:
+            left = left[os.write(self._sent, left) :]
         while (message := self._next()).get("id") != self._count:
             self._note(message)
         assert "error" not in message, message
@@ -69,10 +75,12 @@ class Browser:
         self.call(method, **parameters)
         while "Page.loadEventFired" not in self._events:
             self._note(self._next())
-        self.run(
-            "new Promise((done) => { const look = () => [...document.querySelectorAll('.chart')]"
-            ".every((one) => one.querySelector('svg[aria-label]')) ? done(true) : setTimeout(look, 20); look(); })"
+        drawn = self.run(
+            "new Promise((done) => { const look = (left) => [...document.querySelectorAll('.chart')]"
+            ".every((one) => one.querySelector('svg[aria-label]')) ? done(true) "
+            f": left ? setTimeout(look, 20, left - 1) : done(false); look({PATIENCE_S / 0.02:.0f}); }})"
         )
+        assert drawn, self.complaints
 
     def run(self, expression: str) -> Any:
         """Return what a JavaScript expression gives, awaited."""
@@ -92,15 +100,18 @@ class Browser:
         self._session = ""  # what follows is to the browser, not to the page
         with suppress(AssertionError, BrokenPipeError):
             self.call("Browser.close")
-        self._sent.close()
-        self._received.close()
+        os.close(self._sent)
+        os.close(self._received)
 
     def _next(self) -> dict[str, Any]:
-        text = bytearray()
-        while (byte := self._received.read(1)) not in {b"\0", b""}:
-            text += byte
-        assert text, "Chromium ended"
-        return json.loads(text)  # type: ignore[no-any-return]
+        while b"\0" not in self._read:
+            ready, _, _ = select.select([self._received], [], [], PATIENCE_S)
+            assert ready, "Chromium says nothing"
+            text = os.read(self._received, 2**16)
+            assert text, "Chromium ended"
+            self._read += text
+        message, _, self._read = self._read.partition(b"\0")
+        return json.loads(message)  # type: ignore[no-any-return]
 
     def _note(self, message: dict[str, Any]) -> None:
         method, about = message.get("method", ""), message.get("params", {})
