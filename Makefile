@@ -10,7 +10,7 @@ MOAI   := reports/measured/moai/*.log
 ROWS   := build/holdout.json
 TABLE_STACKS := nanotron nanotron-early llm-foundry megatron megatron-deepspeed torchtune mlperf-nvidia mlperf-amd generic
 
-.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead saving accelerator cpu-runs bench dry-runs fuzz tables further-runs cases faults clean
+.PHONY: demo demo-picture test test-fast coverage test-oldest test-newest test-wheel lint types fit hold-out report parity overhead saving accelerator cpu-runs bench live-page dry-runs fuzz tables further-runs cases faults clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/estimate --flavor 4xLarge.2048GB
@@ -46,7 +46,7 @@ test-wheel:  ## the wheel as installed, outside the tree and without torch: all 
 	rm -rf $(AT) build/lib build/bdist.*
 	$(PYTHON) -m venv $(AT)/venv
 	$(AT)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(AT) .
-	$(AT)/venv/bin/pip install --quiet --constraint constraints.txt $(AT)/*.whl amdsmi hypothesis nvidia-ml-py pytest pytest-xdist
+	$(AT)/venv/bin/pip install --quiet --constraint constraints.txt $(AT)/*.whl amdsmi hypothesis nvidia-ml-py pytest pytest-xdist starlette uvicorn vl-convert-python
 	mkdir $(AT)/tree
 	cp -r README.md docs pyproject.toml reports tests $(AT)/tree
 	rm -r $(AT)/tree/tests/parity $(AT)/tree/tests/trainer
@@ -106,6 +106,9 @@ accelerator: $(VENV)/dev.stamp  ## on a machine with one accelerator: every path
 
 bench: $(VENV)/base.stamp  ## plans per second, whole searches, growth; nothing is asserted
 	$(BIN)/python benchmarks/search.py
+
+live-page: $(VENV)/dev.stamp  ## how long 50 clients of the live page wait; nothing is asserted
+	$(BIN)/python benchmarks/live_page.py
 
 tables: $(VENV)/base.stamp  ## published tables and MoAI's, in the formats that calibrate reads: reports/measured/runs, timings
 	$(BIN)/python reports/measured/tables/convert_all.py

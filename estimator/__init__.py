@@ -6,6 +6,7 @@ from estimator.api.calibrate import calibrate, calibrate_timings, write_run_reco
 from estimator.api.configuration import Configuration, read_configuration
 from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
+from estimator.api.pages import html_page, plot
 from estimator.api.plans import evaluate_plans
 from estimator.api.runs import RunsRead, read_runs
 from estimator.api.trace import trace
@@ -32,10 +33,12 @@ __all__ = [
     "calibrate_timings",
     "estimate",
     "evaluate_plans",
+    "html_page",
     "load_shape",
     "load_stack",
     "num_steps",
     "parse_plan",
+    "plot",
     "read_configuration",
     "read_runs",
     "search",

@@ -1,6 +1,7 @@
 """The command `estimate`: parse, call, print."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
@@ -11,9 +12,15 @@ from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
 from estimator.api.options import Options, names_all
+from estimator.api.pages import html_page, refuse_unknown_plot, write
+from estimator.api.pages import plot as draw_plot
 from estimator.api.trace import trace as draw
+from estimator.cli.compare import Question, compared
+from estimator.cli.given import given_options
+from estimator.cli.serve import USUAL_PORT, serve_page
 from estimator.report import text
-from estimator.report.json import estimate_document, flavors_document, stacks_document
+from estimator.report.json import comparison_document, estimate_document, flavors_document, stacks_document
+from estimator.report.text_comparison import print_comparison
 from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
 from estimator.search.planner import PLATFORM, SPACES, Estimate
@@ -22,7 +29,7 @@ from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, catalog_template, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
-from hardware.errors import shown_path
+from hardware.errors import shown, shown_path
 from hardware.files import told
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
@@ -31,6 +38,9 @@ EXIT_NOTHING_FITS = 3
 
 ON_THE_PLATFORM = Options(space="moai", accelerator=None, devices=None)
 """What differs of the question that a larger space is held against; its flavor is given."""
+
+EVERYWHERE = Options(plan="best", deadline=None, budget=None)
+"""What differs of the question on all flavors that a page shows beside an answer on one."""
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -103,6 +113,22 @@ def estimate(
     trace: Annotated[
         Path | None, typer.Option(help="write the best plan's step, for ui.perfetto.dev, to a file")
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTIONS",
+            help="set the answer beside that with other options, such as '--lora 16'; may be repeated",
+        ),
+    ] = None,
+    is_served: Annotated[
+        bool, typer.Option("--serve", help="serve the page on loopback, to ask more, until Ctrl-C")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0 for any that is free")] = USUAL_PORT,
+    html: Annotated[Path | None, typer.Option(help="write the answer as one page to a file")] = None,
+    plot: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(metavar="PICTURE FILE", help="memory, step, schedule or frontier, to a file .svg or .png"),
+    ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
     if template:
@@ -113,7 +139,14 @@ def estimate(
         return EXIT_DONE
     several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
+    _refuse_files(why, html, plot)
     hardware = load_catalog(catalog or [])
+    given = given_options(context)
+    if is_served:
+        serve_page(context, hardware, _current_flavor(hardware), port)
+        return EXIT_DONE
+    if "port" in given:
+        raise ValueError("port: --port is given without --serve; add it")
     options = Options(
         seq_len=seq_len,
         batch=batch,
@@ -143,12 +176,42 @@ def estimate(
     is_current = flavor is None and accelerator is None and devices is None
     where = _current_flavor(hardware) if is_current else _flavors(flavor)
     if configuration:
-        given = {name for name in context.params if _is_given(context, name)}
-        model, options = _configured(configuration, where, model, options, given)
+        model, options = _configured(configuration, where, model, options, set(given))
     found = ask(model, where, **options)
+    if compare:
+        one = _one_answer(found, compare, bool(explain or trace or plot or why is not None))
+        beside = compared(
+            context, compare, one, Question(model, None if options["accelerator"] else one.flavor, options)
+        )
+        return _show_comparison(beside, html, _again(context), top, as_json=as_json)
+    if html or plot:
+        _write_pages(found, model, options, html, plot, _again(context))
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
     return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
+
+
+def _one_answer(found: Estimate | Estimates, compare: list[str], is_shown_else: bool) -> Estimate:
+    """Return the answer that others are set beside; several, or one that is shown otherwise, are none."""
+    if isinstance(found, Estimates):
+        raise ValueError(
+            f"compare: --compare {shown(compare[0])} is given beside several flavors or stacks; ask of one"
+        )
+    if is_shown_else:
+        raise ValueError("compare: --compare is given beside --why, --explain, --trace or --plot; they show one answer")
+    return found
+
+
+def _show_comparison(
+    answers: dict[str, Estimate], html: Path | None, command: str, top: int | None, *, as_json: bool
+) -> int:
+    if html:
+        write("html", html, html_page(answers, command=command).encode())
+    if as_json:
+        print_json(comparison_document(answers, top))
+    else:
+        print_comparison(open_console(), answers)
+    return EXIT_DONE if any(one.best for one in answers.values()) else _miss("no plan fits any of these questions")
 
 
 class _Shown(NamedTuple):
@@ -169,6 +232,47 @@ def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str
         raise ValueError(f"trace: --trace is given beside {which}; it draws the best or only plan of one flavor")
     if why is not None and beside == "--json":
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+
+
+def _refuse_files(why: str | None, html: Path | None, plot: tuple[str, Path] | None) -> None:
+    """Refuse a page or a picture beside `--why`, and a picture that there is not, before anything is searched."""
+    if why is not None and (html or plot):
+        which = "html" if html else "plot"
+        raise ValueError(f"{which}: --{which} is given beside --why; it shows an answer, and --why is told in a line")
+    if plot:
+        refuse_unknown_plot(plot[0], plot[1].suffix.removeprefix("."))
+
+
+def _write_pages(
+    found: Estimate | Estimates,
+    model: str,
+    options: Options,
+    html: Path | None,
+    plot: tuple[str, Path] | None,
+    command: str,
+) -> None:
+    """Write the page, and the picture, that are asked for; no picture where no plan fits."""
+    everywhere: Estimates | None = None
+    if isinstance(found, Estimate) and (html or (plot and plot[0] == "frontier")):
+        everywhere = ask(model, "all", **(options | ON_THE_PLATFORM | EVERYWHERE))
+    if plot and found.best:
+        kind, path = plot
+        of = everywhere if everywhere and kind == "frontier" else found
+        write("plot", path, draw_plot(of, kind, path.suffix.removeprefix(".")))
+    if html:
+        write("html", html, html_page(found, everywhere, command).encode())
+
+
+def _again(context: typer.Context) -> str:
+    """Return the command that was given, as it can be given again."""
+    words, given = ["estimate"], given_options(context)
+    for parameter in context.command.params:
+        if parameter.name in given:
+            value = given[parameter.name]
+            flag = parameter.opts[0] if value is not False else parameter.secondary_opts[0]
+            for one in value if isinstance(value, list) else [value]:
+                words += [flag, *([] if isinstance(one, bool) else map(str, one if isinstance(one, tuple) else [one]))]
+    return shlex.join(words)
 
 
 def _configured(
@@ -194,11 +298,6 @@ def _configured(
         print("the number of rows is not told; add --rows, --steps or --lengths", file=sys.stderr)
     own = {name: value for name, value in told.items() if name not in given}
     return found.model if found.model and "model" not in given else model, cast("Options", {**options, **own})
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _flavors(flavor: str | None) -> str | list[str] | None:

@@ -87,6 +87,30 @@ def step_timeline(plan: Plan, workload: Workload, machine: Machine, stack: Stack
     )
 
 
+def stage_memory(plan: Plan, workload: Workload, machine: Machine, stack: Stack) -> list[dict[str, float]]:
+    """Return the bytes of a device of each pipeline stage at its fullest moment, by purpose.
+
+    Those of a stage add up to what it is predicted to hold; `correction` is what the fit adds to those counted, and may
+    be negative.
+
+    Args:
+        plan: one that breaks no rule of the layout.
+        workload: the work.
+        machine: devices, links and network.
+        stack: the software.
+    """
+    inputs = step_inputs(plan, workload, machine, stack.habits)
+    efficiencies = stack.efficiencies(workload.shape.family, machine.accelerator.id).on(machine.accelerator)
+    memory = predict(inputs, stack, intervals=False).memory
+    found = []
+    for i in range(plan.num_stages):
+        held = stage_bytes(inputs, efficiencies, stage_at(inputs, i))
+        parts = {name: float(np.asarray(part).item()) for name, part in held.parts.items()}
+        parts["correction"] = float(np.asarray(memory.held(held)).item()) - sum(parts.values())
+        found.append(parts)
+    return found
+
+
 def _pipeline(plan: Plan, passes: StagePasses) -> Timeline:
     orders = pass_orders(plan.schedule, plan.num_stages, plan.num_micro_batches, plan.virtual_stages)
     stretch = 1.0 + passes.waits_for_host / passes.busy_s

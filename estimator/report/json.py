@@ -1,6 +1,6 @@
 """The JSON document of an estimate: what `estimate --json` prints, schema `estimate/1`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from estimator.formulas.counts import trained_parameters
@@ -69,6 +69,15 @@ def stacks_document(found: Sequence[Estimate], top: int | None = None) -> dict[s
     The first is the answer where no stack is asked for.
     """
     return {"schema": "stacks/1", "estimates": [estimate_document(estimate, top) for estimate in found]}
+
+
+def comparison_document(found: Mapping[str, Estimate], top: int | None = None) -> dict[str, Any]:
+    """Return the object that `estimate --compare ... --json` prints, schema `comparison/1`: an estimate a question.
+
+    The first is that of the question as asked.
+    """
+    answers = [{"question": name, "estimate": estimate_document(one, top)} for name, one in found.items()]
+    return {"schema": "comparison/1", "answers": answers}
 
 
 def _range(value: Range) -> dict[str, float]:

@@ -21,7 +21,17 @@ from estimator.work.layers import TARGETS, Matrix, Mixer, Shape
 from hardware.errors import shown, unknown_name
 from hardware.files import read_regular_file
 
-__all__ = ["MAX_SIZE", "TARGETS", "Matrix", "Mixer", "Shape", "builtin_configs", "load_shape", "shape_from_config"]
+__all__ = [
+    "MAX_SIZE",
+    "TARGETS",
+    "Matrix",
+    "Mixer",
+    "Shape",
+    "builtin_configs",
+    "builtin_shape",
+    "load_shape",
+    "shape_from_config",
+]
 
 MAX_NAME = 200
 """No model has a longer name; a longer one does not fit a table."""
@@ -79,6 +89,15 @@ def builtin_configs() -> dict[str, dict[str, Any]]:
     return {record.pop("id"): record for record in tomllib.loads(text)["model"]}
 
 
+def builtin_shape(model: str) -> Shape | None:
+    """Return the shape of a built-in name, whole or without its owner, in any case; None where there is none."""
+    configs, wanted = builtin_configs(), model.casefold()
+    found = [name for name in configs if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
+    if len(found) != 1:
+        return None
+    return shape_from_config({k: v for k, v in configs[found[0]].items() if k not in OF_TABLE}, found[0])
+
+
 def load_shape(model: str) -> Shape:
     """Return the shape of a built-in name, a `config.json`, a directory that holds one, or a hub id in the local cache.
 
@@ -90,11 +109,8 @@ def load_shape(model: str) -> Shape:
     >>> load_shape("mistral-7b-v0.1").num_kv_heads
     8
     """
-    configs = builtin_configs()
-    wanted = model.casefold()
-    found = [name for name in configs if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
-    if len(found) == 1:
-        return shape_from_config({k: v for k, v in configs[found[0]].items() if k not in OF_TABLE}, found[0])
+    if shape := builtin_shape(model):
+        return shape
     cached = _cached_config(model) if _is_plain(model) else None
     path, is_path = cached or Path(model), model.endswith(".json") or model.startswith((".", "/", "~"))
     try:
@@ -108,7 +124,7 @@ def load_shape(model: str) -> Shape:
     except OSError as error:
         if is_path:
             raise ValueError(f"model {shown(model)}: its config.json cannot be read; check the path") from error
-        raise ValueError(unknown_name("model", model, configs)) from error
+        raise ValueError(unknown_name("model", model, builtin_configs())) from error
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
