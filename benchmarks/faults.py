@@ -32,8 +32,8 @@ from trainer.measure import read_records
 REPORT = Path("reports/validation/faults.md")
 STEPS, EVERY = 20, 3
 """Of a run, and between its checkpoints."""
-FIRST, LAST = 4, 16
-"""Steps within which a fault falls: after a checkpoint, and before the end."""
+FIRST, LAST = 8, 16
+"""Steps within which a fault falls: after two checkpoints, of which one may be damaged, and before the end."""
 HANG_S = 3.0
 PATIENCE_S = 120.0
 PLAN = "num_micro_batches=1,batch_per_device=4,zero_stage=3"

@@ -161,7 +161,7 @@ def test_a_killed_rank_ends_all_and_is_named(folder: Path, tmp_path: Path) -> No
 
 
 def test_ranks_begin_again_at_the_newest_checkpoint(folder: Path, tmp_path: Path) -> None:
-    """With --max-restarts a killed rank costs the steps since the last checkpoint: by themselves all begin again there."""
+    """With --max-restarts a killed rank costs the steps since the last checkpoint, where all begin again."""
     output, said = tmp_path / "run", "beginning again at the newest checkpoint, 1 of 1 times\n"
     with launched(folder, output, "--checkpoint-every", "2", "--max-restarts", "1") as (launcher, ranks):
         ranks[1].kill()
