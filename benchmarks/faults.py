@@ -283,7 +283,8 @@ def survive(kind: Kind, work: Path, output: Path, whole: bytes, draw: random.Ran
         steps = [record["step"] for record in read_records(output, "step")]
         assert steps == sorted(set(steps)), f"steps of the log: {steps}"
     except (AssertionError, TimeoutError) as error:
-        return Outcome(kind.name, " ".join(str(error).split())[:500] or "failed", 0, said_s, recovered_s)
+        problem = " ".join(str(error).split()).replace(f"{output}/", "")
+        return Outcome(kind.name, problem[:200] or "failed", 0, said_s, recovered_s)
     return Outcome(kind.name, "", max(reached - resumed, 0), said_s, recovered_s)
 
 
