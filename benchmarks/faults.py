@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +32,8 @@ from trainer.measure import read_records
 REPORT = Path("reports/validation/faults.md")
 STEPS, EVERY = 20, 3
 """Of a run, and between its checkpoints."""
-FIRST, LAST = 4, 16
-"""Steps within which a fault falls: after a checkpoint, and before the end."""
+FIRST, LAST = 8, 16
+"""Steps within which a fault falls: after two checkpoints, of which one may be damaged, and before the end."""
 HANG_S = 3.0
 PATIENCE_S = 120.0
 PLAN = "num_micro_batches=1,batch_per_device=4,zero_stage=3"
@@ -236,7 +237,7 @@ def break_off(kind: Kind, work: Path, output: Path, draw: random.Random) -> tupl
         for process in (*ranks, launcher):
             if process.is_running():
                 process.kill()
-    assert kind.statuses == (None,) or ended.value in kind.statuses, f"status {ended.value}: {ended.output[-300:]}"
+    assert kind.statuses == (None,) or ended.value in kind.statuses, f"{ended.value}: {last_line(ended.output)}"
     said = [line for line in ended.output.splitlines() if not line.startswith("[Step ")]
     assert kind.statuses not in ((FAILED,), (HUNG,)) or len(said) == 1, f"lines: {said}"
     return seconds, steps_logged(output)
@@ -248,23 +249,22 @@ def go_on(work: Path, output: Path) -> tuple[float, int]:
     Raises:
         AssertionError: it failed.
     """
-    before = read_last(output)
     began = time.monotonic()
     words = arguments(work, output, "--resume", "auto")
     ranks = Ranks(2, command, words, environment={"XDG_CACHE_HOME": str(work / "cache")})
-    try:
+    with suppress(AssertionError):  # it has ended without a step
         ranks.wait_for("[Step ", PATIENCE_S)
-    finally:
-        seconds, output_of_first = time.monotonic() - began, ranks.output(0)
-        ended = ranks.end(PATIENCE_S)
-    assert [rank.value for rank in ended] == [DONE, DONE], f"{before}: {[rank.output[-300:] for rank in ended]}"
-    first = next(line for line in output_of_first.splitlines() if line.startswith("[Step "))
+    seconds, first_said = time.monotonic() - began, ranks.output(0)
+    ended = ranks.end(PATIENCE_S)
+    assert [rank.value for rank in ended] == [DONE, DONE], f"not continued: {last_line(ended[0].output)}"
+    first = next(line for line in first_said.splitlines() if line.startswith("[Step "))
     return seconds, int(first.removeprefix("[Step ").partition("/")[0]) - 1
 
 
-def read_last(output: Path) -> str:
-    """Return the newest checkpoint's name."""
-    return max((path.name for path in (output / "checkpoints").glob("step-*")), default="no checkpoint")
+def last_line(said: str) -> str:
+    """Return the last of what a command said, without the places of files."""
+    line = said.strip().rpartition("\n")[2]
+    return line.partition("; traceback in ")[0]
 
 
 def model_of(output: Path) -> bytes:
@@ -283,7 +283,8 @@ def survive(kind: Kind, work: Path, output: Path, whole: bytes, draw: random.Ran
         steps = [record["step"] for record in read_records(output, "step")]
         assert steps == sorted(set(steps)), f"steps of the log: {steps}"
     except (AssertionError, TimeoutError) as error:
-        return Outcome(kind.name, " ".join(str(error).split())[:500] or "failed", 0, said_s, recovered_s)
+        problem = " ".join(str(error).split()).replace(f"{output}/", "")
+        return Outcome(kind.name, problem[:200] or "failed", 0, said_s, recovered_s)
     return Outcome(kind.name, "", max(reached - resumed, 0), said_s, recovered_s)
 
 

@@ -128,8 +128,8 @@ class Hang:
         while not self._closed.wait(self._beat_s):
             now = time.monotonic()
             elapsed_s, at = min(now - at, 2 * self._beat_s), now  # a job that was suspended whole is not stuck
-            self._publish()
             self._end_with_launcher()
+            self._publish()
             next_rank = self._next_rank()
             stuck_s = stuck_s + elapsed_s if self._count == seen else 0.0
             is_silent = next_rank is not None and next_rank == heard and next_rank.phase != _DONE
@@ -143,8 +143,10 @@ class Hang:
     def _publish(self) -> None:
         self._number += 1
         if self._store is not None:
-            with suppress(RuntimeError):  # who keeps the store has ended
+            try:
                 self._store.set(str(self._world.rank), json.dumps(self._own()))
+            except RuntimeError:  # who keeps it has ended, and torch would say so at each beat
+                self._store = None
 
     def _own(self) -> Beat:
         return Beat(self._number, self._count, self._step, self._phase, socket.gethostname(), os.getpid())
@@ -152,7 +154,9 @@ class Hang:
     def _end_with_launcher(self) -> None:
         """Save and end when the launcher was killed: nobody else would end this rank, or hear of it."""
         if self._parent is not None and os.getppid() != self._parent:
-            self._parent = None
+            self._parent = self._store = None
+            if self._world.rank == 0:
+                print("the launcher of this run is gone: the ranks save and end", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, what: str, limit_s: float) -> None:

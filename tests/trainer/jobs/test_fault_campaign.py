@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.faults import FIRST, KINDS, LAST, STEPS, Kind, Outcome, Victim, report, steps_logged
+from benchmarks.faults import EVERY, FIRST, KINDS, LAST, STEPS, Kind, Outcome, Victim, report, steps_logged
 
 
 def run_of(folder: Path) -> Victim:
@@ -45,8 +45,8 @@ def test_a_damage_is_of_one_file_and_no_older_checkpoint(
 
 
 def test_a_fault_falls_between_a_checkpoint_and_the_end() -> None:
-    """There is something to go on from, and something left to do."""
-    assert 3 < FIRST < LAST < STEPS
+    """There are two checkpoints to go on from, and something left to do."""
+    assert 2 * EVERY < FIRST < LAST < STEPS
 
 
 def test_the_last_whole_line_counts(tmp_path: Path) -> None:

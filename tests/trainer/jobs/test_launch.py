@@ -160,6 +160,28 @@ def test_a_killed_rank_ends_all_and_is_named(folder: Path, tmp_path: Path) -> No
     assert not_of_steps(ended.output) == ["rank 1 was killed by SIGKILL; all ranks were ended"]
 
 
+def test_ranks_begin_again_at_the_newest_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """With --max-restarts a killed rank costs the steps since the last checkpoint, where all begin again."""
+    output, said = tmp_path / "run", "beginning again at the newest checkpoint, 1 of 1 times\n"
+    with launched(folder, output, "--checkpoint-every", "2", "--max-restarts", "1") as (launcher, ranks):
+        ranks[1].kill()
+        launcher.wait_for(said)
+        end = time.monotonic() + PATIENCE_S
+        while "[Step " not in launcher.output(0).partition(said)[2]:
+            assert time.monotonic() < end, launcher.output(0)
+            time.sleep(0.05)
+        launcher.processes[0].terminate()
+        (ended,) = launcher.end()
+    assert ended.value == STOPPED, ended.output
+    before, _, after = ended.output.partition(said)
+    assert not_of_steps(before) == ["rank 1 was killed by SIGKILL; all ranks were ended"]
+    first = int(next(line for line in after.splitlines() if line.startswith("[Step ")).split("/")[0][6:])
+    assert first > 1
+    assert first % 2 == 1
+    steps = [step["step"] for step in read_records(output, "step")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
 def test_a_rank_that_stands_still_is_named_and_ends_all(folder: Path, tmp_path: Path) -> None:
     """A stopped rank is told within the time asked for, with where it was and what is waited in; nothing is left."""
     output = tmp_path / "run"
