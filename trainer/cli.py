@@ -251,7 +251,7 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
             "plan: ranks that each measured their processor may choose differently; give the --plan itself"
         )
     work = find_work(asked.config)
-    config, exact = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
+    config, continued = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
     stack = recipe_of(asked.config, compiles=compiles).stack(asked.stack, work.workload.shape)
     plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
@@ -263,7 +263,7 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
         accelerator=hardware.node(flavor.node).accelerator,
         stack=stack.name,
     )
-    exact += ["--plan", str(plan), "--output", str(config.output)]
+    exact = ["--plan", str(plan), "--output", str(config.output)]
     if world.rank == 0:
         check_room(config, work)
         check_output(config)
@@ -271,7 +271,8 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
             exact += ["--catalog", str(write_machine(config, measured))]
     if (world.size > 1 or max_restarts) and not is_launched():
         words = [*sys.argv[1:], *exact]
-        return launch(world.size, words, again=[*words, "--resume", "auto"], restarts=max_restarts)
+        again = [*words, "--resume", "auto"]  # whatever it continued first: the newest then
+        return launch(world.size, [*words, *continued], again=again, restarts=max_restarts)
     with held(config.output) if world.rank == 0 else nullcontext():
         return run_rank(config, work, forecast)
 
