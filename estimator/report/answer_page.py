@@ -36,7 +36,7 @@ def answer_page(answer: Estimate, elsewhere: Sequence[Estimate] = (), command: s
         sections += [
             figure("memory", "Memory by stage and purpose", pictures.memory(answer)),
             figure("step", "Where the time goes", pictures.step(answer)),
-            figure("schedule", "The schedule of a step", pictures.schedule(answer)),
+            _schedule(answer),
         ]
         offers = [answer, *(one for one in elsewhere if one.flavor.id != answer.flavor.id)]
         if elsewhere and any(one.best and one.best.usd for one in offers):
@@ -47,6 +47,15 @@ def answer_page(answer: Estimate, elsewhere: Sequence[Estimate] = (), command: s
     sections.append(Section("left-out", "What is not modelled", listed(not_modelled(answer))))
     title = f"{answer.workload.shape.name} on {answer.flavor.id}"
     return page(title, _sentence(answer) + _numbers(answer), sections, command, form)
+
+
+def _schedule(answer: Estimate) -> Section:
+    """Return the schedule of a step; where it has too many passes, a line that says so."""
+    title = "The schedule of a step"
+    try:
+        return figure("schedule", title, pictures.schedule(answer))
+    except ValueError as error:
+        return Section("schedule", title, f'<p class="soft">{escape(str(error))}</p>')
 
 
 def _sentence(answer: Estimate) -> str:

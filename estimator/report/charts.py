@@ -71,7 +71,7 @@ CONFIG: Spec = {
 BY_NAME: Spec = {"axis": {"title": None, "grid": False, "labelColor": "var(--ink)"}}
 
 
-def _chart(description: str, body: Spec) -> Spec:
+def chart(description: str, body: Spec) -> Spec:
     """Return a whole specification of a chart that is as wide as its place."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
@@ -95,8 +95,7 @@ def stacked(
         marks: amounts drawn as lines over all rows, by name.
     """
     merged = merge_small(rows)
-    named = dict.fromkeys(part for parts in merged.values() for part in parts)
-    order = sorted(named, key=lambda part: part == OTHER)
+    order = sorted({part: 0 for parts in merged.values() for part in parts}, key=lambda part: part == OTHER)
     data = [
         {"row": row, "part": part, "value": value, "order": order.index(part)}
         for row, parts in merged.items()
@@ -123,7 +122,7 @@ def stacked(
         "data": {"values": data},
     }
     layers = [bars, *(_line(name, at, i) for i, (name, at) in enumerate((marks or {}).items()))]
-    return _chart(description, {"height": 30 * max(len(merged), 1), "layer": layers})
+    return chart(description, {"height": 30 * max(len(merged), 1), "layer": layers})
 
 
 def _line(name: str, at: float, place: int) -> Spec:
@@ -185,7 +184,7 @@ def bars(description: str, parts: Mapping[str, float], title: str) -> Spec:
     }
     bar = {"type": "bar", "color": "var(--accent)", "height": {"band": 0.66}, "cornerRadiusEnd": 2}
     text = {"type": "text", "align": "left", "dx": 6}
-    return _chart(
+    return chart(
         description,
         {
             "height": 28 * max(len(data), 1),
@@ -201,7 +200,7 @@ def intervals(description: str, values: Mapping[str, Range], title: str) -> Spec
     data = [{"name": name, **told._asdict()} for name, told in values.items()]
     x: Spec = {"field": "value", "type": "quantitative", "axis": {"title": title, "tickCount": 5}}
     tooltip = [{"field": name, **({} if name == "name" else {"format": ",.4~r"})} for name in ("name", *Range._fields)]
-    return _chart(
+    return chart(
         description,
         {
             "height": 30 * max(len(data), 1),
@@ -230,120 +229,41 @@ def schedule(description: str, passes: Sequence[Row], num_stages: int, until_s: 
         num_stages: of the pipeline.
         until_s: the end of the axis.
     """
-    kinds = list(dict.fromkeys(row["kind"] for row in passes))
-    return _chart(
+    bar = {"type": "bar", "clip": True, "stroke": "var(--paper)", "strokeWidth": 0.6, "height": {"band": 0.86}}
+    return chart(
         description,
         {
             "height": num_stages * min(max(360 // num_stages, 12), 40),
             "params": [{"name": "from", "value": 0.0}, {"name": "to", "value": until_s}],
             "data": {"values": list(passes)},
-            "mark": {
-                "type": "bar",
-                "clip": True,
-                "stroke": "var(--paper)",
-                "strokeWidth": 0.6,
-                "height": {"band": 0.86},
-            },
-            "encoding": {
-                "y": {"field": "stage", "type": "ordinal", "axis": {**BY_NAME["axis"], "title": "stage"}},
-                "x": {
-                    "field": "start",
-                    "type": "quantitative",
-                    "scale": {"domainMin": {"expr": "from"}, "domainMax": {"expr": "to"}, "nice": False},
-                    "axis": {"title": "seconds of the step", "tickCount": 6},
-                },
-                "x2": {"field": "end"},
-                "color": {
-                    "field": "kind",
-                    "type": "nominal",
-                    "scale": {"domain": kinds, "range": list(SERIES[: len(kinds)])},
-                },
-                "tooltip": [
-                    {"field": "stage"},
-                    {"field": "kind"},
-                    {"field": "micro_batch", "title": "micro-batch"},
-                    {"field": "start", "title": "from s", "format": ".4f"},
-                    {"field": "end", "title": "to s", "format": ".4f"},
-                ],
-            },
+            "mark": bar,
+            "encoding": _of_passes(list(dict.fromkeys(row["kind"] for row in passes))),
         },
     )
 
 
-NEAR_EDGE = "scale('x', datum.minutes) < 125"
-"""A point has no room for its name to the left."""
-
-
-def frontier(description: str, offers: Sequence[Row]) -> Spec:
-    """Return minutes against USD, each with its interval, on logarithmic axes; the frontier is a line with names.
-
-    Args:
-        description: what the chart says.
-        offers: with name, told, minutes, usd, their ends _low and _high, and whether `frontier` and `own`.
-    """
-
-    def axis(field: str, title: str) -> Spec:
-        return {
-            "field": field,
+def _of_passes(kinds: list[str]) -> Spec:
+    """Return how passes are drawn: where, when, in which colour, and what is told of one."""
+    scale = {"domainMin": {"expr": "from"}, "domainMax": {"expr": "to"}, "nice": False}
+    colours = {"domain": kinds, "range": list(SERIES[: len(kinds)])}
+    return {
+        "y": {"field": "stage", "type": "ordinal", "axis": {**BY_NAME["axis"], "title": "stage"}},
+        "x": {
+            "field": "start",
             "type": "quantitative",
-            "scale": {"type": "log", "domain": _decades(offers, field), "nice": False},
-            "axis": {"title": title, "values": _ticks(offers, field), "format": "~s"},
-        }
-
-    x, y = axis("minutes", "minutes from start to end"), axis("usd", "USD")
-    on: Spec = {"filter": "datum.frontier"}
-    whisker: Spec = {"type": "rule", "color": "var(--c8)", "opacity": 0.35}
-    point: Spec = {"type": "point", "filled": True, "size": 80, "opacity": 1}
-    layers: list[Spec] = [
-        {"mark": whisker, "encoding": {"x": {**x, "field": "minutes_low"}, "x2": {"field": "minutes_high"}, "y": y}},
-        {"mark": whisker, "encoding": {"y": {**y, "field": "usd_low"}, "y2": {"field": "usd_high"}, "x": x}},
-        {"transform": [on], "mark": {"type": "line", "color": "var(--accent)", "strokeWidth": 2}},
-        {
-            "mark": point,
-            "encoding": {
-                "color": {
-                    "condition": [{"test": "datum.frontier", "value": "var(--accent)"}],
-                    "value": "var(--c8)",
-                },
-                "shape": {"condition": {"test": "datum.own", "value": "diamond"}, "value": "circle"},
-                "size": {"condition": {"test": "datum.own", "value": 200}, "value": 70},
-                "tooltip": [{"field": "name", "title": "flavor"}, {"field": "told", "title": "best plan"}],
-            },
+            "scale": scale,
+            "axis": {"title": "seconds of the step", "tickCount": 6},
         },
-        {
-            "transform": [{"filter": "datum.frontier || datum.own"}],
-            "mark": {
-                "type": "text",
-                "align": {"expr": f"{NEAR_EDGE} ? 'left' : 'right'"},
-                "dx": {"expr": f"{NEAR_EDGE} ? 8 : -8"},
-                "dy": {"expr": f"{NEAR_EDGE} ? -9 : 13"},
-                "fontSize": 11,
-            },
-            "encoding": {"text": {"field": "name"}},
-        },
-    ]
-    return _chart(
-        description,
-        {"height": 380, "data": {"values": list(offers)}, "encoding": {"x": x, "y": y}, "layer": layers},
-    )
-
-
-def _decades(offers: Sequence[Row], field: str) -> list[float]:
-    """Return the ends of a logarithmic axis that shows all intervals, with room for names."""
-    low = min((row[f"{field}_low"] for row in offers), default=1.0)
-    high = max((row[f"{field}_high"] for row in offers), default=10.0)
-    room = (high / low) ** 0.06
-    return [low / room, high * room]
-
-
-def _ticks(offers: Sequence[Row], field: str) -> list[float]:
-    """Return 1, 2 and 5 of each power of ten on a logarithmic axis.
-
-    >>> _ticks([{"usd_low": 3.0, "usd_high": 30.0}], "usd")
-    [5.0, 10.0, 20.0]
-    """
-    low, high = _decades(offers, field)
-    return [value for power in range(-3, 10) for value in (m * 10.0**power for m in (1, 2, 5)) if low <= value <= high]
+        "x2": {"field": "end"},
+        "color": {"field": "kind", "type": "nominal", "scale": colours},
+        "tooltip": [
+            {"field": "stage"},
+            {"field": "kind"},
+            {"field": "micro_batch", "title": "micro-batch"},
+            {"field": "start", "title": "from s", "format": ".4f"},
+            {"field": "end", "title": "to s", "format": ".4f"},
+        ],
+    }
 
 
 def tornado(description: str, moves: Sequence[Row], middle: float, title: str) -> Spec:
@@ -355,49 +275,33 @@ def tornado(description: str, moves: Sequence[Row], middle: float, title: str) -
         middle: the quantity as predicted.
         title: of the axis.
     """
-    data = [
-        {"name": row["name"], "start": middle, "end": row[way], "way": way} for row in moves for way in ("less", "more")
-    ]
     names = {"less": "one standard error lower", "more": "one standard error higher"}
-    rows = [{**one, "way": names[one["way"]]} for one in data]
-    return _chart(
-        description,
-        {
-            "height": 26 * max(len(moves), 1),
-            "data": {"values": rows},
-            "layer": [
-                {
-                    "mark": {"type": "bar", "height": {"band": 0.7}},
-                    "encoding": {
-                        "y": {"field": "name", "type": "nominal", "sort": None, **BY_NAME},
-                        "x": {
-                            "field": "start",
-                            "type": "quantitative",
-                            "scale": {"zero": False},
-                            "axis": {"title": title, "tickCount": 5},
-                        },
-                        "x2": {"field": "end"},
-                        "color": {
-                            "field": "way",
-                            "type": "nominal",
-                            "scale": {"domain": list(names.values()), "range": ["var(--c5)", "var(--c1)"]},
-                            "legend": {"columns": 1},
-                        },
-                        "tooltip": [
-                            {"field": "name"},
-                            {"field": "way", "title": "with the"},
-                            {"field": "end", "title": title, "format": ",.2f"},
-                        ],
-                    },
-                },
-                {
-                    "data": {"values": [{"at": middle}]},
-                    "mark": {"type": "rule", "color": "var(--ink)", "strokeWidth": 1.5},
-                    "encoding": {"x": {"field": "at", "type": "quantitative"}},
-                },
-            ],
-        },
-    )
+    data = [
+        {"name": row["name"], "start": middle, "end": row[way], "way": told}
+        for row in moves
+        for way, told in names.items()
+    ]
+    x = {"field": "start", "type": "quantitative", "scale": {"zero": False}, "axis": {"title": title, "tickCount": 5}}
+    colours = {"domain": list(names.values()), "range": ["var(--c5)", "var(--c1)"]}
+    ways = {
+        "y": {"field": "name", "type": "nominal", "sort": None, **BY_NAME},
+        "x": x,
+        "x2": {"field": "end"},
+        "color": {"field": "way", "type": "nominal", "scale": colours, "legend": {"columns": 1}},
+        "tooltip": [
+            {"field": "name"},
+            {"field": "way", "title": "with the"},
+            {"field": "end", "title": title, "format": ",.2f"},
+        ],
+    }
+    predicted = {
+        "data": {"values": [{"at": middle}]},
+        "mark": {"type": "rule", "color": "var(--ink)", "strokeWidth": 1.5},
+        "encoding": {"x": {"field": "at", "type": "quantitative"}},
+    }
+    bars = {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": ways}
+    height = 26 * max(len(moves), 1)
+    return chart(description, {"height": height, "data": {"values": data}, "layer": [bars, predicted]})
 
 
 def in_mib(parts: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:

@@ -4,13 +4,22 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from estimator.formulas.schedule import KINDS
-from estimator.predict.timeline import stage_memory, step_timeline
-from estimator.report import charts
+from estimator.predict.evaluate import PlanEstimate
+from estimator.predict.interval import Range
+from estimator.predict.timeline import StepTimeline, stage_memory, step_timeline
+from estimator.report import charts, frontier_chart
 from estimator.report.sensitivity import moves
 from estimator.report.text import MEMORY_NAMES, STEP_NAMES, number
 from estimator.search.choice import frontier_marks
 from estimator.search.planner import Estimate
+from estimator.work.plan import Plan
 from hardware.units import MIB
+
+ENDS = ("", "_low", "_high")
+"""Of the columns of a value and its interval."""
+
+MOST_LAID_OUT = 200_000
+"""Passes of a schedule that are laid out in time; as many take a second."""
 
 Cells = tuple[str | float, ...]
 
@@ -70,52 +79,77 @@ def step(answer: Estimate) -> Picture:
 
 
 def schedule(answer: Estimate) -> Picture:
-    """Return the passes of each stage in time; of very many, those that begin first."""
+    """Return the passes of each stage in time; of very many, those that begin first.
+
+    Raises:
+        ValueError: there are too many to be laid out.
+    """
     best = answer.best
     assert best is not None
+    refuse_too_many_passes(best.plan)
     found = step_timeline(best.plan, answer.workload, answer.machine, answer.stack)
-    passes = [
-        {"stage": i, "kind": KINDS[int(kind)], "micro_batch": int(batch), "start": start, "end": end}
+    passes, stages, until_s = _passes(found), best.plan.num_stages, found.seconds
+    drawn, cut = passes[: charts.MOST_PASSES], ""
+    if len(drawn) < len(passes):
+        until_s = float(passes[len(drawn)]["start"])
+        cut = f" The first {len(drawn):,} of {len(passes):,} passes are drawn; --trace writes all."
+    launch = f" The first {number(found.before_s)} s are the launch of the work." if found.before_s else ""
+    caption = (
+        f"{len(passes):,} passes on {stages} stage{'s' * (stages != 1)}, schedule {best.plan.schedule}; a gap is a "
+        f"stage that waits.{launch} After the last pass come collectives and the optimizer, to "
+        f"{number(found.seconds)} s.{cut}"
+    )
+    totals: dict[tuple[int, str], list[float]] = {}
+    for row in sorted(passes, key=lambda row: row["stage"]):
+        totals.setdefault((row["stage"], row["kind"]), []).append(row["end"] - row["start"])
+    about, shown = f"The schedule of the pipeline. {caption}", [*drawn, *_around_passes(found, stages)]
+    return Picture(
+        charts.schedule(about, shown, stages, until_s),
+        caption,
+        ("stage", "kind", "passes", "s in all"),
+        tuple((*key, len(seconds), sum(seconds)) for key, seconds in totals.items()),
+    )
+
+
+def refuse_too_many_passes(plan: Plan) -> None:
+    """Refuse a schedule of more passes than are laid out.
+
+    Raises:
+        ValueError: it has more.
+    """
+    count = 2 * plan.num_stages * plan.num_micro_batches * plan.virtual_stages
+    if count > MOST_LAID_OUT:
+        raise ValueError(
+            f"schedule: {count:,} passes are too many to be laid out; take a plan of {MOST_LAID_OUT:,} at most"
+        )
+
+
+def _passes(found: StepTimeline) -> list[charts.Row]:
+    """Return all passes, those that begin first before the others."""
+    passes: list[charts.Row] = [
+        {
+            "stage": i,
+            "kind": KINDS[int(kind)],
+            "micro_batch": int(batch),
+            "start": found.before_s + start,
+            "end": found.before_s + end,
+        }
         for i, own in enumerate(found.pipeline.passes)
         for kind, _, batch, start, end in zip(*(column.tolist() for column in own), strict=True)
     ]
-    for row in passes:
-        row["start"], row["end"] = row["start"] + found.before_s, row["end"] + found.before_s
-    passes.sort(key=lambda row: (row["start"], row["stage"]))
-    shown, until_s = passes[: charts.MOST_PASSES], found.seconds
+    return sorted(passes, key=lambda row: (row["start"], row["stage"]))
+
+
+def _around_passes(found: StepTimeline, num_stages: int) -> list[charts.Row]:
+    """Return what comes before the first pass and after the last, on each stage."""
     around = [("launch of the work", 0.0, found.before_s)] if found.before_s else []
-    ends, told = found.before_s + found.pipeline.seconds, [s for s in found.after.values() if s > 0]
-    around += [("collectives, optimizer", ends, ends + sum(told))] if told else []
-    beside_passes = [
+    ends, after_s = found.before_s + found.pipeline.seconds, [s for s in found.after.values() if s > 0]
+    around += [("collectives, optimizer", ends, ends + sum(after_s))] if after_s else []
+    return [
         {"stage": i, "kind": kind, "micro_batch": "all", "start": start, "end": end}
         for kind, start, end in around
-        for i in range(best.plan.num_stages)
+        for i in range(num_stages)
     ]
-    cut = ""
-    if len(shown) < len(passes):
-        until_s = float(passes[len(shown)]["start"])
-        cut = f" The first {len(shown):,} of {len(passes):,} passes are drawn; --trace writes all."
-    launch = f" The first {number(found.before_s)} s are the launch of the work." if found.before_s else ""
-    caption = (
-        f"{len(passes):,} passes on {best.plan.num_stages} stage{'s' * (best.plan.num_stages != 1)}, schedule "
-        f"{best.plan.schedule}; a gap is a stage that waits.{launch} After the last pass come collectives and the "
-        f"optimizer, to {number(found.seconds)} s.{cut}"
-    )
-    totals = [
-        (i, kind, len(own), sum(row["end"] - row["start"] for row in own))
-        for i in range(best.plan.num_stages)
-        for kind in KINDS
-        for own in [[row for row in passes if row["stage"] == i and row["kind"] == kind]]
-        if own
-    ]
-    return Picture(
-        charts.schedule(
-            f"The schedule of the pipeline. {caption}", [*shown, *beside_passes], best.plan.num_stages, until_s
-        ),
-        caption,
-        ("stage", "kind", "passes", "s in all"),
-        tuple(totals),
-    )
 
 
 def tornado(answer: Estimate) -> Picture:
@@ -144,26 +178,9 @@ def frontier(offers: tuple[Estimate, ...], own: str = "") -> Picture:
         own: the flavor that was asked for.
     """
     marks = frontier_marks(offers)
-    rows: list[charts.Row] = []
-    for one in offers:
-        best = one.best
-        if best is None or best.usd is None:
-            continue
-        minutes, brief = best.wall_s.times(1 / 60), best.plan.brief(best.data_parallel)
-        rows.append(
-            {
-                "name": one.flavor.id,
-                "told": f"{number(minutes.value)} min, {number(best.usd.value)} USD; {brief}",
-                "frontier": one.flavor.id in marks,
-                "own": one.flavor.id == own,
-                "minutes": minutes.value,
-                "minutes_low": minutes.low,
-                "minutes_high": minutes.high,
-                "usd": best.usd.value,
-                "usd_low": best.usd.low,
-                "usd_high": best.usd.high,
-            }
-        )
+    rows = [_offer(one, one.best, one.best.usd) for one in offers if one.best and one.best.usd]
+    for row in rows:
+        row |= {"frontier": row["name"] in marks, "own": row["name"] == own}
     spaces = ", ".join(sorted({one.space for one in offers if one.flavor.id != own}))
     beside_it = f"; the diamond is {own} with the plan above" if own in {row["name"] for row in rows} else ""
     without = sum(one.best is None or one.best.usd is None for one in offers)
@@ -174,18 +191,31 @@ def frontier(offers: tuple[Estimate, ...], own: str = "") -> Picture:
     )
     rows.sort(key=lambda row: row["minutes"])
     return Picture(
-        charts.frontier(f"Minutes against USD. {caption}", rows),
+        frontier_chart.frontier(f"Minutes against USD. {caption}", rows),
         caption,
         ("flavor", "on the frontier", "minutes", "low", "high", "USD", "low", "high"),
         tuple(
             (
                 row["name"],
                 ", ".join(marks[row["name"]]) or "yes" if row["frontier"] else "",
-                *(row[f"{of}{end}"] for of in ("minutes", "usd") for end in ("", "_low", "_high")),
+                *(row[f"{of}{end}"] for of in ("minutes", "usd") for end in ENDS),
             )
             for row in rows
         ),
     )
+
+
+def _offer(answer: Estimate, best: PlanEstimate, usd: Range) -> charts.Row:
+    """Return a flavor's best plan as a row of the chart."""
+    minutes = best.wall_s.times(1 / 60)
+    brief = best.plan.brief(best.data_parallel)
+    row = {"name": answer.flavor.id, "told": f"{number(minutes.value)} min, {number(usd.value)} USD; {brief}"}
+    ends = {
+        f"{name}{end}": value
+        for name, of in (("minutes", minutes), ("usd", usd))
+        for end, value in zip(ENDS, of, strict=True)
+    }
+    return row | ends
 
 
 def beside(answers: Mapping[str, Estimate]) -> tuple[Picture, Picture, Picture]:

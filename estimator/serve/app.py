@@ -42,6 +42,13 @@ OF_ONE_FLAVOR = ("flavor", "accelerator", "devices", "plan", "deadline", "budget
 """Options that are not asked of all flavors."""
 
 
+USUALLY = {
+    "model": SEED_MODEL, "seq_len": str(SEED_SEQ_LEN), "batch": str(SEED_BATCH), "rows": str(SEED_ROWS),
+    "epochs": str(SEED_EPOCHS), "plan": "best", "lora": "0",
+}  # fmt: skip
+"""Values where nothing is given, as the form shows them."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """Answers to queries on some hardware."""
@@ -74,10 +81,6 @@ def application(catalog: Catalog, usual: Flavor, port: int) -> Starlette:
         port: that it listens on; requests by another name than loopback's with it are refused.
     """
     answers = Answers(catalog, usual)
-    usually = {
-        "model": SEED_MODEL, "flavor": usual.id, "seq_len": str(SEED_SEQ_LEN), "batch": str(SEED_BATCH),
-        "rows": str(SEED_ROWS), "epochs": str(SEED_EPOCHS), "plan": "best", "lora": "0",
-    }  # fmt: skip
     at_once = anyio.CapacityLimiter(os.cpu_count() or 1)
 
     @lru_cache(KEPT_ANSWERS)
@@ -86,7 +89,7 @@ def application(catalog: Catalog, usual: Flavor, port: int) -> Starlette:
 
     @lru_cache(KEPT_PAGES)
     def drawn(pairs: tuple[tuple[str, str], ...]) -> tuple[bytes, int]:
-        text, status = _page(answers, pairs, form(dict(pairs), catalog, usually))
+        text, status = _page(answers, pairs, form(dict(pairs), catalog, USUALLY | {"flavor": usual.id}))
         return text.encode(), status
 
     async def document(request: Request) -> Response:
@@ -100,14 +103,11 @@ def application(catalog: Catalog, usual: Flavor, port: int) -> Starlette:
         text, status = await anyio.to_thread.run_sync(drawn, pairs, limiter=at_once)
         return HTMLResponse(text, status)
 
-    async def openapi(_: Request) -> Response:
-        return JSONResponse(openapi_document())
-
     return Starlette(
         routes=[
             Route("/", live_page),
             Route("/api/estimate", document, methods=["GET", "POST"]),
-            Route("/openapi.json", openapi),
+            Route("/openapi.json", _openapi),
         ],
         middleware=[Middleware(Guard, port=port)],
         exception_handlers={ValueError: _bad_input, HTTPException: _refused},
@@ -150,6 +150,10 @@ async def _posted(request: Request) -> bytes:
         if len(body) > MOST_CONFIG_BYTES:
             raise HTTPException(413, f"model: what is posted is over {MOST_CONFIG_BYTES:,} bytes; post a config.json")
     return bytes(body)
+
+
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(openapi_document())
 
 
 async def _bad_input(_: Request, error: Exception) -> Response:

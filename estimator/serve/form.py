@@ -29,7 +29,7 @@ def form(asked: Mapping[str, str], catalog: Catalog, usual: Mapping[str, str]) -
     is_open = " open" if any(asked.get(name) for name in PARAMETERS if name not in FIRST) else ""
     lists = "".join(_choices(name, words) for name, words in known.items())
     return (
-        '<form method="get" action="/" aria-label="The question"><div class="fields">'
+        '<form class="question" method="get" action="/" aria-label="The question"><div class="fields">'
         f"{''.join(fields[name] for name in FIRST)}</div><details{is_open}><summary>More</summary>"
         f'<div class="fields">{"".join(rest)}</div></details>{lists}<button type="submit">Estimate</button></form>\n'
     )

@@ -67,7 +67,7 @@ for (const controls of document.querySelectorAll("[data-filters]")) {
   show();
 }
 
-for (const form of document.querySelectorAll("form")) { // an address tells what is asked, and no more
+for (const form of document.querySelectorAll(".question")) { // an address tells what is asked, and no more
   form.addEventListener("submit", () => {
     for (const field of form.querySelectorAll("input, select")) field.disabled = field.value === "";
   });

@@ -172,6 +172,30 @@ def test_small_purposes_are_one() -> None:
     assert merged["b"] == {"all else": 1.0}
 
 
+def test_a_schedule_of_very_many_passes_is_not_laid_out(tmp_path: Path) -> None:
+    """The page says so in its place, and the picture is refused, before a laptop's memory is full of events."""
+    options = [
+        "--accelerator",
+        "mi300x",
+        "--devices",
+        "2",
+        "--model",
+        "gpt2",
+        "--seq-len",
+        "512",
+        "--batch",
+        "100000000",
+        "--plan",
+    ]
+    options += ["num_stages=2,num_micro_batches=100000000", "--steps", "1"]
+    status, _, err = call(*options, "--html", str(tmp_path / "page.html"))
+    assert (status, err) == (0, "")
+    line = "schedule: 400,000,000 passes are too many to be laid out; take a plan of 200,000 at most"
+    assert line in Page((tmp_path / "page.html").read_text(encoding="utf-8")).words
+    assert call(*options, "--plot", "schedule", str(tmp_path / "x.svg")) == (2, "", f"{line}\n")
+    assert not (tmp_path / "x.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -344,7 +344,7 @@ def test_in_a_browser_the_address_is_the_question(served: Served, tmp_path: Path
         page.run("document.querySelector('[name=lora]').focus()")
         page.call("Input.insertText", text="16")
         before = page.run("document.title")
-        page.submit("document.querySelector('form').requestSubmit()")
+        page.submit("document.querySelector('.question').requestSubmit()")
         assert page.run("location.search") == "?" + urlencode({"flavor": "mi300x8", "lora": "16"})
         assert page.run("document.title") == before
         assert page.run("document.querySelector('[name=lora]').value") == "16"
