@@ -1,5 +1,6 @@
 """What a fine-tune needs, how fast it runs, how long it takes and what it costs: on one flavor, or on the best."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Unpack, overload
 
@@ -64,6 +65,7 @@ def estimate(
     precision: str | None = None,
     optimizer: str | None = None,
     lora: int = 0,
+    lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
     compiles: bool | None = None,
     objective: str = OBJECTIVES[0],
@@ -97,6 +99,7 @@ def estimate(
         precision: "bf16-mixed", "fp16-mixed", "bf16", "fp32" or "fp8-mixed"; None for the stack's own.
         optimizer: "adamw", "adamw-8bit", "adafactor", "sgd-momentum" or "sgd"; None for the stack's own.
         lora: rank of adapters, all else frozen; 0 trains everything.
+        lora_targets: modules that they lie beside, "all-linear", or "default", as peft takes them; None is all linear.
         quantize: bits of the frozen weights: 8 or 4.
         compiles: layers are compiled, or run operator by operator; None as the stack has it.
         objective: what to make small over several flavors: "time", "cost" or "energy".
@@ -132,6 +135,7 @@ def estimate(
         precision=precision,
         optimizer=optimizer,
         lora=lora,
+        lora_targets=lora_targets,
         quantize=quantize,
         compiles=compiles,
         failures=failures,

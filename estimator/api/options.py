@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from estimator.formulas.adapters import modules_told
 from estimator.formulas.failures import DEVICE_MTBF_S
 from estimator.search.choice import parse_duration
 from estimator.search.planner import offers
@@ -53,6 +54,7 @@ class SubjectOptions(TypedDict, total=False):
     precision: str | None
     optimizer: str | None
     lora: int
+    lora_targets: str | Sequence[str] | None
     quantize: str | int | None
     compiles: bool | None
     failures: bool
@@ -111,6 +113,7 @@ def subject(
     precision: str | None = None,
     optimizer: str | None = None,
     lora: int = 0,
+    lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
     compiles: bool | None = None,
     failures: bool = False,
@@ -123,10 +126,16 @@ def subject(
         ValueError: one is unknown or out of range, two contradict each other, or a file cannot be read.
     """
     hardware = load_hardware(catalog)
+    shape = model if isinstance(model, Shape) else load_shape(str(model))
     recipe = Recipe(
-        precision, optimizer, _whole("lora", lora), None if quantize is None else str(quantize), compiles=compiles
+        precision,
+        optimizer,
+        _whole("lora", lora),
+        None if quantize is None else str(quantize),
+        compiles=compiles,
+        lora_modules=_lora_modules(shape, lora, lora_targets),
     )
-    shape = recipe.shape(model if isinstance(model, Shape) else load_shape(str(model)))
+    shape = recipe.shape(shape)
     seq_len, batch = _whole("seq-len", seq_len), _whole("batch", batch)
     asked = {"rows": rows, "epochs": epochs, "steps": steps}
     given = {name: _whole(name, value) for name, value in asked.items() if value is not None}
@@ -141,6 +150,13 @@ def subject(
     if price is not None and not 0 <= price < MOST_USD_PER_H:
         raise ValueError(f"price: {shown(price)} is not USD per device and hour; give for example 1.10")
     return Subject(workload, hardware, on, _device_mtbf_s(device_mtbf, failures=failures), price)
+
+
+def _lora_modules(shape: Shape, rank: int, told: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the modules that adapters lie beside; () for all linear ones, and without adapters."""
+    if told is not None and not rank:
+        raise ValueError(f"lora-targets: {shown(told)} is given without a rank; add for example --lora 16")
+    return modules_told(shape, told) if rank else ()
 
 
 def _with_stacks(

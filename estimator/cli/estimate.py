@@ -79,6 +79,10 @@ def estimate(
     precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: the stack's]")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
     lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(help="modules that they lie beside: q_proj,v_proj, 'default' as peft  [default: all-linear]"),
+    ] = None,
     quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
     compiles: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: the stack's]")
@@ -124,6 +128,7 @@ def estimate(
         precision=precision,
         optimizer=optimizer,
         lora=lora,
+        lora_targets=lora_targets,
         quantize=quantize,
         compiles=compiles,
         objective=objective,

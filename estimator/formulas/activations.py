@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
+from estimator.formulas.adapters import adapters_keep, merged_bytes
 from estimator.formulas.counts import head_matmul
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout
@@ -56,7 +57,9 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     norms = shape.num_pre_norms + shape.num_post_norms
     whole = norms * (act + norm_copy) + shape.num_blocks * act + sorted_tokens
     inner = 0.0 if mixer is None else act * mixer.kept_whole_size
-    return Kept(float(whole * shape.hidden_size + inner), heads + block + repeated + probabilities)
+    by_adapters = adapters_keep(shape, fuses_attention=fused)
+    whole_bytes = float(whole * shape.hidden_size + inner + act * by_adapters.whole)
+    return Kept(whole_bytes, heads + block + repeated + probabilities + act * by_adapters.split)
 
 
 def products_bytes_per_token(inputs: StepInputs) -> Kept:
@@ -108,7 +111,11 @@ def kind_activation_bytes(
     small = act * shape.hidden_size / plan.sequence_ways
     share = np.where(full, plan.repeated_layers(stage.num_layers) / np.maximum(stage.num_layers, 1), 0.0)
     stored = tokens * layers * stage.held * (layer + share * (small - layer))
-    return stored, tokens * np.where(full, whole, whole - layer)
+    again = tokens * np.where(full, whole, whole - layer)
+    if merged := merged_bytes(shape, plan, inputs.habits.weight_bytes):
+        stored = stored + layers * stage.held * (1.0 - share) * merged.all
+        again = again + merged.largest + np.where(full, merged.all, 0.0)
+    return stored, again
 
 
 def waiting_logits(inputs: StepInputs) -> Array:

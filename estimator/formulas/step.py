@@ -15,8 +15,8 @@ from estimator.formulas.collectives import (
     stage_transfer_seconds,
     tensor_parallel_seconds,
 )
-from estimator.formulas.compute import Rates, matmul_passes, sustained_rates
-from estimator.formulas.counts import adapter_matmuls, head_matmul, layer_matmuls
+from estimator.formulas.compute import Passes, Rates, matmul_passes, merge_passes, sustained_rates
+from estimator.formulas.counts import adapted, head_matmul, layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
@@ -58,6 +58,21 @@ class Layer(NamedTuple):
     """The part of the usual that no other stage waits for."""
 
 
+def layer_passes(inputs: StepInputs, rates: Rates) -> list[Passes]:
+    """Return the seconds of a layer's products for one micro-batch: those of adapters, then the layer's own in order.
+
+    A frozen matrix has no gradient of its weights, unless an adapter's product is added to it: that has.
+    """
+    shape, plan, tokens = inputs.shape, inputs.plan, inputs.tokens
+    modules = adapted(shape)
+    merged = {matmul.name for one in modules if one.is_merged for matmul in one.matrices}
+    adapters = [matmul_passes(tokens, m, plan, rates) for one in modules if not one.is_merged for m in one.adapter]
+    merges = [merge_passes(one, plan, rates) for one in modules if one.is_merged]
+    own = [(m, matmul_passes(tokens, m, plan, rates)) for m in layer_matmuls(shape)]
+    is_frozen = shape.lora_rank > 0
+    return [*merges, *adapters, *(p.frozen() if is_frozen and m.name not in merged else p for m, p in own)]
+
+
 def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> Layer:
     """Return the seconds of one layer, of the only kind of `inputs.shape`, for one micro-batch.
 
@@ -66,9 +81,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
     shape, plan = inputs.shape, inputs.plan
     exposed, full = efficiencies.exposed_communication, plan.recomputes("full")
     between = full | (plan.recomputes("selective") & inputs.habits.selective_keeps_products)
-    base = [matmul_passes(inputs.tokens, m, plan, rates) for m in layer_matmuls(shape)]
-    adapters = [matmul_passes(inputs.tokens, m, plan, rates) for m in adapter_matmuls(shape)]
-    passes = [*adapters, *(p.frozen() if shape.lora_rank else p for p in base)]
+    passes = layer_passes(inputs, rates)
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     forward, backward = attention_passes(inputs, rates)
     elementwise, elementwise_again = elementwise_seconds(inputs, rates)

@@ -72,12 +72,12 @@ def _fields_of(kind: type, *left_out: str) -> _Fields:
 
 
 OF_CONFIGS: dict[str, Any] = {
-    field.name: field.default for field in fields(Shape) if not field.repr and field.name != "lora_targets"
+    field.name: field.default for field in fields(Shape) if not field.repr and not field.name.startswith("lora_")
 }
 """Fields of a shape that only a config or a built-in name tells, and what they are of a model of plain layers."""
 
 SHAPE = _fields_of(
-    Shape, "name", "lora_rank", "lora_targets", *OF_CONFIGS
+    Shape, "name", "lora_rank", "lora_targets", "lora_modules", *OF_CONFIGS
 )  # its name is the column `model`, its adapters the recipe's
 PLAN = _Fields(
     columns={own.name: _OF_KIND[type(own.usual)] for own in PLAN_FIELDS},

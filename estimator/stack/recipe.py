@@ -70,7 +70,9 @@ class Recipe:
     has_all_logits: bool = field(default=False, repr=False)
     """The loss had all logits at once, whatever the stack's has."""
     lora_targets: tuple[str, ...] = field(default=(), repr=False)
-    """Matrices that the adapters lie beside; () for all of them."""
+    """Matrices that the adapters lie beside, each with its own; () where `lora_modules` tells it."""
+    lora_modules: tuple[str, ...] = field(default=(), repr=False)
+    """Modules that they lie beside, as peft is told them (`work.modules`); () for all linear ones."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -85,6 +87,9 @@ class Recipe:
             raise ValueError(unknown_name("lora_targets", unknown[0], TARGETS))
         if self.lora_targets and not self.lora_rank:
             raise ValueError("lora_targets: matrices are named, but no rank; give both")
+        if self.lora_modules and (self.lora_targets or not self.lora_rank):
+            beside = "matrices beside them" if self.lora_targets else "no rank"
+            raise ValueError(f"lora_modules: modules are named, but {beside}; give modules and a rank")
         if not 0 <= self.lora_rank <= MOST_RANK:
             raise ValueError(f"lora: rank {self.lora_rank} is not from 1 to {MOST_RANK}; use for example --lora 16")
         if self.quantize and not self.lora_rank:
@@ -97,7 +102,7 @@ class Recipe:
 
     def shape(self, shape: Shape) -> Shape:
         """Return a shape with its adapters."""
-        return replace(shape, lora_rank=self.lora_rank, lora_targets=self.lora_targets)
+        return replace(shape, lora_rank=self.lora_rank, lora_targets=self.lora_targets, lora_modules=self.lora_modules)
 
     def habits(self, habits: Habits, shape: Shape) -> Habits:
         """Return a stack's habits as the recipe changes them."""
@@ -142,7 +147,7 @@ class Recipe:
 
     def __str__(self) -> str:
         """Return the recipe in words, "" where it is the stack's own."""
-        where = " and ".join(self.lora_targets) or "every matrix"
+        where = " and ".join(self.lora_targets or self.lora_modules) or "every matrix"
         lora = f"LoRA of rank {self.lora_rank} on {where}" if self.lora_rank else ""
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
         apart = "" if self.overlaps else "communication not overlapped"

@@ -40,6 +40,7 @@ def printed(**options: object) -> tuple[int, str, str]:
         {},
         {"model": "meta-llama/Llama-2-13b-hf", "flavor": "8xlarge", "seq_len": 1024, "batch": 512, "epochs": 1},
         {"flavor": FLAVOR, "plan": "num_stages=2,num_micro_batches=16", "lora": 16, "quantize": 4},
+        {"flavor": FLAVOR, "model": "phi-3-mini-4k-instruct", "lora": 8, "lora_targets": "qkv_proj,down_proj"},
         {"accelerator": "h100-sxm-80gb", "devices": 16, "stack": "torchtune", "precision": "bf16", "steps": 20},
         {"failures": True, "device_mtbf": "2000h", "optimizer": "adamw-8bit"},
         {**TINY, "flavor": "Small.64GB", "space": "full"},

@@ -58,7 +58,9 @@ def test_columns_are_the_fields() -> None:
     """Every field of a shape, a plan and a recipe is a column by name; the shape's name is `model`."""
     for kind, own in ((Shape, SHAPE), (Plan, PLAN), (Recipe, RECIPE)):
         missing = {field.name for field in fields(kind)} - own.columns.keys()
-        assert missing == ({"name", "lora_rank", "lora_targets", *OF_CONFIGS} if kind is Shape else set())
+        assert missing == (
+            {"name", "lora_rank", "lora_targets", "lora_modules", *OF_CONFIGS} if kind is Shape else set()
+        )
         assert own.columns.keys() <= COLUMNS.keys()
         assert set(own.needed) | set(own.usual) == set(own.columns)
 
