@@ -233,7 +233,10 @@ _OPTIMIZERS = {
     "adamw_hf": "adamw",
     "adamw_8bit": "adamw-8bit",
     "adamw_bnb_8bit": "adamw-8bit",
-    "paged_adamw_8bit": "adamw-8bit",
+    "adamw_torch_8bit": "adamw-8bit",
+    "adamw_torch_4bit": "adamw-4bit",
+    "paged_adamw_8bit": "paged-adamw-8bit",
+    "muon": "muon",
     "adafactor": "adafactor",
     "sgd": "sgd",
 }

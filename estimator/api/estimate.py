@@ -64,6 +64,7 @@ def estimate(
     catalog: Hardware = (),
     precision: str | None = None,
     optimizer: str | None = None,
+    optimizer_in_backward: bool = False,
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
@@ -97,7 +98,9 @@ def estimate(
         devices: how many of that accelerator.
         catalog: TOML files of further hardware, or a Catalog.
         precision: "bf16-mixed", "fp16-mixed", "bf16", "fp32" or "fp8-mixed"; None for the stack's own.
-        optimizer: "adamw", "adamw-8bit", "adafactor", "sgd-momentum" or "sgd"; None for the stack's own.
+        optimizer: "adamw", "adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "adafactor", "lion", "muon", "sgd-momentum"
+            or "sgd"; None for the stack's own.
+        optimizer_in_backward: each weight is updated as its gradient comes, so that no full gradient is kept.
         lora: rank of adapters, all else frozen; 0 trains everything.
         lora_targets: modules that they lie beside, "all-linear", or "default", as peft takes them; None is all linear.
         quantize: bits of the frozen weights: 8 or 4.
@@ -134,6 +137,7 @@ def estimate(
         catalog=catalog,
         precision=precision,
         optimizer=optimizer,
+        optimizer_in_backward=optimizer_in_backward,
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,

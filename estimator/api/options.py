@@ -53,6 +53,7 @@ class SubjectOptions(TypedDict, total=False):
     catalog: Hardware
     precision: str | None
     optimizer: str | None
+    optimizer_in_backward: bool
     lora: int
     lora_targets: str | Sequence[str] | None
     quantize: str | int | None
@@ -112,6 +113,7 @@ def subject(
     catalog: Hardware = (),
     precision: str | None = None,
     optimizer: str | None = None,
+    optimizer_in_backward: bool = False,
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
@@ -134,6 +136,7 @@ def subject(
         None if quantize is None else str(quantize),
         compiles=compiles,
         lora_modules=_lora_modules(shape, lora, lora_targets),
+        optimizer_in_backward=optimizer_in_backward,
     )
     shape = recipe.shape(shape)
     seq_len, batch = _whole("seq-len", seq_len), _whole("batch", batch)

@@ -18,7 +18,8 @@ from estimator.report.text_flavors import print_flavors, print_known_stacks, pri
 from estimator.search.choice import OBJECTIVES
 from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
@@ -78,6 +79,9 @@ def estimate(
     ] = None,
     precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: the stack's]")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
+    optimizer_in_backward: Annotated[
+        bool, typer.Option("--optimizer-in-backward", help="update each weight as its gradient comes, and free that")
+    ] = False,
     lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
     lora_targets: Annotated[
         str | None,
@@ -127,6 +131,7 @@ def estimate(
         catalog=hardware,
         precision=precision,
         optimizer=optimizer,
+        optimizer_in_backward=optimizer_in_backward,
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,

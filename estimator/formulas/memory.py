@@ -12,6 +12,7 @@ from estimator.formulas import fully_sharded
 from estimator.formulas.activations import activation_bytes, loss_bytes, workspace_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import StageLayers
+from estimator.formulas.optimizers import end_state_bytes, largest_tensor, optimizer_state_bytes
 from estimator.formulas.stages import Stage, fullest_rank, largest_layer, rank_parameters, stages_of
 from estimator.stack.efficiencies import Efficiencies
 
@@ -31,11 +32,14 @@ def state_bytes(inputs: StepInputs, stage: Stage) -> dict[str, Array]:
         weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
         weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
     on_device = 1.0 - plan.offload_optimizer
+    gradients = trained.bytes_of(habits.gradient_bytes, plan, shards_gradients)
+    if habits.updates_in_backward:
+        gradients = largest_tensor(shape, plan, stage) * habits.gradient_bytes
     return {
         "weights": weights,
         "master_weights": on_device * trained.bytes_of(habits.master_bytes, plan, zero >= 1),
-        "optimizer": on_device * trained.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
-        "gradients": trained.bytes_of(habits.gradient_bytes, plan, shards_gradients),
+        "optimizer": on_device * optimizer_state_bytes(inputs, stage) * (not habits.pages_optimizer),
+        "gradients": gradients,
         "communication_buffers": (2 * buffered + sum(trained) * habits.reduction_bytes) * (plan.replicas > 1),
     }
 
@@ -129,7 +133,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
     logits = np.asarray(stage.has_head) * loss_bytes(inputs, stage.held)
     state = state_bytes(inputs, stage)
-    come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
+    come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients) & (not habits.updates_in_backward)
     of_last_layer = activations / np.maximum(stage.num_layers, 1)
     attention = np.asarray(habits.score_workspace_bytes * scores, dtype=np.float64)
     waits = inputs.plan.follows("gpipe") & (inputs.plan.num_stages > 1)
@@ -264,9 +268,16 @@ def _of_all(inputs: StepInputs, efficiencies: Efficiencies, each: Callable[[Stag
 
 
 def host_bytes(inputs: StepInputs) -> Array:
-    """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded."""
-    shape, _, plan, _, habits = inputs
-    state = fullest_rank(shape, plan, trained=True).bytes_of(
-        habits.master_bytes + habits.optimizer_bytes, plan, plan.zero_stage >= 1
-    )
-    return plan.offload_optimizer * state * plan.devices_per_node
+    """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded.
+
+    Where state is paged, what all of it would take there; 0 where the host is not known.
+    """
+    shape, _, plan, machine, habits = inputs
+    fullest, is_sharded = fullest_rank(shape, plan, trained=True), plan.zero_stage >= 1
+    state = fullest.bytes_of(habits.master_bytes + habits.optimizer_bytes, plan, is_sharded)
+    if habits.end_optimizer_bytes is not None:
+        state = state + np.maximum.reduce([end_state_bytes(inputs, stage) for stage in stages_of(shape, plan)])
+    held = plan.offload_optimizer * state
+    if habits.pages_optimizer and machine.node.host is not None:
+        held = np.maximum(held, fullest.bytes_of(habits.optimizer_bytes, plan, is_sharded))
+    return held * plan.devices_per_node

@@ -20,6 +20,7 @@ from estimator.formulas.counts import adapted, head_matmul, layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
+from estimator.formulas.optimizers import orthogonalization_seconds
 from estimator.formulas.stages import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.formulas.traffic import (
     KERNEL_S,
@@ -339,10 +340,13 @@ def update_seconds(inputs: StepInputs, trained: RankParameters, rates: Rates) ->
     """
     _, _, plan, machine, habits = inputs
     weights = habits.weight_bytes * (1 if habits.master_bytes else 2) + 2 * habits.master_bytes
-    moved = 2 * habits.gradient_bytes + weights + 2 * habits.optimizer_bytes
+    reads = 1 if habits.updates_in_backward else 2  # then there is no norm of all gradients
+    moved = reads * habits.gradient_bytes + weights + 2 * habits.optimizer_bytes
     is_sharded, offload = plan.zero_stage >= 1, plan.offload_optimizer
     updated = trained.bytes_of(moved, plan, is_sharded)
     on_device, host = updated / (UPDATE_EFFICIENCY * rates.bytes_per_s), machine.node.host
+    if habits.orthogonalizes:
+        on_device = on_device + orthogonalization_seconds(inputs, rates)
     if host is None:
         return {"optimizer": np.asarray(on_device)}
     on_host = updated / (HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node)

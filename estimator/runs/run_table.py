@@ -33,7 +33,8 @@ from estimator.runs.csv_rows import (
 )
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.record import plan_of
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, QUANTIZED_BYTES, Recipe
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import PRECISIONS, QUANTIZED_BYTES, Recipe
 from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import Catalog

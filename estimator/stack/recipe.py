@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from estimator.stack.optimizers import OPTIMIZERS, STATES, state_bytes_each
 from estimator.stack.stack import Habits, Stack
 from estimator.work.shape import TARGETS, Shape
 from hardware.errors import unknown_name
@@ -38,14 +39,6 @@ In fp8, weights and activations are kept in 16 bits and cast at each product (Mi
 arXiv:2209.05433, section 3).
 """
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "sgd-momentum", "sgd")
-
-EIGHT_BIT_MOMENT = 1 + 4 / 2048
-"""Bytes of a moment in 8 bits with a 32-bit scale per 2,048.
-
-paper: Dettmers et al. 2021, arXiv:2110.02861, section 2.1.
-"""
-
 QUANTIZED_BYTES = {"8": 1 + 4 / 64, "4": 0.5 + 0.127 / 8}
 """Bytes per frozen weight: 8 bits with a 32-bit scale per 64; NF4 with double quantization, 0.127 bits of constants.
 
@@ -73,6 +66,8 @@ class Recipe:
     """Matrices that the adapters lie beside, each with its own; () where `lora_modules` tells it."""
     lora_modules: tuple[str, ...] = field(default=(), repr=False)
     """Modules that they lie beside, as peft is told them (`work.modules`); () for all linear ones."""
+    optimizer_in_backward: bool = field(default=False, repr=False)
+    """Each weight is updated as soon as its gradient is there, which is then freed."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -123,14 +118,7 @@ class Recipe:
                 changes |= {"gradient_bytes": precision.gradient, "optimizer_bytes": 2 * moment}
             if precision.activation != habits.activation_bytes:
                 changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
-        if self.optimizer:
-            changes["optimizer_bytes"] = {
-                "adamw": 2 * moment,
-                "adamw-8bit": 2 * EIGHT_BIT_MOMENT,
-                "adafactor": 2 * moment / shape.hidden_size,  # a row's and a column's mean for each matrix
-                "sgd-momentum": moment,
-                "sgd": 0.0,
-            }[self.optimizer]
+        changes |= self._of_optimizer(moment, shape)
         if self.quantize:
             changes["frozen_weight_bytes"] = QUANTIZED_BYTES[self.quantize]
         if self.compiles is not None:
@@ -140,6 +128,20 @@ class Recipe:
         if self.has_all_logits:
             changes["chunked_logits"] = 0
         return habits.model_copy(update=changes)
+
+    def _of_optimizer(self, moment: float, shape: Shape) -> dict[str, object]:
+        """Return the habits that the optimizer changes, its moments of so many bytes each."""
+        changes: dict[str, object] = {"updates_in_backward": True} if self.optimizer_in_backward else {}
+        if self.optimizer is None:
+            return changes
+        state = STATES[self.optimizer]
+        if state.end_moments is not None:
+            changes["end_optimizer_bytes"] = state.end_moments * moment
+        return changes | {
+            "optimizer_bytes": state_bytes_each(state, moment, shape.hidden_size),
+            "pages_optimizer": state.is_paged,
+            "orthogonalizes": state.is_orthogonal,
+        }
 
     def stack(self, stack: Stack, shape: Shape) -> Stack:
         """Return a stack that trains by the recipe."""
@@ -152,5 +154,6 @@ class Recipe:
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
         apart = "" if self.overlaps else "communication not overlapped"
         execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]
-        words = (lora, frozen, self.precision or "", self.optimizer or "", execution, apart)
+        inside = "optimizer in the backward pass" if self.optimizer_in_backward else ""
+        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, execution, apart)
         return ", ".join(word for word in words if word)

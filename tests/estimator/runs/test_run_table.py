@@ -10,7 +10,8 @@ from estimator.formulas.machine import Fabric, Machine
 from estimator.runs.csv_rows import RowsRead
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.run_table import COLUMNS, OF_CONFIGS, PLAN, RECIPE, SHAPE, read_run_table, write_run_table
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, Recipe
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import PRECISIONS, Recipe
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import load_catalog
