@@ -68,6 +68,7 @@ def estimate(
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    loss: str | None = None,
     compiles: bool | None = None,
     objective: str = OBJECTIVES[0],
     deadline: str | None = None,
@@ -104,6 +105,8 @@ def estimate(
         lora: rank of adapters, all else frozen; 0 trains everything.
         lora_targets: modules that they lie beside, "all-linear", or "default", as peft takes them; None is all linear.
         quantize: bits of the frozen weights: 8 or 4.
+        loss: "whole" has all logits at once, "chunked" some at a time, "fused" few, in one kernel with the projection;
+            None as the stack has it.
         compiles: layers are compiled, or run operator by operator; None as the stack has it.
         objective: what to make small over several flavors: "time", "cost" or "energy".
         deadline: time from start to end at most, such as "30m" or "2.5h".
@@ -141,6 +144,7 @@ def estimate(
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,
+        loss=loss,
         compiles=compiles,
         failures=failures,
         device_mtbf=device_mtbf,

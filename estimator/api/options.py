@@ -57,6 +57,7 @@ class SubjectOptions(TypedDict, total=False):
     lora: int
     lora_targets: str | Sequence[str] | None
     quantize: str | int | None
+    loss: str | None
     compiles: bool | None
     failures: bool
     device_mtbf: str | None
@@ -117,6 +118,7 @@ def subject(
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    loss: str | None = None,
     compiles: bool | None = None,
     failures: bool = False,
     device_mtbf: str | None = None,
@@ -137,6 +139,7 @@ def subject(
         compiles=compiles,
         lora_modules=_lora_modules(shape, lora, lora_targets),
         optimizer_in_backward=optimizer_in_backward,
+        loss=loss,
     )
     shape = recipe.shape(shape)
     seq_len, batch = _whole("seq-len", seq_len), _whole("batch", batch)

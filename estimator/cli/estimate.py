@@ -19,7 +19,7 @@ from estimator.search.choice import OBJECTIVES
 from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
 from estimator.stack.optimizers import OPTIMIZERS
-from estimator.stack.recipe import PRECISIONS
+from estimator.stack.recipe import LOSSES, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
@@ -88,6 +88,9 @@ def estimate(
         typer.Option(help="modules that they lie beside: q_proj,v_proj, 'default' as peft  [default: all-linear]"),
     ] = None,
     quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help=f"how logits are held: {', '.join(LOSSES)}  [default: the stack's]")
+    ] = None,
     compiles: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: the stack's]")
     ] = None,
@@ -135,6 +138,7 @@ def estimate(
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,
+        loss=loss,
         compiles=compiles,
         objective=objective,
         deadline=deadline,

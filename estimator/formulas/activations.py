@@ -8,6 +8,7 @@ import numpy as np
 from estimator.arrays import Array, Num
 from estimator.formulas.adapters import adapters_keep, merged_bytes
 from estimator.formulas.counts import head_matmul
+from estimator.formulas.fused_loss import fused_loss_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout
 from estimator.formulas.stages import Stage, one_layer
@@ -155,22 +156,24 @@ def layer_in_backward(inputs: StepInputs, efficiencies: Efficiencies, weight_byt
 def loss_bytes(inputs: StepInputs, held: Num) -> Array:
     """Bytes of the last stage's loss: logits of one micro-batch, but for GPipe's, which all wait; or a loss in chunks.
 
-    That holds its logits, 32-bit copies of a few of them, the gradients of the projection (their sum in 32 bits beside,
-    where there are several chunks) and of what it takes, and the final norm's values (trainer/parallel/loss.py). So
-    counted, 21 of 24 steps are within 0.6 % of what torch's tracker has of them (the steps of
-    reports/measured/h200/dry_runs.csv).
+    That holds its logits, 32-bit copies of a few of them, the gradients of the projection where it is trained (their
+    sum in 32 bits beside, where there are several chunks) and of what it takes, and the final norm's values
+    (trainer/parallel/loss.py). So counted, 21 of 24 steps are within 0.6 % of what torch's tracker has of them (the
+    steps of reports/measured/h200/dry_runs.csv).
     """
     plan, habits, size = inputs.plan, inputs.habits, head_matmul(inputs.shape).out_size
     whole = np.where(plan.follows("gpipe"), held, 1.0) * inputs.tokens / plan.tp * size
+    if habits.fused_loss:
+        return np.where(chunks_loss(plan), fused_loss_bytes(inputs), whole * habits.logit_bytes)
     if not habits.chunked_logits:
         return np.asarray(whole * habits.logit_bytes)
     act, hidden, weight = habits.activation_bytes, inputs.shape.hidden_size, habits.weight_bytes
     logits = np.minimum(whole, habits.chunked_logits)
     wide = np.minimum(logits, WIDE_LOGITS)
     copies = 0.0 if habits.execution == "compiled" else 8.0 * wide + 4.0 * np.minimum(logits - wide, wide)
-    sums = 4.0 * size * hidden * (whole > habits.chunked_logits)
+    gradients = (4.0 * (whole > habits.chunked_logits) + weight) * size * hidden * (inputs.shape.lora_rank == 0)
     around = inputs.tokens * hidden * (4.0 * act + habits.norm_copy_bytes)
-    chunked = act * logits + sums + copies + weight * size * hidden + around
+    chunked = act * logits + gradients + copies + around
     if not habits.fully_shards:
         return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
     each = (habits.norm_copy_bytes + act) / plan.sequence_ways + act  # of the final norm

@@ -10,6 +10,7 @@ import numpy as np
 from estimator.arrays import Array, Num, total
 from estimator.formulas import fully_sharded
 from estimator.formulas.activations import activation_bytes, loss_bytes, workspace_bytes
+from estimator.formulas.counts import layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import StageLayers
 from estimator.formulas.optimizers import end_state_bytes, largest_tensor, optimizer_state_bytes
@@ -149,9 +150,25 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         "recomputed_layer": np.where(of_loss, 0.0, recomputed),
         "attention_workspace": np.where(of_loss, 0.0, attention),
         "logits": np.where(at_end, 0.0, logits),
-        "workspace": workspace_bytes(inputs, efficiencies, stage.held),
+        "workspace": workspace_bytes(inputs, efficiencies, stage.held) + unpacked_bytes(inputs),
     }
     return StageBytes((parts,), {}, total(state.values()))
+
+
+def unpacked_bytes(inputs: StepInputs) -> Array:
+    """Bytes of a quantized matrix as it is turned into the precision of products, of the largest; 0 without.
+
+    One at a time, forward and backward (bitsandbytes 0.50, autograd/_functions.py, `MatMul4Bit`, `MatMul8bitLt`).
+    """
+    shape, plan, habits = inputs.shape, inputs.plan, inputs.habits
+    if not shape.lora_rank or habits.frozen_weight_bytes is None:
+        return np.zeros(())
+    each = [
+        m.in_size * m.out_size * m.num_copies / (plan.ep if m.num_copies > 1 else 1)
+        for kind in shape.kinds
+        for m in layer_matmuls(kind)
+    ]
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*each)) * habits.weight_bytes / plan.tp)
 
 
 def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:

@@ -17,6 +17,7 @@ from estimator.formulas.collectives import (
 )
 from estimator.formulas.compute import Passes, Rates, matmul_passes, merge_passes, sustained_rates
 from estimator.formulas.counts import adapted, head_matmul, layer_matmuls
+from estimator.formulas.fused_loss import fused_loss_traffic_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
@@ -137,6 +138,7 @@ def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]
     if shape.lora_rank and habits.frozen_weight_bytes is not None:
         unpacked_bytes = sum(rank_parameters(shape, plan, Stage((1,)))) * (habits.frozen_weight_bytes + 2.0)
         both = both + 2.0 * (unpacked_bytes / rates.bytes_per_s)
+        forward = forward + unpacked_bytes / rates.bytes_per_s
     return both, forward
 
 
@@ -159,7 +161,9 @@ def end_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) ->
     passes = matmul_passes(tokens, head_matmul(shape), plan, usual)
     head = sum(passes.frozen() if shape.lora_rank else passes)
     moved: Num = loss_traffic_bytes(habits)
-    if habits.chunked_logits:
+    if habits.fused_loss:
+        moved = np.where(chunks_loss(plan), fused_loss_traffic_bytes(habits.activation_bytes), moved)
+    elif habits.chunked_logits:
         moved = np.where(chunks_loss(plan), chunked_loss_traffic_bytes(habits), moved)
     loss = moved * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
     reduced = tensor_parallel_seconds(inputs.passed_bytes, plan, machine, efficiencies.hop_s)

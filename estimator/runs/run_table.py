@@ -34,7 +34,7 @@ from estimator.runs.csv_rows import (
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.record import plan_of
 from estimator.stack.optimizers import OPTIMIZERS
-from estimator.stack.recipe import PRECISIONS, QUANTIZED_BYTES, Recipe
+from estimator.stack.recipe import LOSSES, PRECISIONS, QUANTIZED_BYTES, Recipe
 from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import Catalog
@@ -132,7 +132,7 @@ COLUMNS: dict[str, Column] = {
 
 _WORDS: dict[str, Collection[str]] = {
     "recomputation": RECOMPUTATIONS, "schedule": SCHEDULES, "precision": PRECISIONS, "optimizer": OPTIMIZERS,
-    "quantize": QUANTIZED_BYTES,
+    "quantize": QUANTIZED_BYTES, "loss": LOSSES,
 }  # fmt: skip
 """What columns of names know."""
 

@@ -39,11 +39,18 @@ In fp8, weights and activations are kept in 16 bits and cast at each product (Mi
 arXiv:2209.05433, section 3).
 """
 
-QUANTIZED_BYTES = {"8": 1 + 4 / 64, "4": 0.5 + 0.127 / 8}
-"""Bytes per frozen weight: 8 bits with a 32-bit scale per 64; NF4 with double quantization, 0.127 bits of constants.
+QUANTIZED_BYTES = {"8": 1 + 4 / 4096, "4": 0.5 + 0.127 / 8}
+"""Bytes per frozen weight: 8 bits with a 32-bit scale per row; NF4 with double quantization, 0.127 bits of constants.
 
-paper: Dettmers et al. 2023, arXiv:2305.14314, section 3 (4 bits). assumed: blocks of 64 for 8 bits.
+paper: Dettmers et al. 2023, arXiv:2305.14314, section 3 (4 bits). documented: bitsandbytes 0.50, nn/modules.py,
+`Int8Params.SCB`, a number per output; assumed: rows of 4,096.
 """
+
+LOSSES = ("whole", "chunked", "fused")
+"""All logits at once; so many at a time, whose gradient takes their place; or one kernel with the projection."""
+
+CHUNKED_LOGITS = 2**28
+"""Of a loss in chunks.  # documented: trainer/parallel/loss.py"""
 
 MOST_RANK = 4096
 
@@ -68,6 +75,8 @@ class Recipe:
     """Modules that they lie beside, as peft is told them (`work.modules`); () for all linear ones."""
     optimizer_in_backward: bool = field(default=False, repr=False)
     """Each weight is updated as soon as its gradient is there, which is then freed."""
+    loss: str | None = field(default=None, repr=False)
+    """One of `LOSSES`."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -75,6 +84,7 @@ class Recipe:
             ("precision", self.precision, tuple(PRECISIONS)),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("quantize", self.quantize, tuple(QUANTIZED_BYTES)),
+            ("loss", self.loss, LOSSES),
         ):
             if given is not None and given not in known:
                 raise ValueError(unknown_name(name, given, known))
@@ -125,6 +135,9 @@ class Recipe:
             changes["execution"] = "compiled" if self.compiles else "eager"
         if not self.overlaps:
             changes["overlaps_communication"] = False
+        if self.loss:
+            chunked = (habits.chunked_logits or CHUNKED_LOGITS) if self.loss == "chunked" else 0
+            changes |= {"chunked_logits": chunked, "fused_loss": self.loss == "fused"}
         if self.has_all_logits:
             changes["chunked_logits"] = 0
         return habits.model_copy(update=changes)
@@ -155,5 +168,6 @@ class Recipe:
         apart = "" if self.overlaps else "communication not overlapped"
         execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]
         inside = "optimizer in the backward pass" if self.optimizer_in_backward else ""
-        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, execution, apart)
+        loss = f"{self.loss} loss" if self.loss else ""
+        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, loss, execution, apart)
         return ", ".join(word for word in words if word)
