@@ -68,6 +68,7 @@ def estimate(
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    offload_activations: bool = False,
     loss: str | None = None,
     compiles: bool | None = None,
     objective: str = OBJECTIVES[0],
@@ -105,6 +106,7 @@ def estimate(
         lora: rank of adapters, all else frozen; 0 trains everything.
         lora_targets: modules that they lie beside, "all-linear", or "default", as peft takes them; None is all linear.
         quantize: bits of the frozen weights: 8 or 4.
+        offload_activations: what layers keep for the backward pass waits in the host's memory.
         loss: "whole" has all logits at once, "chunked" some at a time, "fused" few, in one kernel with the projection;
             None as the stack has it.
         compiles: layers are compiled, or run operator by operator; None as the stack has it.
@@ -144,6 +146,7 @@ def estimate(
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,
+        offload_activations=offload_activations,
         loss=loss,
         compiles=compiles,
         failures=failures,

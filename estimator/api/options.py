@@ -57,6 +57,7 @@ class SubjectOptions(TypedDict, total=False):
     lora: int
     lora_targets: str | Sequence[str] | None
     quantize: str | int | None
+    offload_activations: bool
     loss: str | None
     compiles: bool | None
     failures: bool
@@ -118,6 +119,7 @@ def subject(
     lora: int = 0,
     lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    offload_activations: bool = False,
     loss: str | None = None,
     compiles: bool | None = None,
     failures: bool = False,
@@ -139,6 +141,7 @@ def subject(
         compiles=compiles,
         lora_modules=_lora_modules(shape, lora, lora_targets),
         optimizer_in_backward=optimizer_in_backward,
+        offload_activations=offload_activations,
         loss=loss,
     )
     shape = recipe.shape(shape)
@@ -153,6 +156,7 @@ def subject(
         if names_all(stack)
         else _with_stacks(flavors, hardware, recipe, shape, stack)
     )
+    _refuse_unknown_hosts(on, hardware)
     if price is not None and not 0 <= price < MOST_USD_PER_H:
         raise ValueError(f"price: {shown(price)} is not USD per device and hour; give for example 1.10")
     return Subject(workload, hardware, on, _device_mtbf_s(device_mtbf, failures=failures), price)
@@ -163,6 +167,16 @@ def _lora_modules(shape: Shape, rank: int, told: str | Sequence[str] | None) -> 
     if told is not None and not rank:
         raise ValueError(f"lora-targets: {shown(told)} is given without a rank; add for example --lora 16")
     return modules_told(shape, told) if rank else ()
+
+
+def _refuse_unknown_hosts(on: tuple[On, ...], hardware: Catalog) -> None:
+    """Refuse activations in the memory of a host that is not known."""
+    for one in on:
+        if one.stack.habits.offloads_activations and hardware.node(one.flavor.node).host is None:
+            raise ValueError(
+                f"offload-activations: the host of {one.flavor.id} is not known; leave it out, or add the host of node "
+                f"{one.flavor.node} in a --catalog"
+            )
 
 
 def _with_stacks(

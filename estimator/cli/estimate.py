@@ -88,6 +88,10 @@ def estimate(
         typer.Option(help="modules that they lie beside: q_proj,v_proj, 'default' as peft  [default: all-linear]"),
     ] = None,
     quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
+    offload_activations: Annotated[
+        bool,
+        typer.Option("--offload-activations", help="keep activations in the host's memory until the backward pass"),
+    ] = False,
     loss: Annotated[
         str | None, typer.Option(help=f"how logits are held: {', '.join(LOSSES)}  [default: the stack's]")
     ] = None,
@@ -138,6 +142,7 @@ def estimate(
         lora=lora,
         lora_targets=lora_targets,
         quantize=quantize,
+        offload_activations=offload_activations,
         loss=loss,
         compiles=compiles,
         objective=objective,

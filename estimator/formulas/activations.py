@@ -19,6 +19,12 @@ WIDE_LOGITS = 2**24
 (trainer/parallel/loss.py).
 """
 
+LAYERS_STAYING = 2.0
+"""Layers whose activations are on the device where the others' are sent to the host.
+
+assumed: one in work, one on its way
+"""
+
 SPLIT_LOGIT_BYTES = 16.0
 """Per logit of a rank, of a loss whose vocabulary ranks share: four in 32 bits at once (torch's `loss_parallel`)."""
 
@@ -116,6 +122,8 @@ def kind_activation_bytes(
     if merged := merged_bytes(shape, plan, inputs.habits.weight_bytes):
         stored = stored + layers * stage.held * (1.0 - share) * merged.all
         again = again + merged.largest + np.where(full, merged.all, 0.0)
+    if inputs.habits.offloads_activations:
+        stored = stored * np.minimum(1.0, LAYERS_STAYING / np.maximum(stage.num_layers * np.asarray(stage.held), 1))
     return stored, again
 
 

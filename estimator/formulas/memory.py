@@ -13,6 +13,7 @@ from estimator.formulas.activations import activation_bytes, loss_bytes, workspa
 from estimator.formulas.counts import layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import StageLayers
+from estimator.formulas.offload import most_offloaded_bytes
 from estimator.formulas.optimizers import end_state_bytes, largest_tensor, optimizer_state_bytes
 from estimator.formulas.stages import Stage, fullest_rank, largest_layer, rank_parameters, stages_of
 from estimator.stack.efficiencies import Efficiencies
@@ -284,8 +285,8 @@ def _of_all(inputs: StepInputs, efficiencies: Efficiencies, each: Callable[[Stag
     return np.asarray(plan.over_stages(StageLayers(*held)) * plan.replicas * plan.tp)
 
 
-def host_bytes(inputs: StepInputs) -> Array:
-    """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded.
+def host_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
+    """Bytes that the host of a node holds for its devices: of their optimizers where they are offloaded, activations.
 
     Where state is paged, what all of it would take there; 0 where the host is not known.
     """
@@ -297,4 +298,6 @@ def host_bytes(inputs: StepInputs) -> Array:
     held = plan.offload_optimizer * state
     if habits.pages_optimizer and machine.node.host is not None:
         held = np.maximum(held, fullest.bytes_of(habits.optimizer_bytes, plan, is_sharded))
+    if habits.offloads_activations:
+        held = held + most_offloaded_bytes(inputs, efficiencies)
     return held * plan.devices_per_node

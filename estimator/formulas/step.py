@@ -21,6 +21,7 @@ from estimator.formulas.fused_loss import fused_loss_traffic_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
+from estimator.formulas.offload import LINK_EFFICIENCY, waiting_seconds
 from estimator.formulas.optimizers import orthogonalization_seconds
 from estimator.formulas.stages import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.formulas.traffic import (
@@ -40,12 +41,6 @@ UPDATE_EFFICIENCY = 0.8
 
 measured: fused AdamW at 2.76 TB/s in 16 bits and 3.19 in 32, norms at 2.3 and 3.3, where large passes reach 3.4 to 3.6
 on an H200 (reports/measured/h200/other_ops.jsonl)
-"""
-
-HOST_LINK_EFFICIENCY = 0.82
-"""Part of PCIe's rate that large copies reach.
-
-measured: 26.3 of 32 GB/s between an A100 and its host (Azure AI-benchmarking-guide, ND_A100_v4_results.md).
 """
 
 
@@ -261,6 +256,8 @@ def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
         "data_parallel": exposed * sharded * data_parallel_seconds(inputs, efficiencies.message_exposure),
         **update_seconds(inputs, trained, rates),
     }
+    if habits.offloads_activations:
+        breakdown["offload"] = breakdown["offload"] + waiting_seconds(inputs, efficiencies, total(busy.values()))
     return DeviceTime(breakdown, stage, pipeline, weight_gradient)
 
 
@@ -355,5 +352,5 @@ def update_seconds(inputs: StepInputs, trained: RankParameters, rates: Rates) ->
         return {"optimizer": np.asarray(on_device)}
     on_host = updated / (HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node)
     travels = trained.bytes_of(habits.gradient_bytes + habits.weight_bytes, plan, is_sharded)
-    link = HOST_LINK_EFFICIENCY * host.link_bytes_per_s
+    link = LINK_EFFICIENCY * host.link_bytes_per_s
     return {"optimizer": np.where(offload, on_host, on_device), "offload": offload * travels / link}

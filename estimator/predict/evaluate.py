@@ -237,7 +237,7 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, *
         prediction=found,
         device_bytes=found.memory.peak_bytes,
         memory_parts=found.memory.peak,
-        host_bytes=host_bytes(inputs),
+        host_bytes=host_bytes(inputs, stack.efficiencies(workload.shape.family, machine.accelerator.id)),
         logged_tokens_per_s=logged_tokens_per_s(
             workload.tokens_per_step, found.step.seconds, found.step.launch_s, stack.window
         ),

@@ -8,7 +8,14 @@ from estimator.search.planner import Estimate
 from hardware.models import Link, Network
 from hardware.units import MIB
 
-OF_RECIPES = ("end_optimizer_bytes", "pages_optimizer", "orthogonalizes", "fused_loss", "updates_in_backward")
+OF_RECIPES = (
+    "end_optimizer_bytes",
+    "offloads_activations",
+    "pages_optimizer",
+    "orthogonalizes",
+    "fused_loss",
+    "updates_in_backward",
+)
 """Habits that no stack has unless it is asked for them."""
 
 Assumption = tuple[str, str, str, str, str]

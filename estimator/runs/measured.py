@@ -96,7 +96,8 @@ class Run:
         machine = (self.machine.accelerator.id, self.machine.num_devices, self.machine.num_nodes)
         compiles = () if self.recipe.compiles is None else (self.recipe.compiles,)
         inside = "in backward" if self.recipe.optimizer_in_backward else ""
-        further = (word for word in (inside, self.recipe.loss) if word)
+        away = "offloaded" if self.recipe.offload_activations else ""
+        further = (word for word in (inside, away, self.recipe.loss) if word)
         told = (*compiles, *self.recipe.lora_targets, *self.recipe.lora_modules, *further)
         identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *told)
         read = tuple(value for value in (self.held_bytes, self.used_bytes, self.longest_row) if value)

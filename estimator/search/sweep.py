@@ -66,7 +66,7 @@ def sweep(
         used = np.broadcast_to(plan_memory(inputs, efficiencies).peak_bytes, plans.shape)
         fits = able & (used <= usable)
         if machine.node.host:
-            fits &= host_bytes(inputs) <= host_memory(machine)
+            fits &= host_bytes(inputs, efficiencies) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step_s, plans.shape), used * high <= usable
         safe.offer(plans, seconds, fits & is_safe)
         risky.offer(plans, seconds, fits & ~is_safe)

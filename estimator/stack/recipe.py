@@ -75,6 +75,8 @@ class Recipe:
     """Modules that they lie beside, as peft is told them (`work.modules`); () for all linear ones."""
     optimizer_in_backward: bool = field(default=False, repr=False)
     """Each weight is updated as soon as its gradient is there, which is then freed."""
+    offload_activations: bool = field(default=False, repr=False)
+    """What layers keep for the backward pass waits in the host's memory."""
     loss: str | None = field(default=None, repr=False)
     """One of `LOSSES`."""
 
@@ -135,6 +137,8 @@ class Recipe:
             changes["execution"] = "compiled" if self.compiles else "eager"
         if not self.overlaps:
             changes["overlaps_communication"] = False
+        if self.offload_activations:
+            changes["offloads_activations"] = True
         if self.loss:
             chunked = (habits.chunked_logits or CHUNKED_LOGITS) if self.loss == "chunked" else 0
             changes |= {"chunked_logits": chunked, "fused_loss": self.loss == "fused"}
@@ -169,5 +173,6 @@ class Recipe:
         execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]
         inside = "optimizer in the backward pass" if self.optimizer_in_backward else ""
         loss = f"{self.loss} loss" if self.loss else ""
-        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, loss, execution, apart)
+        away = "activations offloaded" if self.offload_activations else ""
+        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, away, loss, execution, apart)
         return ", ".join(word for word in words if word)

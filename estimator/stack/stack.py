@@ -113,6 +113,8 @@ class Habits(StackRecord):
     """State lies in memory that moves to the host where the device has too little: none of it has to stay."""
     orthogonalizes: bool = False
     """The update of each matrix is made orthogonal (Muon)."""
+    offloads_activations: bool = False
+    """What layers keep for the backward pass waits in the host's memory."""
     fused_loss: bool = False
     """The loss and the vocabulary projection are one, a few rows at a time (`formulas.fused_loss`)."""
     updates_in_backward: bool = False
