@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple, cast
 
 import typer
 
+from estimator.api.compare import compare
 from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
@@ -14,8 +15,10 @@ from estimator.api.options import Options, names_all
 from estimator.api.trace import trace as draw
 from estimator.report import text
 from estimator.report.json import estimate_document, flavors_document, stacks_document
+from estimator.report.text_difference import print_difference
 from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
+from estimator.search.difference import Difference
 from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
 from estimator.stack.optimizers import OPTIMIZERS
@@ -109,6 +112,12 @@ def estimate(
     why: Annotated[
         str | None, typer.Option(help="a plan: why it cannot run, or how it ranks and where it loses")
     ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="hold two answers against each other: each 'best', a plan, or a file of --json"
+        ),
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="how many plans to list")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     explain: Annotated[bool, typer.Option(help="list every assumption with its evidence")] = False,
@@ -122,6 +131,10 @@ def estimate(
         return EXIT_DONE
     several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
+    if diff:
+        _refuse_beside_diff(several, why, trace, plan, explain=explain)
+        if all(map(_is_file, diff)):
+            return _show_difference(compare(*diff), diff, as_json=as_json)
     hardware = load_catalog(catalog or [])
     options = Options(
         seq_len=seq_len,
@@ -158,6 +171,9 @@ def estimate(
     if configuration:
         given = {name for name in context.params if _is_given(context, name)}
         model, options = _configured(configuration, where, model, options, given)
+    if diff:
+        first, second = (side if _is_file(side) else _asked_with(side, model, where, options) for side in diff)
+        return _show_difference(compare(first, second), diff, as_json=as_json)
     found = ask(model, where, **options)
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
@@ -182,6 +198,37 @@ def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str
         raise ValueError(f"trace: --trace is given beside {which}; it draws the best or only plan of one flavor")
     if why is not None and beside == "--json":
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
+
+
+def _refuse_beside_diff(several: str, why: str | None, trace: Path | None, plan: str, *, explain: bool) -> None:
+    """Refuse what cannot be given beside two answers."""
+    given = {several: several, "--why": why, "--trace": trace, "--plan": plan != "best", "--explain": explain}
+    for name, value in given.items():
+        if value:
+            raise ValueError(
+                f"diff: --diff is given beside {name}; it holds two answers of one flavor against each other"
+            )
+
+
+def _is_file(text: str) -> bool:
+    """Whether one side of a difference names a file: it is no plan, and not the best one."""
+    return text.endswith(".json") or (text != "best" and "=" not in text)
+
+
+def _asked_with(plan: str, model: str, where: Flavor | str | list[str] | None, options: Options) -> Estimate:
+    """Return the answer of one flavor with a plan."""
+    found = ask(model, where, **cast("Options", {**options, "plan": plan}))
+    if isinstance(found, Estimates):
+        raise ValueError("diff: --diff is given beside several flavors; it holds two answers of one against each other")
+    return found
+
+
+def _show_difference(found: Difference, names: tuple[str, str], *, as_json: bool) -> int:
+    if as_json:
+        print_json(found.document())
+    else:
+        print_difference(open_console(), found, names)
+    return EXIT_DONE
 
 
 def _configured(

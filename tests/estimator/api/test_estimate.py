@@ -15,7 +15,7 @@ from hardware.catalog import load_catalog
 from tests.support.commands import estimate as call
 
 FLAVOR = "4xLarge.2048GB"
-OF_OUTPUT = {"configuration", "stacks", "top", "as_json", "explain", "trace"}
+OF_OUTPUT = {"configuration", "diff", "stacks", "top", "as_json", "explain", "trace"}
 """Options of the command that say how its answer is printed."""
 TINY = {"model": "openai-community/gpt2", "seq_len": 1024, "batch": 64, "steps": 10}
 
