@@ -3,6 +3,7 @@
 from estimator import calibrate as calibrate_room
 from estimator import search as search_room
 from estimator.api.calibrate import calibrate, calibrate_timings, write_run_record
+from estimator.api.compare import compare
 from estimator.api.configuration import Configuration, read_configuration
 from estimator.api.estimate import estimate, search
 from estimator.api.flavors import Estimates
@@ -12,6 +13,7 @@ from estimator.api.runs import RunsRead, read_runs
 from estimator.api.trace import trace
 from estimator.predict.evaluate import PlanEstimate
 from estimator.predict.interval import Range
+from estimator.search.difference import Difference
 from estimator.search.planner import Estimate
 from estimator.stack.stack import Stack, load_stack
 from estimator.work.plan import Plan, parse_plan
@@ -20,6 +22,7 @@ from estimator.work.workload import Workload, num_steps
 
 __all__ = [
     "Configuration",
+    "Difference",
     "Estimate",
     "Estimates",
     "Plan",
@@ -31,6 +34,7 @@ __all__ = [
     "Workload",
     "calibrate",
     "calibrate_timings",
+    "compare",
     "estimate",
     "evaluate_plans",
     "html_page",

@@ -233,7 +233,10 @@ _OPTIMIZERS = {
     "adamw_hf": "adamw",
     "adamw_8bit": "adamw-8bit",
     "adamw_bnb_8bit": "adamw-8bit",
-    "paged_adamw_8bit": "adamw-8bit",
+    "adamw_torch_8bit": "adamw-8bit",
+    "adamw_torch_4bit": "adamw-4bit",
+    "paged_adamw_8bit": "paged-adamw-8bit",
+    "muon": "muon",
     "adafactor": "adafactor",
     "sgd": "sgd",
 }
@@ -314,11 +317,22 @@ def _loaded_bits(taken: _Taken) -> str | None:
     return "4" if in_4 else "8" if in_8 else None
 
 
+def _targets(taken: _Taken, *keys: str, usual: str | None) -> str | None:
+    """Return the modules that adapters lie beside, as a list or a text tells them; else what the software takes."""
+    told = taken.take(*keys)
+    if told is None:
+        return usual
+    names = told if isinstance(told, list) else str(told).split(",")
+    text = ",".join(str(name).strip() for name in names)
+    return "all-linear" if text == "all" else text
+
+
 def _axolotl(taken: _Taken) -> Configuration:
     """Return what a configuration of Axolotl says (its docs/config reference)."""
     model, adapter = taken.take("base_model"), taken.take("adapter")
     rank = taken.count("lora_r") if adapter in ("lora", "qlora") else None
     quantized = _loaded_bits(taken)
+    everywhere = "all-linear" if taken.take("lora_target_linear") is True else "default"
     return _common(
         taken,
         "micro_batch_size",
@@ -326,6 +340,7 @@ def _axolotl(taken: _Taken) -> Configuration:
         model,
         seq_len=taken.count("sequence_len"),
         lora=rank,
+        lora_targets=_targets(taken, "lora_target_modules", usual=everywhere) if rank else None,
         quantize=quantized if rank else None,
         optimizer=_optimizer(taken.take("optimizer"), taken),
     )
@@ -344,6 +359,7 @@ def _llama_factory(taken: _Taken) -> Configuration:
         model,
         seq_len=taken.count("cutoff_len") or 2048,
         lora=(taken.count("lora_rank") or 8) if kind == "lora" else None,
+        lora_targets=_targets(taken, "lora_target", usual=None) if kind == "lora" else None,
         quantize=str(bits) if bits is not None else None,
         optimizer=_optimizer(taken.take("optim"), taken),
     )
@@ -364,6 +380,7 @@ def _transformers(taken: _Taken) -> Configuration:
         model,
         seq_len=taken.count("max_length", "max_seq_length", "model_max_length"),
         lora=rank,
+        lora_targets=_targets(taken, "lora_target_modules", usual="default") if rank else None,
         quantize=quantized if rank else None,
         optimizer=_optimizer(taken.take("optim"), taken),
     )

@@ -1,5 +1,6 @@
 """What a fine-tune needs, how fast it runs, how long it takes and what it costs: on one flavor, or on the best."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Unpack, overload
 
@@ -63,8 +64,12 @@ def estimate(
     catalog: Hardware = (),
     precision: str | None = None,
     optimizer: str | None = None,
+    optimizer_in_backward: bool = False,
     lora: int = 0,
+    lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    offload_activations: bool = False,
+    loss: str | None = None,
     compiles: bool | None = None,
     objective: str = OBJECTIVES[0],
     deadline: str | None = None,
@@ -95,9 +100,15 @@ def estimate(
         devices: how many of that accelerator.
         catalog: TOML files of further hardware, or a Catalog.
         precision: "bf16-mixed", "fp16-mixed", "bf16", "fp32" or "fp8-mixed"; None for the stack's own.
-        optimizer: "adamw", "adamw-8bit", "adafactor", "sgd-momentum" or "sgd"; None for the stack's own.
+        optimizer: "adamw", "adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "adafactor", "lion", "muon", "sgd-momentum"
+            or "sgd"; None for the stack's own.
+        optimizer_in_backward: each weight is updated as its gradient comes, so that no full gradient is kept.
         lora: rank of adapters, all else frozen; 0 trains everything.
+        lora_targets: modules that they lie beside, "all-linear", or "default", as peft takes them; None is all linear.
         quantize: bits of the frozen weights: 8 or 4.
+        offload_activations: what layers keep for the backward pass waits in the host's memory.
+        loss: "whole" has all logits at once, "chunked" some at a time, "fused" few, in one kernel with the projection;
+            None as the stack has it.
         compiles: layers are compiled, or run operator by operator; None as the stack has it.
         objective: what to make small over several flavors: "time", "cost" or "energy".
         deadline: time from start to end at most, such as "30m" or "2.5h".
@@ -131,8 +142,12 @@ def estimate(
         catalog=catalog,
         precision=precision,
         optimizer=optimizer,
+        optimizer_in_backward=optimizer_in_backward,
         lora=lora,
+        lora_targets=lora_targets,
         quantize=quantize,
+        offload_activations=offload_activations,
+        loss=loss,
         compiles=compiles,
         failures=failures,
         device_mtbf=device_mtbf,

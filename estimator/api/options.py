@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from estimator.formulas.adapters import modules_told
 from estimator.formulas.failures import DEVICE_MTBF_S
 from estimator.search.choice import parse_duration
 from estimator.search.planner import offers
@@ -52,8 +53,12 @@ class SubjectOptions(TypedDict, total=False):
     catalog: Hardware
     precision: str | None
     optimizer: str | None
+    optimizer_in_backward: bool
     lora: int
+    lora_targets: str | Sequence[str] | None
     quantize: str | int | None
+    offload_activations: bool
+    loss: str | None
     compiles: bool | None
     failures: bool
     device_mtbf: str | None
@@ -110,8 +115,12 @@ def subject(
     catalog: Hardware = (),
     precision: str | None = None,
     optimizer: str | None = None,
+    optimizer_in_backward: bool = False,
     lora: int = 0,
+    lora_targets: str | Sequence[str] | None = None,
     quantize: str | int | None = None,
+    offload_activations: bool = False,
+    loss: str | None = None,
     compiles: bool | None = None,
     failures: bool = False,
     device_mtbf: str | None = None,
@@ -123,10 +132,19 @@ def subject(
         ValueError: one is unknown or out of range, two contradict each other, or a file cannot be read.
     """
     hardware = load_hardware(catalog)
+    shape = model if isinstance(model, Shape) else load_shape(str(model))
     recipe = Recipe(
-        precision, optimizer, _whole("lora", lora), None if quantize is None else str(quantize), compiles=compiles
+        precision,
+        optimizer,
+        _whole("lora", lora),
+        None if quantize is None else str(quantize),
+        compiles=compiles,
+        lora_modules=_lora_modules(shape, lora, lora_targets),
+        optimizer_in_backward=optimizer_in_backward,
+        offload_activations=offload_activations,
+        loss=loss,
     )
-    shape = recipe.shape(model if isinstance(model, Shape) else load_shape(str(model)))
+    shape = recipe.shape(shape)
     seq_len, batch = _whole("seq-len", seq_len), _whole("batch", batch)
     asked = {"rows": rows, "epochs": epochs, "steps": steps}
     given = {name: _whole(name, value) for name, value in asked.items() if value is not None}
@@ -138,9 +156,27 @@ def subject(
         if names_all(stack)
         else _with_stacks(flavors, hardware, recipe, shape, stack)
     )
+    _refuse_unknown_hosts(on, hardware)
     if price is not None and not 0 <= price < MOST_USD_PER_H:
         raise ValueError(f"price: {shown(price)} is not USD per device and hour; give for example 1.10")
     return Subject(workload, hardware, on, _device_mtbf_s(device_mtbf, failures=failures), price)
+
+
+def _lora_modules(shape: Shape, rank: int, told: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the modules that adapters lie beside; () for all linear ones, and without adapters."""
+    if told is not None and not rank:
+        raise ValueError(f"lora-targets: {shown(told)} is given without a rank; add for example --lora 16")
+    return modules_told(shape, told) if rank else ()
+
+
+def _refuse_unknown_hosts(on: tuple[On, ...], hardware: Catalog) -> None:
+    """Refuse activations in the memory of a host that is not known."""
+    for one in on:
+        if one.stack.habits.offloads_activations and hardware.node(one.flavor.node).host is None:
+            raise ValueError(
+                f"offload-activations: the host of {one.flavor.id} is not known; leave it out, or add the host of node "
+                f"{one.flavor.node} in a --catalog"
+            )
 
 
 def _with_stacks(

@@ -3,11 +3,13 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
 import typer
 
+from estimator.api.compare import compare as difference_of
 from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
@@ -21,11 +23,14 @@ from estimator.cli.serve import USUAL_PORT, serve_page
 from estimator.report import text
 from estimator.report.json import comparison_document, estimate_document, flavors_document, stacks_document
 from estimator.report.text_comparison import print_comparison
+from estimator.report.text_difference import print_difference
 from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
+from estimator.search.difference import Difference
 from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import LOSSES, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, catalog_template, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
@@ -91,8 +96,22 @@ def estimate(
     ] = None,
     precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}  [default: the stack's]")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}  [default: the stack's]")] = None,
+    optimizer_in_backward: Annotated[
+        bool, typer.Option("--optimizer-in-backward", help="update each weight as its gradient comes, and free that")
+    ] = False,
     lora: Annotated[int, typer.Option(help="rank of adapters, all else frozen; 0 trains everything")] = 0,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(help="modules that they lie beside: q_proj,v_proj, 'default' as peft  [default: all-linear]"),
+    ] = None,
     quantize: Annotated[str | None, typer.Option(help="bits of the frozen weights: 8, 4")] = None,
+    offload_activations: Annotated[
+        bool,
+        typer.Option("--offload-activations", help="keep activations in the host's memory until the backward pass"),
+    ] = False,
+    loss: Annotated[
+        str | None, typer.Option(help=f"how logits are held: {', '.join(LOSSES)}  [default: the stack's]")
+    ] = None,
     compiles: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="compile each layer  [default: the stack's]")
     ] = None,
@@ -106,6 +125,12 @@ def estimate(
     ] = None,
     why: Annotated[
         str | None, typer.Option(help="a plan: why it cannot run, or how it ranks and where it loses")
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="hold two answers against each other: each 'best', a plan, or a file of --json"
+        ),
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="how many plans to list")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
@@ -131,22 +156,17 @@ def estimate(
     ] = None,
 ) -> int:
     """Predict what a fine-tune needs, how fast it runs, how long it takes and what it costs."""
-    if template:
-        print(catalog_template(), end="")
-        return EXIT_DONE
-    if stacks:
-        print_known_stacks(open_console(), known_stacks())
-        return EXIT_DONE
+    if template or stacks:
+        return _show_known(as_template=template)
     several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
     _refuse_files(why, html, plot)
-    hardware = load_catalog(catalog or [])
-    given = given_options(context)
-    if is_served:
+    if diff:
+        _refuse_beside_diff(several, why, trace, plan, explain=explain)
+    hardware, given = load_catalog(catalog or []), given_options(context)
+    if _is_served(is_served, given):
         serve_page(context, hardware, _current_flavor(hardware), port)
         return EXIT_DONE
-    if "port" in given:
-        raise ValueError("port: --port is given without --serve; add it")
     options = Options(
         seq_len=seq_len,
         batch=batch,
@@ -162,8 +182,12 @@ def estimate(
         catalog=hardware,
         precision=precision,
         optimizer=optimizer,
+        optimizer_in_backward=optimizer_in_backward,
         lora=lora,
+        lora_targets=lora_targets,
         quantize=quantize,
+        offload_activations=offload_activations,
+        loss=loss,
         compiles=compiles,
         objective=objective,
         deadline=deadline,
@@ -177,6 +201,9 @@ def estimate(
     where = _current_flavor(hardware) if is_current else _flavors(flavor)
     if configuration:
         model, options = _configured(configuration, where, model, options, set(given))
+    if diff:
+        sides = (side if _is_file(side) else _asked_with(side, model, where, options) for side in diff)
+        return _show_difference(difference_of(*sides), diff, as_json=as_json)
     found = ask(model, where, **options)
     if compare:
         one = _one_answer(found, compare, bool(explain or trace or plot or why is not None))
@@ -189,6 +216,21 @@ def estimate(
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
     return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
+
+
+def _show_known(*, as_template: bool) -> int:
+    """Print a catalog file to fill in, or the stacks that there are."""
+    if as_template:
+        print(catalog_template(), end="")
+    else:
+        print_known_stacks(open_console(), known_stacks())
+    return EXIT_DONE
+
+
+def _is_served(asked: bool, given: Mapping[str, object]) -> bool:
+    if "port" in given and not asked:
+        raise ValueError("port: --port is given without --serve; add it")
+    return asked
 
 
 def _one_answer(found: Estimate | Estimates, compare: list[str], is_shown_else: bool) -> Estimate:
@@ -273,6 +315,37 @@ def _again(context: typer.Context) -> str:
             for one in value if isinstance(value, list) else [value]:
                 words += [flag, *([] if isinstance(one, bool) else map(str, one if isinstance(one, tuple) else [one]))]
     return shlex.join(words)
+
+
+def _refuse_beside_diff(several: str, why: str | None, trace: Path | None, plan: str, *, explain: bool) -> None:
+    """Refuse what cannot be given beside two answers."""
+    given = {several: several, "--why": why, "--trace": trace, "--plan": plan != "best", "--explain": explain}
+    for name, value in given.items():
+        if value:
+            raise ValueError(
+                f"diff: --diff is given beside {name}; it holds two answers of one flavor against each other"
+            )
+
+
+def _is_file(text: str) -> bool:
+    """Whether one side of a difference names a file: it is no plan, and not the best one."""
+    return text.endswith(".json") or (text != "best" and "=" not in text)
+
+
+def _asked_with(plan: str, model: str, where: Flavor | str | list[str] | None, options: Options) -> Estimate:
+    """Return the answer of one flavor with a plan."""
+    found = ask(model, where, **cast("Options", {**options, "plan": plan}))
+    if isinstance(found, Estimates):
+        raise ValueError("diff: --diff is given beside several flavors; it holds two answers of one against each other")
+    return found
+
+
+def _show_difference(found: Difference, names: tuple[str, str], *, as_json: bool) -> int:
+    if as_json:
+        print_json(found.document())
+    else:
+        print_difference(open_console(), found, names)
+    return EXIT_DONE
 
 
 def _configured(

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
+from estimator.formulas.adapters import adapters_keep, merged_bytes
 from estimator.formulas.counts import head_matmul
+from estimator.formulas.fused_loss import fused_loss_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout
 from estimator.formulas.stages import Stage, one_layer
@@ -15,6 +17,12 @@ from estimator.stack.efficiencies import Efficiencies
 WIDE_LOGITS = 2**24
 """Logits that a loss in chunks has 32-bit copies of at once where nothing is compiled: 64 MiB a copy, three of them
 (trainer/parallel/loss.py).
+"""
+
+LAYERS_STAYING = 2.0
+"""Layers whose activations are on the device where the others' are sent to the host.
+
+assumed: one in work, one on its way
 """
 
 SPLIT_LOGIT_BYTES = 16.0
@@ -56,7 +64,9 @@ def kept_bytes_per_token(inputs: StepInputs, scores: Num = 1.0) -> Kept:
     norms = shape.num_pre_norms + shape.num_post_norms
     whole = norms * (act + norm_copy) + shape.num_blocks * act + sorted_tokens
     inner = 0.0 if mixer is None else act * mixer.kept_whole_size
-    return Kept(float(whole * shape.hidden_size + inner), heads + block + repeated + probabilities)
+    by_adapters = adapters_keep(shape, fuses_attention=fused)
+    whole_bytes = float(whole * shape.hidden_size + inner + act * by_adapters.whole)
+    return Kept(whole_bytes, heads + block + repeated + probabilities + act * by_adapters.split)
 
 
 def products_bytes_per_token(inputs: StepInputs) -> Kept:
@@ -108,7 +118,13 @@ def kind_activation_bytes(
     small = act * shape.hidden_size / plan.sequence_ways
     share = np.where(full, plan.repeated_layers(stage.num_layers) / np.maximum(stage.num_layers, 1), 0.0)
     stored = tokens * layers * stage.held * (layer + share * (small - layer))
-    return stored, tokens * np.where(full, whole, whole - layer)
+    again = tokens * np.where(full, whole, whole - layer)
+    if merged := merged_bytes(shape, plan, inputs.habits.weight_bytes):
+        stored = stored + layers * stage.held * (1.0 - share) * merged.all
+        again = again + merged.largest + np.where(full, merged.all, 0.0)
+    if inputs.habits.offloads_activations:
+        stored = stored * np.minimum(1.0, LAYERS_STAYING / np.maximum(stage.num_layers * np.asarray(stage.held), 1))
+    return stored, again
 
 
 def waiting_logits(inputs: StepInputs) -> Array:
@@ -163,22 +179,24 @@ def layer_in_backward(
 def loss_bytes(inputs: StepInputs, held: Num) -> Array:
     """Bytes of the last stage's loss: logits of one micro-batch, but for GPipe's, which all wait; or a loss in chunks.
 
-    That holds its logits, 32-bit copies of a few of them, the gradients of the projection (their sum in 32 bits beside,
-    where there are several chunks) and of what it takes, and the final norm's values (trainer/parallel/loss.py). So
-    counted, 21 of 24 steps are within 0.6 % of what torch's tracker has of them (the steps of
-    reports/measured/h200/dry_runs.csv).
+    That holds its logits, 32-bit copies of a few of them, the gradients of the projection where it is trained (their
+    sum in 32 bits beside, where there are several chunks) and of what it takes, and the final norm's values
+    (trainer/parallel/loss.py). So counted, 21 of 24 steps are within 0.6 % of what torch's tracker has of them (the
+    steps of reports/measured/h200/dry_runs.csv).
     """
     plan, habits, size = inputs.plan, inputs.habits, head_matmul(inputs.shape).out_size
     whole = np.where(plan.follows("gpipe"), held, 1.0) * inputs.tokens / plan.tp * size
+    if habits.fused_loss:
+        return np.where(chunks_loss(plan), fused_loss_bytes(inputs), whole * habits.logit_bytes)
     if not habits.chunked_logits:
         return np.asarray(whole * habits.logit_bytes)
     act, hidden, weight = habits.activation_bytes, inputs.shape.hidden_size, habits.weight_bytes
     logits = np.minimum(whole, habits.chunked_logits)
     wide = np.minimum(logits, WIDE_LOGITS)
     copies = 0.0 if habits.execution == "compiled" else 8.0 * wide + 4.0 * np.minimum(logits - wide, wide)
-    sums = 4.0 * size * hidden * (whole > habits.chunked_logits)
+    gradients = (4.0 * (whole > habits.chunked_logits) + weight) * size * hidden * (inputs.shape.lora_rank == 0)
     around = inputs.tokens * hidden * (4.0 * act + habits.norm_copy_bytes)
-    chunked = act * logits + sums + copies + weight * size * hidden + around
+    chunked = act * logits + gradients + copies + around
     if not habits.fully_shards:
         return np.where(chunks_loss(plan), chunked, whole * habits.logit_bytes)
     one = inputs.tokens / plan.tp * size

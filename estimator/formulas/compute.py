@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.formulas.counts import MatMul
+from estimator.formulas.counts import Adapted, MatMul
 from estimator.formulas.layout import Layout
 from estimator.stack.efficiencies import Efficiencies
 from hardware.models import Accelerator, MatmulPrecision
@@ -200,3 +200,27 @@ def matmul_passes(tokens: Num, matmul: MatMul, plan: Layout, rates: Rates) -> Pa
         return np.asarray(matmul.num_copies / shared_by * one)
 
     return Passes(seconds(rows, columns, inner), seconds(rows, inner, columns), seconds(inner, columns, rows))
+
+
+def merge_passes(module: Adapted, plan: Layout, rates: Rates) -> Passes:
+    """Seconds of adding an adapter's product to the weights of a rank, whatever the tokens, and of its gradients.
+
+    W + B A in one pass over the weights, and from the gradient of that sum those of A and of B (peft/tuners/lora/
+    layer.py, `_LoraFactorsProxy`). Of experts forward twice: torch runs a parametrization once when it is registered,
+    which peft does in every pass.
+    """
+    into, out = module.adapter
+    rows = into.in_size / (1 if into.splits_output else plan.tp)
+    columns = out.out_size / (plan.tp if out.splits_output else 1)
+    copies = into.num_copies / (plan.ep if into.num_copies > 1 else 1)
+
+    def seconds(m: Num, n: Num, k: Num) -> Array:
+        each = ELEMENT_BYTES[rates.usual_precision]
+        flop, bytes_each = 2.0 * m * n * k, each.operand * (m * k + k * n) + each.result * m * n
+        rate = rates.flop_per_s * shape_efficiency(m, n, k, rates.num_compute_units)
+        return np.asarray(copies * roofline_seconds(flop, rate, bytes_each, rates.bytes_per_s))
+
+    read = copies * ELEMENT_BYTES[rates.usual_precision].operand * rows * columns / rates.bytes_per_s
+    gradients = seconds(rows, module.rank, columns) + seconds(module.rank, columns, rows)
+    forward = seconds(rows, columns, module.rank) + read
+    return Passes(np.asarray((2.0 if into.num_copies > 1 else 1.0) * forward), np.zeros(()), gradients)

@@ -5,11 +5,13 @@ product: one forward, one for the input gradient, one for the weight gradient, e
 """
 
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from estimator.arrays import Num
+from estimator.work.modules import MERGED, module_of
 from estimator.work.shape import Shape
 
 MOST_SHAPES = 256
@@ -65,23 +67,59 @@ def _ffn_matmuls(shape: Shape, prefix: str, size: int, held: int, active: int) -
     return (*into, MatMul(f"{prefix}down", size, hidden, held, active, bias, False))
 
 
+class Adapted(NamedTuple):
+    """A module with an adapter: a matrix, or several in one, which then share it."""
+
+    name: str
+    matrices: tuple[MatMul, ...]
+    rank: int
+    is_merged: bool = False
+    """Every pass adds the adapter's product to the weights, and multiplies tokens by the sum (peft, of experts)."""
+
+    @property
+    def adapter(self) -> tuple[MatMul, MatMul]:
+        """The two matrices of its adapter."""
+        first, out_size = self.matrices[0]._replace(has_bias=False), sum(m.out_size for m in self.matrices)
+        into = first._replace(name=f"{first.name}.a", out_size=self.rank)
+        return into, first._replace(name=f"{first.name}.b", in_size=self.rank, out_size=out_size)
+
+
+def layer_modules(shape: Shape) -> tuple[Adapted, ...]:
+    """Return the modules of one layer that adapters can be told, by the names that peft takes, with their rank."""
+    merges, rank = shape.family in MERGED, shape.lora_rank
+
+    def place(matmul: MatMul) -> tuple[str, bool]:
+        of_experts = matmul.num_copies > 1
+        name = module_of(shape.family, matmul.name, of_experts=of_experts)
+        in_one = of_experts and matmul.name in ("gate", "up")  # a parameter of its own, known by both names
+        return ",".join(MERGED[shape.family].into) if in_one and merges else name or "", of_experts
+
+    return tuple(
+        Adapted(name, matrices, rank * name.count(",") + rank, merges and (of_experts or matrices[0].name == "router"))
+        for (name, of_experts), matrices in ((key, tuple(group)) for key, group in groupby(layer_matmuls(shape), place))
+        if name
+    )
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def adapted(shape: Shape) -> tuple[Adapted, ...]:
+    """Return the modules of one layer that have an adapter; none without adapters."""
+    if not shape.lora_rank:
+        return ()
+    if shape.lora_targets:
+        beside = (m for m in layer_matmuls(shape) if m.name in shape.lora_targets)
+        return tuple(Adapted(m.name, (m,), shape.lora_rank) for m in beside)
+    told = set(shape.lora_modules)
+    return tuple(one for one in layer_modules(shape) if not told or told.issuperset(one.name.split(",")))
+
+
 @lru_cache(maxsize=MOST_SHAPES)
 def adapter_matmuls(shape: Shape) -> tuple[MatMul, ...]:
-    """Return the two matrices of the adapter beside each targeted matrix of a layer; none without adapters.
+    """Return the two matrices of the adapter of each module of a layer that has one; none without adapters.
 
     W x + B A x, A of rank x in, B of out x rank (Hu et al. 2021, arXiv:2106.09685, section 4.1).
     """
-    rank = shape.lora_rank
-    targets = shape.lora_targets or [m.name for m in layer_matmuls(shape) if m.name not in ("router", "shared.scale")]
-    beside = [m for m in layer_matmuls(shape) if rank and m.name in targets]
-    return tuple(
-        adapter
-        for m in beside
-        for adapter in (
-            m._replace(name=f"{m.name}.a", out_size=rank, has_bias=False),
-            m._replace(name=f"{m.name}.b", in_size=rank, has_bias=False),
-        )
-    )
+    return tuple(matrix for one in adapted(shape) for matrix in one.adapter)
 
 
 def head_matmul(shape: Shape) -> MatMul:

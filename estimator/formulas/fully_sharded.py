@@ -152,7 +152,7 @@ def sharding_of(inputs: StepInputs) -> Sharding:
     zero, alone, several = plan.zero_stage, plan.num_stages == 1, plan.num_micro_batches > 1
     return Sharding(
         habits.weight_bytes,
-        habits.master_bytes or habits.weight_bytes,
+        0.0 if habits.updates_in_backward else habits.master_bytes or habits.weight_bytes,
         habits.reduced_bytes,
         np.where(zero >= 1, plan.shard_ranks, 1),
         np.asarray((plan.replicas > 1) | (habits.master_bytes > 0)),

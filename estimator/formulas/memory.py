@@ -10,8 +10,11 @@ import numpy as np
 from estimator.arrays import Array, Num, total
 from estimator.formulas import fully_sharded, sharded_pipeline
 from estimator.formulas.activations import activation_bytes, loss_bytes, workspace_bytes
+from estimator.formulas.counts import layer_matmuls
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import StageLayers
+from estimator.formulas.offload import most_offloaded_bytes
+from estimator.formulas.optimizers import end_state_bytes, largest_tensor, optimizer_state_bytes
 from estimator.formulas.stages import Stage, fullest_rank, largest_layer, rank_parameters, stages_of
 from estimator.stack.efficiencies import Efficiencies
 
@@ -31,11 +34,14 @@ def state_bytes(inputs: StepInputs, stage: Stage) -> dict[str, Array]:
         weights = weights + in_layers.less(trained).bytes_of(habits.bytes_of_frozen, plan, shards_weights)
         weights = weights + params.less(in_layers).bytes_of(habits.weight_bytes, plan, shards_weights)
     on_device = 1.0 - plan.offload_optimizer
+    gradients = trained.bytes_of(habits.gradient_bytes, plan, shards_gradients)
+    if habits.updates_in_backward:
+        gradients = largest_tensor(shape, plan, stage) * habits.gradient_bytes
     return {
         "weights": weights,
         "master_weights": on_device * trained.bytes_of(habits.master_bytes, plan, zero >= 1),
-        "optimizer": on_device * trained.bytes_of(habits.optimizer_bytes, plan, zero >= 1),
-        "gradients": trained.bytes_of(habits.gradient_bytes, plan, shards_gradients),
+        "optimizer": on_device * optimizer_state_bytes(inputs, stage) * (not habits.pages_optimizer),
+        "gradients": gradients,
         "communication_buffers": (2 * buffered + sum(trained) * habits.reduction_bytes) * (plan.replicas > 1),
     }
 
@@ -129,7 +135,7 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
     scores = 0.0 if inputs.fuses_attention else heads * float(inputs.seq_len) * tokens / tp
     logits = np.asarray(stage.has_head) * loss_bytes(inputs, stage.held) * efficiencies.loss_ratio
     state = state_bytes(inputs, stage)
-    come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients)
+    come_late = (inputs.plan.num_micro_batches == 1) & (not habits.keeps_gradients) & (not habits.updates_in_backward)
     of_last_layer = activations / np.maximum(stage.num_layers, 1)
     attention = np.asarray(habits.score_workspace_bytes * scores, dtype=np.float64)
     waits = inputs.plan.follows("gpipe") & (inputs.plan.num_stages > 1)
@@ -145,9 +151,25 @@ def stage_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) ->
         "recomputed_layer": np.where(of_loss, 0.0, recomputed),
         "attention_workspace": np.where(of_loss, 0.0, attention),
         "logits": np.where(at_end, 0.0, logits),
-        "workspace": workspace_bytes(inputs, efficiencies, stage.held),
+        "workspace": workspace_bytes(inputs, efficiencies, stage.held) + unpacked_bytes(inputs),
     }
     return StageBytes((parts,), {}, total(state.values()))
+
+
+def unpacked_bytes(inputs: StepInputs) -> Array:
+    """Bytes of a quantized matrix as it is turned into the precision of products, of the largest; 0 without.
+
+    One at a time, forward and backward (bitsandbytes 0.50, autograd/_functions.py, `MatMul4Bit`, `MatMul8bitLt`).
+    """
+    shape, plan, habits = inputs.shape, inputs.plan, inputs.habits
+    if not shape.lora_rank or habits.frozen_weight_bytes is None:
+        return np.zeros(())
+    each = [
+        m.in_size * m.out_size * m.num_copies / (plan.ep if m.num_copies > 1 else 1)
+        for kind in shape.kinds
+        for m in layer_matmuls(kind)
+    ]
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*each)) * habits.weight_bytes / plan.tp)
 
 
 def _fully_sharded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> StageBytes:
@@ -263,10 +285,19 @@ def _of_all(inputs: StepInputs, efficiencies: Efficiencies, each: Callable[[Stag
     return np.asarray(plan.over_stages(StageLayers(*held)) * plan.replicas * plan.tp)
 
 
-def host_bytes(inputs: StepInputs) -> Array:
-    """Bytes that the host of a node holds for the optimizers of its devices; 0 where they are not offloaded."""
-    shape, _, plan, _, habits = inputs
-    state = fullest_rank(shape, plan, trained=True).bytes_of(
-        habits.master_bytes + habits.optimizer_bytes, plan, plan.zero_stage >= 1
-    )
-    return plan.offload_optimizer * state * plan.devices_per_node
+def host_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
+    """Bytes that the host of a node holds for its devices: of their optimizers where they are offloaded, activations.
+
+    Where state is paged, what all of it would take there; 0 where the host is not known.
+    """
+    shape, _, plan, machine, habits = inputs
+    fullest, is_sharded = fullest_rank(shape, plan, trained=True), plan.zero_stage >= 1
+    state = fullest.bytes_of(habits.master_bytes + habits.optimizer_bytes, plan, is_sharded)
+    if habits.end_optimizer_bytes is not None:
+        state = state + np.maximum.reduce([end_state_bytes(inputs, stage) for stage in stages_of(shape, plan)])
+    held = plan.offload_optimizer * state
+    if habits.pages_optimizer and machine.node.host is not None:
+        held = np.maximum(held, fullest.bytes_of(habits.optimizer_bytes, plan, is_sharded))
+    if habits.offloads_activations:
+        held = held + most_offloaded_bytes(inputs, efficiencies)
+    return held * plan.devices_per_node

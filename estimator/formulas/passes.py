@@ -7,8 +7,7 @@ import numpy as np
 from estimator.arrays import Array, Num
 from estimator.formulas.attention import attention_passes
 from estimator.formulas.collectives import transfer_seconds
-from estimator.formulas.compute import Rates, matmul_passes, sustained_rates
-from estimator.formulas.counts import adapter_matmuls, layer_matmuls
+from estimator.formulas.compute import Rates, sustained_rates
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import stage_launch_seconds
 from estimator.formulas.layout import StageLayers
@@ -20,6 +19,7 @@ from estimator.formulas.step import (
     elementwise_seconds,
     end_seconds,
     gradient_pass_seconds,
+    layer_passes,
     layers_seconds,
 )
 from estimator.stack.efficiencies import Efficiencies
@@ -108,9 +108,8 @@ def forward_seconds(inputs: StepInputs, layer: Layer, rates: Rates) -> dict[str,
     Of the collectives between tensor-parallel ranks and of those to experts it is half, of a context-parallel ring one
     pass in three.
     """
-    matrices = (*layer_matmuls(inputs.shape), *adapter_matmuls(inputs.shape))
     return {
-        "matmul": np.asarray(sum(matmul_passes(inputs.tokens, m, inputs.plan, rates).forward for m in matrices)),
+        "matmul": np.asarray(sum(passes.forward for passes in layer_passes(inputs, rates))),
         "attention": attention_passes(inputs, rates)[0],
         "elementwise": elementwise_seconds(inputs, rates)[1],
         "tensor_parallel": layer.usual["tensor_parallel"] / 2.0,

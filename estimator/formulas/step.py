@@ -15,11 +15,14 @@ from estimator.formulas.collectives import (
     stage_transfer_seconds,
     tensor_parallel_seconds,
 )
-from estimator.formulas.compute import Rates, matmul_passes, sustained_rates
-from estimator.formulas.counts import adapter_matmuls, head_matmul, layer_matmuls
+from estimator.formulas.compute import Passes, Rates, matmul_passes, merge_passes, sustained_rates
+from estimator.formulas.counts import adapted, head_matmul, layer_matmuls
+from estimator.formulas.fused_loss import fused_loss_traffic_bytes
 from estimator.formulas.inputs import StepInputs
 from estimator.formulas.launch import launch_seconds, stage_launch_seconds
 from estimator.formulas.layout import KindLayers, Layout, StageLayers
+from estimator.formulas.offload import LINK_EFFICIENCY, waiting_seconds
+from estimator.formulas.optimizers import orthogonalization_seconds
 from estimator.formulas.stages import RankParameters, Stage, fullest_rank, rank_parameters
 from estimator.formulas.traffic import (
     KERNEL_S,
@@ -40,12 +43,6 @@ measured: fused AdamW at 2.76 TB/s in 16 bits and 3.19 in 32, norms at 2.3 and 3
 on an H200 (reports/measured/h200/other_ops.jsonl)
 """
 
-HOST_LINK_EFFICIENCY = 0.82
-"""Part of PCIe's rate that large copies reach.
-
-measured: 26.3 of 32 GB/s between an A100 and its host (Azure AI-benchmarking-guide, ND_A100_v4_results.md).
-"""
-
 
 class Layer(NamedTuple):
     """Seconds of one layer for one micro-batch on one device, by kind of op."""
@@ -58,6 +55,21 @@ class Layer(NamedTuple):
     """The part of the usual that no other stage waits for."""
 
 
+def layer_passes(inputs: StepInputs, rates: Rates) -> list[Passes]:
+    """Return the seconds of a layer's products for one micro-batch: those of adapters, then the layer's own in order.
+
+    A frozen matrix has no gradient of its weights, unless an adapter's product is added to it: that has.
+    """
+    shape, plan, tokens = inputs.shape, inputs.plan, inputs.tokens
+    modules = adapted(shape)
+    merged = {matmul.name for one in modules if one.is_merged for matmul in one.matrices}
+    adapters = [matmul_passes(tokens, m, plan, rates) for one in modules if not one.is_merged for m in one.adapter]
+    merges = [merge_passes(one, plan, rates) for one in modules if one.is_merged]
+    own = [(m, matmul_passes(tokens, m, plan, rates)) for m in layer_matmuls(shape)]
+    is_frozen = shape.lora_rank > 0
+    return [*merges, *adapters, *(p.frozen() if is_frozen and m.name not in merged else p for m, p in own)]
+
+
 def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) -> Layer:
     """Return the seconds of one layer, of the only kind of `inputs.shape`, for one micro-batch.
 
@@ -66,9 +78,7 @@ def layer_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) 
     shape, plan = inputs.shape, inputs.plan
     exposed, full = efficiencies.exposed_communication, plan.recomputes("full")
     between = full | (plan.recomputes("selective") & inputs.habits.selective_keeps_products)
-    base = [matmul_passes(inputs.tokens, m, plan, rates) for m in layer_matmuls(shape)]
-    adapters = [matmul_passes(inputs.tokens, m, plan, rates) for m in adapter_matmuls(shape)]
-    passes = [*adapters, *(p.frozen() if shape.lora_rank else p for p in base)]
+    passes = layer_passes(inputs, rates)
     repeated = sum(p.forward for p in (passes if shape.repeats_last_product else passes[:-1]))
     forward, backward = attention_passes(inputs, rates)
     elementwise, elementwise_again = elementwise_seconds(inputs, rates)
@@ -123,6 +133,7 @@ def elementwise_seconds(inputs: StepInputs, rates: Rates) -> tuple[Array, Array]
     if shape.lora_rank and habits.frozen_weight_bytes is not None:
         unpacked_bytes = sum(rank_parameters(shape, plan, Stage((1,)))) * (habits.frozen_weight_bytes + 2.0)
         both = both + 2.0 * (unpacked_bytes / rates.bytes_per_s)
+        forward = forward + unpacked_bytes / rates.bytes_per_s
     return both, forward
 
 
@@ -145,7 +156,9 @@ def end_seconds(inputs: StepInputs, efficiencies: Efficiencies, rates: Rates) ->
     passes = matmul_passes(tokens, head_matmul(shape), plan, usual)
     head = sum(passes.frozen() if shape.lora_rank else passes)
     moved: Num = loss_traffic_bytes(habits)
-    if habits.chunked_logits:
+    if habits.fused_loss:
+        moved = np.where(chunks_loss(plan), fused_loss_traffic_bytes(habits.activation_bytes), moved)
+    elif habits.chunked_logits:
         moved = np.where(chunks_loss(plan), chunked_loss_traffic_bytes(habits), moved)
     loss = moved * tokens * shape.vocab_size / plan.tp / rates.bytes_per_s
     reduced = tensor_parallel_seconds(inputs.passed_bytes, plan, machine, efficiencies.hop_s)
@@ -243,6 +256,8 @@ def device_time(inputs: StepInputs, efficiencies: Efficiencies) -> DeviceTime:
         "data_parallel": exposed * sharded * data_parallel_seconds(inputs, efficiencies.message_exposure),
         **update_seconds(inputs, trained, rates),
     }
+    if habits.offloads_activations:
+        breakdown["offload"] = breakdown["offload"] + waiting_seconds(inputs, efficiencies, total(busy.values()))
     return DeviceTime(breakdown, stage, pipeline, weight_gradient)
 
 
@@ -326,13 +341,16 @@ def update_seconds(inputs: StepInputs, trained: RankParameters, rates: Rates) ->
     """
     _, _, plan, machine, habits = inputs
     weights = habits.weight_bytes * (1 if habits.master_bytes else 2) + 2 * habits.master_bytes
-    moved = 2 * habits.gradient_bytes + weights + 2 * habits.optimizer_bytes
+    reads = 1 if habits.updates_in_backward else 2  # then there is no norm of all gradients
+    moved = reads * habits.gradient_bytes + weights + 2 * habits.optimizer_bytes
     is_sharded, offload = plan.zero_stage >= 1, plan.offload_optimizer
     updated = trained.bytes_of(moved, plan, is_sharded)
     on_device, host = updated / (UPDATE_EFFICIENCY * rates.bytes_per_s), machine.node.host
+    if habits.orthogonalizes:
+        on_device = on_device + orthogonalization_seconds(inputs, rates)
     if host is None:
         return {"optimizer": np.asarray(on_device)}
     on_host = updated / (HOST_MEMORY_EFFICIENCY * host.bytes_per_s / machine.devices_per_node)
     travels = trained.bytes_of(habits.gradient_bytes + habits.weight_bytes, plan, is_sharded)
-    link = HOST_LINK_EFFICIENCY * host.link_bytes_per_s
+    link = LINK_EFFICIENCY * host.link_bytes_per_s
     return {"optimizer": np.where(offload, on_host, on_device), "offload": offload * travels / link}

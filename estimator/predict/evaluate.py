@@ -207,6 +207,10 @@ def host_memory(machine: Machine) -> float:
 def plan_reasons(plans: Plans, workload: Workload, machine: Machine, stack: Stack) -> list[str]:
     """Return why each plan cannot run, by the rules of the layout and of the trainer; "" where it can."""
     found = reasons(plans, workload, machine.num_devices, Trainer(stack.habits.balances_stages))
+    if stack.habits.updates_in_backward:
+        for i in np.flatnonzero(np.broadcast_to(plans.num_micro_batches > 1, plans.shape)):
+            told = f"num_micro_batches={plans[int(i)].num_micro_batches}: an optimizer in the backward pass adds up no"
+            found[i] = found[i] or f"{told} gradients; use num_micro_batches=1"
     if stack.trainer == TRAINER:
         for i in np.flatnonzero(~are_trainable(plans, workload.shape)):
             found[i] = found[i] or untrainable_reason(plans[int(i)], workload.shape)
@@ -233,7 +237,7 @@ def evaluate(plans: Plans, workload: Workload, machine: Machine, stack: Stack, *
         prediction=found,
         device_bytes=found.memory.peak_bytes,
         memory_parts=found.memory.peak,
-        host_bytes=host_bytes(inputs),
+        host_bytes=host_bytes(inputs, stack.efficiencies(workload.shape.family, machine.accelerator.id)),
         logged_tokens_per_s=logged_tokens_per_s(
             workload.tokens_per_step, found.step.seconds, found.step.launch_s, stack.window
         ),

@@ -13,6 +13,7 @@ from estimator.predict.interval import further_log_sd, log_sd, moved
 from estimator.predict.residual import corrected, features, residual_log_sd
 from estimator.stack.fit import Fit
 from estimator.stack.stack import Stack
+from estimator.work.shape import Shape
 
 UNMEASURED_LOG_SD = 0.2
 """Further spread of a model whose layers are of kinds that no measured run had.  # assumed: twice that of a new device
@@ -108,7 +109,7 @@ def _spreads(
     moved_step, moved_memory = plan_step(inputs, after, steps_per_read), plan_memory(inputs, after)
     unknown = 0.0 if device in fit.accelerators else fit.device_log_sd
     device_share = 1 - step.breakdown["host"] / step.seconds
-    far, far_bytes = _further_log_sds(inputs, fit, source)
+    far, far_bytes = further_log_sds(inputs.machine, inputs.shape, fit, source)
     known = residual_log_sd(fit.step_residual, fit.step_log_sd, places)
     left = np.hypot(np.hypot(known, inputs.machine.drift_log_sd), far)
     left_bytes = np.hypot(residual_log_sd(fit.memory_residual, fit.memory_log_sd, places), far_bytes)
@@ -130,10 +131,10 @@ def _moves(stack: Stack, labels: tuple[str, str, str]) -> tuple[tuple[str, ...],
     return (*names, "loss_ratio"), moves
 
 
-def _further_log_sds(inputs: StepInputs, fit: Fit, source: str) -> tuple[float, float]:
+def further_log_sds(machine: Machine, shape: Shape, fit: Fit, source: str) -> tuple[float, float]:
     """Return the further spreads of seconds per step and of bytes beyond the runs that a stack was fitted to."""
     if fit.reach is None:
         return 0.0, 0.0
-    num_nodes, size = inputs.machine.num_nodes, inputs.shape.hidden_size
+    num_nodes, size = machine.num_nodes, shape.hidden_size
     beyond = fit.reach.beyond(num_nodes, size, knows_source=source in fit.sources)
     return further_log_sd(fit.reach.step_log_sd, beyond), further_log_sd(fit.reach.memory_log_sd, beyond)

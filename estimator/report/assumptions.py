@@ -8,6 +8,16 @@ from estimator.search.planner import Estimate
 from hardware.models import Link, Network
 from hardware.units import MIB
 
+OF_RECIPES = (
+    "end_optimizer_bytes",
+    "offloads_activations",
+    "pages_optimizer",
+    "orthogonalizes",
+    "fused_loss",
+    "updates_in_backward",
+)
+"""Habits that no stack has unless it is asked for them."""
+
 Assumption = tuple[str, str, str, str, str]
 """Name, value, unit, kind of evidence, source."""
 
@@ -55,7 +65,8 @@ def _stack_assumptions(estimate: Estimate) -> list[Assumption]:
     stack, family = estimate.stack, estimate.workload.shape.family
     fit, values = stack.fit, stack.efficiencies(family)._asdict()
     rows: list[Assumption] = []
-    for name, habit in stack.habits.model_dump(exclude={"evidence"}).items():
+    unasked = {name for name in OF_RECIPES if getattr(stack.habits, name) in (None, False)}
+    for name, habit in stack.habits.model_dump(exclude={"evidence", *unasked}).items():
         why = stack.habits.evidence.get(name)
         shown = ", ".join(habit) if isinstance(habit, tuple) else str(habit)
         rows.append((f"stack: {name}", shown, "", why.kind if why else "assumed", why.text if why else "-"))

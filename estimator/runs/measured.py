@@ -95,7 +95,10 @@ class Run:
         """Ten hexadecimal digits that tell the run from others: of what was trained how, and what was measured."""
         machine = (self.machine.accelerator.id, self.machine.num_devices, self.machine.num_nodes)
         compiles = () if self.recipe.compiles is None else (self.recipe.compiles,)
-        told = (*compiles, *self.recipe.lora_targets)
+        inside = "in backward" if self.recipe.optimizer_in_backward else ""
+        away = "offloaded" if self.recipe.offload_activations else ""
+        further = (word for word in (inside, away, self.recipe.loss) if word)
+        told = (*compiles, *self.recipe.lora_targets, *self.recipe.lora_modules, *further)
         identity = (self.source, self.shape, self.seq_len, *machine, self.plan, self.recipe, *told)
         read = tuple(value for value in (self.held_bytes, self.used_bytes, self.longest_row) if value)
         step_s = self.step_s and float(f"{self.step_s:.9g}")  # the last digits depend on the version of NumPy

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estimator.formulas.machine import Machine
-from estimator.stack.recipe import MOST_RANK, OPTIMIZERS, PRECISIONS, QUANTIZED_BYTES, Recipe
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import MOST_RANK, PRECISIONS, QUANTIZED_BYTES, Recipe
 from estimator.work.plan import MAX_DEGREE, TOLD, Plan, plan_from_document
 from estimator.work.shape import TARGETS, Shape, load_shape, shape_from_config
 from estimator.work.workload import MAX_COUNT, Workload

@@ -33,7 +33,8 @@ from estimator.runs.csv_rows import (
 )
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.record import plan_of
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, QUANTIZED_BYTES, Recipe
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import LOSSES, PRECISIONS, QUANTIZED_BYTES, Recipe
 from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import Catalog
@@ -72,12 +73,12 @@ def _fields_of(kind: type, *left_out: str) -> _Fields:
 
 
 OF_CONFIGS: dict[str, Any] = {
-    field.name: field.default for field in fields(Shape) if not field.repr and field.name != "lora_targets"
+    field.name: field.default for field in fields(Shape) if not field.repr and not field.name.startswith("lora_")
 }
 """Fields of a shape that only a config or a built-in name tells, and what they are of a model of plain layers."""
 
 SHAPE = _fields_of(
-    Shape, "name", "lora_rank", "lora_targets", *OF_CONFIGS
+    Shape, "name", "lora_rank", "lora_targets", "lora_modules", *OF_CONFIGS
 )  # its name is the column `model`, its adapters the recipe's
 PLAN = _Fields(
     columns={own.name: _OF_KIND[type(own.usual)] for own in PLAN_FIELDS},
@@ -131,7 +132,7 @@ COLUMNS: dict[str, Column] = {
 
 _WORDS: dict[str, Collection[str]] = {
     "recomputation": RECOMPUTATIONS, "schedule": SCHEDULES, "precision": PRECISIONS, "optimizer": OPTIMIZERS,
-    "quantize": QUANTIZED_BYTES,
+    "quantize": QUANTIZED_BYTES, "loss": LOSSES,
 }  # fmt: skip
 """What columns of names know."""
 

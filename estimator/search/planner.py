@@ -199,6 +199,8 @@ def _candidates(
 ) -> _Candidates:
     if plan is not None:
         return _Candidates(space, Plans.of([plan]))
+    if stack.habits.updates_in_backward:
+        fixed = {"num_micro_batches": 1} | dict(fixed)
     if space == "moai":
         own = moai_space(flavor, workload.global_batch, fixed)
         if len(own) or not fixed:

@@ -11,11 +11,12 @@ from estimator.formulas.machine import Machine
 from estimator.formulas.memory import host_bytes, plan_memory
 from estimator.formulas.step import plan_step
 from estimator.predict.evaluate import host_memory
-from estimator.predict.prediction import usable_bytes
+from estimator.predict.prediction import further_log_sds, usable_bytes
 from estimator.search.spaces import Block
 from estimator.stack.fit import interval_ratio
 from estimator.stack.stack import Stack
 from estimator.work.plan import Plan, Plans
+from estimator.work.shape import Shape
 from estimator.work.trainer_limits import TRAINER, are_trainable
 from estimator.work.workload import Workload
 
@@ -56,7 +57,7 @@ def sweep(
         faster_than: seconds per step; how many plans that fit take less is counted.
     """
     efficiencies = stack.efficiencies(workload.shape.family, machine.accelerator.id)
-    usable, high = usable_bytes(machine, stack), _memory_high(stack)
+    usable, high = usable_bytes(machine, stack), _memory_high(stack, machine, workload.shape)
     safe, risky, missed = _Best(kept), _Best(kept), _Best(1)
     num_plans = num_possible = num_faster = 0
     for plans, is_distinct in blocks:
@@ -66,7 +67,7 @@ def sweep(
         used = np.broadcast_to(plan_memory(inputs, efficiencies).peak_bytes, plans.shape)
         fits = able & (used <= usable)
         if machine.node.host:
-            fits &= host_bytes(inputs) <= host_memory(machine)
+            fits &= host_bytes(inputs, efficiencies) <= host_memory(machine)
         seconds, is_safe = np.broadcast_to(step_s, plans.shape), used * high <= usable
         safe.offer(plans, seconds, fits & is_safe)
         risky.offer(plans, seconds, fits & ~is_safe)
@@ -80,13 +81,14 @@ def sweep(
     return Sweep(num_plans, num_possible, num_faster, best or missed.plans)
 
 
-def _memory_high(stack: Stack) -> float:
+def _memory_high(stack: Stack, machine: Machine, shape: Shape) -> float:
     """Return the upper end of memory's interval over its median.
 
-    One for all, of plans held out: those kept are evaluated with their own.
+    One for all, of plans held out, of a source that is not known: those kept are evaluated with their own.
     """
     ratio = stack.fit.names.index("memory_ratio")
     log_sd = np.hypot(stack.fit.covariance[ratio][ratio] ** 0.5, stack.fit.memory_log_sd)
+    log_sd = np.hypot(log_sd, further_log_sds(machine, shape, stack.fit, "")[1])
     return float(interval_ratio(log_sd, stack.fit.degrees_of_freedom))
 
 

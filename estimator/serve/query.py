@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from estimator.api.options import names_all
 from estimator.search.planner import SPACES
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import PRECISIONS
 from estimator.stack.stack import builtin_stacks
 from estimator.work.shape import MAX_NAME, Shape, builtin_configs, builtin_shape, shape_from_config
 from hardware.errors import shown, unknown_name

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from estimator.stack.optimizers import OPTIMIZERS, STATES, state_bytes_each
 from estimator.stack.stack import Habits, Stack
 from estimator.work.shape import TARGETS, Shape
 from hardware.errors import unknown_name
@@ -38,19 +39,18 @@ In fp8, weights and activations are kept in 16 bits and cast at each product (Mi
 arXiv:2209.05433, section 3).
 """
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "sgd-momentum", "sgd")
+QUANTIZED_BYTES = {"8": 1 + 4 / 4096, "4": 0.5 + 0.127 / 8}
+"""Bytes per frozen weight: 8 bits with a 32-bit scale per row; NF4 with double quantization, 0.127 bits of constants.
 
-EIGHT_BIT_MOMENT = 1 + 4 / 2048
-"""Bytes of a moment in 8 bits with a 32-bit scale per 2,048.
-
-paper: Dettmers et al. 2021, arXiv:2110.02861, section 2.1.
+paper: Dettmers et al. 2023, arXiv:2305.14314, section 3 (4 bits). documented: bitsandbytes 0.50, nn/modules.py,
+`Int8Params.SCB`, a number per output; assumed: rows of 4,096.
 """
 
-QUANTIZED_BYTES = {"8": 1 + 4 / 64, "4": 0.5 + 0.127 / 8}
-"""Bytes per frozen weight: 8 bits with a 32-bit scale per 64; NF4 with double quantization, 0.127 bits of constants.
+LOSSES = ("whole", "chunked", "fused")
+"""All logits at once; so many at a time, whose gradient takes their place; or one kernel with the projection."""
 
-paper: Dettmers et al. 2023, arXiv:2305.14314, section 3 (4 bits). assumed: blocks of 64 for 8 bits.
-"""
+CHUNKED_LOGITS = 2**28
+"""Of a loss in chunks.  # documented: trainer/parallel/loss.py"""
 
 MOST_RANK = 4096
 
@@ -70,7 +70,15 @@ class Recipe:
     has_all_logits: bool = field(default=False, repr=False)
     """The loss had all logits at once, whatever the stack's has."""
     lora_targets: tuple[str, ...] = field(default=(), repr=False)
-    """Matrices that the adapters lie beside; () for all of them."""
+    """Matrices that the adapters lie beside, each with its own; () where `lora_modules` tells it."""
+    lora_modules: tuple[str, ...] = field(default=(), repr=False)
+    """Modules that they lie beside, as peft is told them (`work.modules`); () for all linear ones."""
+    optimizer_in_backward: bool = field(default=False, repr=False)
+    """Each weight is updated as soon as its gradient is there, which is then freed."""
+    offload_activations: bool = field(default=False, repr=False)
+    """What layers keep for the backward pass waits in the host's memory."""
+    loss: str | None = field(default=None, repr=False)
+    """One of `LOSSES`."""
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or contradicts itself."""
@@ -78,6 +86,7 @@ class Recipe:
             ("precision", self.precision, tuple(PRECISIONS)),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("quantize", self.quantize, tuple(QUANTIZED_BYTES)),
+            ("loss", self.loss, LOSSES),
         ):
             if given is not None and given not in known:
                 raise ValueError(unknown_name(name, given, known))
@@ -85,6 +94,9 @@ class Recipe:
             raise ValueError(unknown_name("lora_targets", unknown[0], TARGETS))
         if self.lora_targets and not self.lora_rank:
             raise ValueError("lora_targets: matrices are named, but no rank; give both")
+        if self.lora_modules and (self.lora_targets or not self.lora_rank):
+            beside = "matrices beside them" if self.lora_targets else "no rank"
+            raise ValueError(f"lora_modules: modules are named, but {beside}; give modules and a rank")
         if not 0 <= self.lora_rank <= MOST_RANK:
             raise ValueError(f"lora: rank {self.lora_rank} is not from 1 to {MOST_RANK}; use for example --lora 16")
         if self.quantize and not self.lora_rank:
@@ -97,7 +109,7 @@ class Recipe:
 
     def shape(self, shape: Shape) -> Shape:
         """Return a shape with its adapters."""
-        return replace(shape, lora_rank=self.lora_rank, lora_targets=self.lora_targets)
+        return replace(shape, lora_rank=self.lora_rank, lora_targets=self.lora_targets, lora_modules=self.lora_modules)
 
     def habits(self, habits: Habits, shape: Shape) -> Habits:
         """Return a stack's habits as the recipe changes them."""
@@ -118,23 +130,35 @@ class Recipe:
                 changes |= {"gradient_bytes": precision.gradient, "optimizer_bytes": 2 * moment}
             if precision.activation != habits.activation_bytes:
                 changes["logit_bytes"] = precision.activation + 4.0  # beside them their 32-bit log-softmax
-        if self.optimizer:
-            changes["optimizer_bytes"] = {
-                "adamw": 2 * moment,
-                "adamw-8bit": 2 * EIGHT_BIT_MOMENT,
-                "adafactor": 2 * moment / shape.hidden_size,  # a row's and a column's mean for each matrix
-                "sgd-momentum": moment,
-                "sgd": 0.0,
-            }[self.optimizer]
+        changes |= self._of_optimizer(moment, shape)
         if self.quantize:
             changes["frozen_weight_bytes"] = QUANTIZED_BYTES[self.quantize]
         if self.compiles is not None:
             changes["execution"] = "compiled" if self.compiles else "eager"
         if not self.overlaps:
             changes["overlaps_communication"] = False
+        if self.offload_activations:
+            changes["offloads_activations"] = True
+        if self.loss:
+            chunked = (habits.chunked_logits or CHUNKED_LOGITS) if self.loss == "chunked" else 0
+            changes |= {"chunked_logits": chunked, "fused_loss": self.loss == "fused"}
         if self.has_all_logits:
             changes["chunked_logits"] = 0
         return habits.model_copy(update=changes)
+
+    def _of_optimizer(self, moment: float, shape: Shape) -> dict[str, object]:
+        """Return the habits that the optimizer changes, its moments of so many bytes each."""
+        changes: dict[str, object] = {"updates_in_backward": True} if self.optimizer_in_backward else {}
+        if self.optimizer is None:
+            return changes
+        state = STATES[self.optimizer]
+        if state.end_moments is not None:
+            changes["end_optimizer_bytes"] = state.end_moments * moment
+        return changes | {
+            "optimizer_bytes": state_bytes_each(state, moment, shape.hidden_size),
+            "pages_optimizer": state.is_paged,
+            "orthogonalizes": state.is_orthogonal,
+        }
 
     def stack(self, stack: Stack, shape: Shape) -> Stack:
         """Return a stack that trains by the recipe."""
@@ -142,10 +166,13 @@ class Recipe:
 
     def __str__(self) -> str:
         """Return the recipe in words, "" where it is the stack's own."""
-        where = " and ".join(self.lora_targets) or "every matrix"
+        where = " and ".join(self.lora_targets or self.lora_modules) or "every matrix"
         lora = f"LoRA of rank {self.lora_rank} on {where}" if self.lora_rank else ""
         frozen = f"{self.quantize}-bit frozen weights" if self.quantize else ""
         apart = "" if self.overlaps else "communication not overlapped"
         execution = {None: "", True: "compiled layers", False: "layers not compiled"}[self.compiles]
-        words = (lora, frozen, self.precision or "", self.optimizer or "", execution, apart)
+        inside = "optimizer in the backward pass" if self.optimizer_in_backward else ""
+        loss = f"{self.loss} loss" if self.loss else ""
+        away = "activations offloaded" if self.offload_activations else ""
+        words = (lora, frozen, self.precision or "", self.optimizer or "", inside, away, loss, execution, apart)
         return ", ".join(word for word in words if word)

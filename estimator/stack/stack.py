@@ -109,6 +109,18 @@ class Habits(StackRecord):
     """Parameters are gathered, freed and reduced unit by unit as FSDP2 does (`formulas.fully_sharded`)."""
     reduced_bytes: BytesEach = 4.0
     """Of such units: bytes per parameter of a gradient as it is reduced, and while it waits for that."""
+    end_optimizer_bytes: BytesEach | None = None
+    """Bytes of state per parameter of the embedding and the projection, where they differ from `optimizer_bytes`."""
+    pages_optimizer: bool = False
+    """State lies in memory that moves to the host where the device has too little: none of it has to stay."""
+    orthogonalizes: bool = False
+    """The update of each matrix is made orthogonal (Muon)."""
+    offloads_activations: bool = False
+    """What layers keep for the backward pass waits in the host's memory."""
+    fused_loss: bool = False
+    """The loss and the vocabulary projection are one, a few rows at a time (`formulas.fused_loss`)."""
+    updates_in_backward: bool = False
+    """Weights are updated as their gradients come, which are then freed: there is one micro-batch."""
     evidence: dict[str, Evidence]
 
     @property

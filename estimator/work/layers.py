@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Matrix(NamedTuple):
@@ -77,7 +77,9 @@ class Shape:
     lora_rank: int = 0
     """Rank of the adapters beside matrices of the layers, all else frozen; 0 where everything is trained."""
     lora_targets: tuple[str, ...] = field(default=(), repr=False)  # `Run.digest` counts it where it is told
-    """Matrices that adapters lie beside, of `TARGETS`; () for all of them."""
+    """Matrices that adapters lie beside, of `TARGETS`, each with its own; () where `lora_modules` tells it."""
+    lora_modules: tuple[str, ...] = field(default=(), repr=False)
+    """Modules that adapters lie beside, as peft is told them (`work.modules`); () for all linear ones."""
     residual_dropout: bool = False
     """A dropout after the feed-forward block, which keeps a mask."""
     num_pre_norms: int = field(default=2, repr=False)  # of these, `Run.digest` counts none: the name tells the model
@@ -109,8 +111,10 @@ class Shape:
         """Its kinds of layers, each as a model that has these alone."""
         if not self.parts:
             return (self,)
-        adapters: dict[str, Any] = {"lora_rank": self.lora_rank, "lora_targets": self.lora_targets}
-        return tuple(replace(part, **adapters) for part in self.parts) if self.lora_rank else self.parts
+        if not self.lora_rank:
+            return self.parts
+        rank, targets, modules = self.lora_rank, self.lora_targets, self.lora_modules
+        return tuple(replace(part, lora_rank=rank, lora_targets=targets, lora_modules=modules) for part in self.parts)
 
     @property
     def common_kv_heads(self) -> int:

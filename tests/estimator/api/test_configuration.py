@@ -134,6 +134,23 @@ def test_transformers_arguments(tmp_path: Path) -> None:
     assert (told["optimizer"], fields["zero_stage"], fields["recomputation"]) == ("adamw-8bit", 2, "none")
 
 
+def test_targets_of_adapters(tmp_path: Path) -> None:
+    """Each software's own words for them are read; where none are told, it takes its own."""
+    axolotl = "base_model: llama-2-7b\nadapter: lora\nlora_r: 8\n"
+    for text, targets in (
+        (axolotl + "lora_target_linear: true\n", "all-linear"),
+        (axolotl + "lora_target_modules: [q_proj, v_proj]\n", "q_proj,v_proj"),
+        (axolotl, "default"),
+        ("model_name_or_path: m\nfinetuning_type: lora\ncutoff_len: 64\nlora_target: all\n", "all-linear"),
+        (
+            "model_name_or_path: m\nfinetuning_type: lora\ncutoff_len: 64\nlora_target: q_proj, o_proj\n",
+            "q_proj,o_proj",
+        ),
+        ("model_name_or_path: m\noutput_dir: o\nuse_peft: true\nlora_r: 4\nlora_target_modules: [k_proj]\n", "k_proj"),
+    ):
+        assert read_configuration(written(tmp_path, "c.yaml", text)).on(1).get("lora_targets") == targets
+
+
 def test_the_command_says_what_it_used(tmp_path: Path) -> None:
     """What is given beside the file goes before it; what was read and what was not is told beside the answer."""
     path = written(tmp_path, "c.yaml", LLAMA_FACTORY)

@@ -15,7 +15,10 @@ from hardware.catalog import load_catalog
 from tests.support.commands import estimate as call
 
 FLAVOR = "4xLarge.2048GB"
-OF_OUTPUT = {"configuration", "stacks", "top", "as_json", "explain", "trace"}
+OF_OUTPUT = {
+    "configuration", "diff", "stacks", "top", "as_json", "explain", "trace", "template", "compare", "is_served", "port",
+    "html", "plot",
+}  # fmt: skip
 """Options of the command that say how its answer is printed."""
 TINY = {"model": "openai-community/gpt2", "seq_len": 1024, "batch": 64, "steps": 10}
 
@@ -40,6 +43,7 @@ def printed(**options: object) -> tuple[int, str, str]:
         {},
         {"model": "meta-llama/Llama-2-13b-hf", "flavor": "8xlarge", "seq_len": 1024, "batch": 512, "epochs": 1},
         {"flavor": FLAVOR, "plan": "num_stages=2,num_micro_batches=16", "lora": 16, "quantize": 4},
+        {"flavor": FLAVOR, "model": "phi-3-mini-4k-instruct", "lora": 8, "lora_targets": "qkv_proj,down_proj"},
         {"accelerator": "h100-sxm-80gb", "devices": 16, "stack": "torchtune", "precision": "bf16", "steps": 20},
         {"failures": True, "device_mtbf": "2000h", "optimizer": "adamw-8bit"},
         {**TINY, "flavor": "Small.64GB", "space": "full"},

@@ -226,6 +226,8 @@ def test_explain_names_evidence() -> None:
         (("--lengths", "missing.csv"), "missing.csv"),
         (("--lengths", "missing.csv", "--rows", "300"), "lengths: --lengths is given beside --rows"),
         (("--lora", "-1"), "lora: rank -1 is not from 1 to 4096"),
+        (("--lora", "8", "--lora-targets", "Wqkv"), "unknown lora-targets of 'mistralai/Mistral-7B-v0.1': 'Wqkv': "),
+        (("--lora-targets", "q_proj"), "lora-targets: 'q_proj' is given without a rank; add for example --lora 16"),
         (("--quantize", "4"), "freeze them with --lora RANK"),
         (("--precision", "fp8-mixed"), "precision: fp8 needs matrix units that mi250 lacks"),
         (("--stack", "none"), "unknown stack 'none'"),
@@ -507,7 +509,7 @@ def test_names_of_flavors_that_are_printed_can_be_given() -> None:
     ("asked", "mend"),
     [
         (("--accelerator", "h100-sxm-80gb", "--devices", "2", "--model", "llama-2-70b-hf"), "8 devices of it fit"),
-        (("--accelerator", "l4", "--devices", "1", "--lora", "8", "--seq-len", "65536"), "2 devices of it fit"),
+        (("--accelerator", "l4", "--devices", "1", "--lora", "8", "--seq-len", "65536"), "4 devices of it fit"),
     ],
 )
 def test_where_nothing_fits_the_mend_is_what_helps(asked: tuple[str, ...], mend: str) -> None:

@@ -226,8 +226,8 @@ def test_the_host_holds_what_was_offloaded(inputs: StepInputs) -> None:
     """A node's host has the master weights and the state of its devices, of the stage that holds most; else nothing."""
     off, on = (with_plan(inputs, offload_optimizer=flag) for flag in (True, False))
     most = max(stage["master_weights"] + stage["optimizer"] for stage in stages_of(on))
-    assert host_bytes(on) == 0
-    found, plan = host_bytes(off), inputs.plan
+    assert host_bytes(on, with_ratio(1.0)) == 0
+    found, plan = host_bytes(off, with_ratio(1.0)), inputs.plan
     if inputs.shape.num_experts and plan.first_layers:  # most experts and most of the rest may lie in two stages
         assert found >= plan.devices_per_node * most * (1 - 1e-12)
     else:
@@ -250,7 +250,7 @@ def test_a_row_is_its_plan_alone(drawn: tuple[Shape, list[Plan]], seq_len: int, 
             name: float(column[0]) for name, column in by_itself.peak.items()
         }
         assert totals[i] == total_bytes(one, with_ratio(1.1))[0]
-        assert host_bytes(many)[i] == host_bytes(one)[0]
+        assert host_bytes(many, with_ratio(1.0))[i] == host_bytes(one, with_ratio(1.0))[0]
 
 
 def mistral(plan: Plan, seq_len: int, num_devices: int) -> StepInputs:

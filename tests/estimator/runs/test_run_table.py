@@ -10,7 +10,8 @@ from estimator.formulas.machine import Fabric, Machine
 from estimator.runs.csv_rows import RowsRead
 from estimator.runs.measured import Run, Startup, impossible
 from estimator.runs.run_table import COLUMNS, OF_CONFIGS, PLAN, RECIPE, SHAPE, read_run_table, write_run_table
-from estimator.stack.recipe import OPTIMIZERS, PRECISIONS, Recipe
+from estimator.stack.optimizers import OPTIMIZERS
+from estimator.stack.recipe import PRECISIONS, Recipe
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, load_shape
 from hardware.catalog import load_catalog
@@ -58,7 +59,9 @@ def test_columns_are_the_fields() -> None:
     """Every field of a shape, a plan and a recipe is a column by name; the shape's name is `model`."""
     for kind, own in ((Shape, SHAPE), (Plan, PLAN), (Recipe, RECIPE)):
         missing = {field.name for field in fields(kind)} - own.columns.keys()
-        assert missing == ({"name", "lora_rank", "lora_targets", *OF_CONFIGS} if kind is Shape else set())
+        assert missing == (
+            {"name", "lora_rank", "lora_targets", "lora_modules", *OF_CONFIGS} if kind is Shape else set()
+        )
         assert own.columns.keys() <= COLUMNS.keys()
         assert set(own.needed) | set(own.usual) == set(own.columns)
 
