@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from estimator.api.flavors import why_nothing_fits
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.planner import search
 from estimator.stack.stack import Stack
@@ -91,7 +92,7 @@ def choose_plan(
     found = search(workload, flavor, stack, catalog, space="full")
     best = next((p for p in found.plans if p.possible and not untrainable_reason(p.plan, workload.shape)), None)
     if best is None:
-        raise ValueError(f"plan: none fits {flavor.id}; see estimate --flavor all, shorten the rows, or give a --plan")
+        raise ValueError(f"plan: {why_nothing_fits(found, catalog)}")
     return best.plan, best
 
 
