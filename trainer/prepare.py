@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from estimator.api.flavors import why_nothing_fits
 from estimator.formulas.counts import num_parameters, trained_parameters
 from estimator.predict.evaluate import PlanEstimate
 from estimator.search.planner import search
@@ -105,7 +106,7 @@ def choose_plan(
     found = search(workload, flavor, stack, catalog, space="full")
     best = next((p for p in found.plans if p.possible and not untrainable_reason(p.plan, workload.shape)), None)
     if best is None:
-        raise ValueError(f"plan: none fits {flavor.id}; see estimate --flavor all, shorten the rows, or give a --plan")
+        raise ValueError(f"plan: {why_nothing_fits(found, catalog)}")
     return best.plan, best
 
 

@@ -9,6 +9,11 @@ from hardware.errors import shown
 MAX_SIZE = 2**31
 """No size of a config reaches this; above it a config is a mistake (or an attack), not a model."""
 
+MOST_LAYERS = 2**14
+"""A hundred times those of the deepest model; a plan of each split of more would take for ever."""
+
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers")
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -26,6 +31,11 @@ class Config:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MAX_SIZE:
             raise ValueError(f"model {shown(self.name)}: {key} = {shown(value)} is not a positive integer below 2**31")
+        if key in LAYER_KEYS and value > MOST_LAYERS:
+            raise ValueError(
+                f"model {shown(self.name)}: {key} = {value} is more than {MOST_LAYERS:,} layers, which no model has; "
+                "correct it in its config"
+            )
         return value
 
     def told(self, *keys: str, default: int | None = None) -> tuple[str, int]:

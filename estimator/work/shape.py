@@ -42,6 +42,9 @@ OF_TABLE = ("source", "checked")
 MOST_CONFIG_BYTES = 2**24
 """Of a config.json; the largest of models have some 100 KiB."""
 
+MOST_REF_BYTES = 2**12
+"""Of a file of the cache that names a commit."""
+
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where a model of several media keeps the config of its language model."""
 
@@ -153,7 +156,7 @@ def _cached_config(model: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{owner}--{name}"
     try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        commit = read_regular_file(folder / "refs" / "main", MOST_REF_BYTES).decode().strip()
         path = folder / "snapshots" / commit / "config.json"
         return path if path.is_file() else None
     except (OSError, ValueError):

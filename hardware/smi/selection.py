@@ -15,11 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from hardware.catalog import Catalog
 from hardware.errors import first_error, shown, shown_path
-from hardware.files import told, write_atomically
+from hardware.files import read_regular_file, told, write_atomically
 from hardware.models import Flavor, FlavorName, Record
 
 SEED_FLAVOR = "4xLarge.2048GB"
 VARIABLE = "ACCELERATOR_FLAVOR"
+MOST_BYTES = 2**20
+"""Of the file of a choice."""
+
 MOST_ACCELERATORS = 5
 """Accelerators of one environment."""
 
@@ -134,11 +137,14 @@ def load_selection() -> LoadedSelection:
     """Return what the user chose; where the file cannot be used, the seed flavor and the reason."""
     path = selection_path()
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = read_regular_file(path, MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return LoadedSelection(Selection())
-    except OSError as error:
-        return _unused(path, f"cannot be read: {told(error)}")
+    except (OSError, ValueError) as error:
+        what = f"cannot be read: {told(error)}" if isinstance(error, OSError) else str(error).partition("; ")[0]
+        return _unused(path, what.removeprefix(f"{shown_path(path)}: "))
+    try:
+        document = json.loads(text)
     except (RecursionError, ValueError) as error:
         return _unused(path, f"is damaged: {shown(str(error), 100)}")
     schema = document.pop("schema", None) if isinstance(document, dict) else None

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,34 @@ def test_a_hub_id_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match=r"^unknown model 'someone/small': "):
         load_shape("someone/small")
+
+
+@pytest.mark.parametrize("at", ["refs/main", "snapshots/abc/config.json"])
+def test_a_pipe_in_the_local_cache_is_not_waited_for(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cache holds a pipe instead of a file, the hub id is unknown."""
+    folder = tmp_path / "hub" / "models--someone--small"
+    for path in (folder / "refs" / "main", folder / at):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if at != "refs/main":
+        (folder / "refs" / "main").write_text("abc\n", encoding="utf-8")
+    os.mkfifo(folder / at)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^unknown model 'someone/small': "):
+        load_shape("someone/small")
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [(LLAMA, "num_hidden_layers"), (GPT2, "n_layer"), ({"model_type": "mpt", "d_model": 64, "n_heads": 4}, "n_layers")],
+)
+def test_more_layers_than_any_model_are_refused(document: dict[str, Any], key: str) -> None:
+    """Of the most there is an answer; of more, their splits over stages would never end."""
+    sizes = document | {"vocab_size": 96}
+    assert shape_from_config(sizes | {key: 2**14}, "m").num_layers == 2**14
+    for layers in (2**14 + 1, 2**31 - 1):
+        with pytest.raises(ValueError, match=f"^model 'm': {key} = {layers} is more than 16,384 layers, "):
+            shape_from_config(sizes | {key: layers}, "m")
 
 
 def test_the_language_model_of_several_media() -> None:

@@ -94,6 +94,7 @@ def test_an_unknown_flavor_names_who_chose_it(monkeypatch: pytest.MonkeyPatch) -
     ("text", "what"),
     [
         ("", "is damaged: 'Expecting value"),
+        (" " * (2**20 + 1), "is larger than 1,048,576 bytes"),
         ("[" * 100_000, "is damaged: "),
         ("\xff", "is damaged: "),
         ("[]", "has schema None, not 'selection/1'"),
@@ -126,6 +127,14 @@ def test_a_damaged_file_is_told_kept_and_replaced(text: str, what: str) -> None:
     assert selection_path().with_suffix(".damaged").read_text(encoding="latin-1") == text
 
 
+def test_a_pipe_is_not_waited_for() -> None:
+    """Where a pipe is instead of the file, that is told, and the seed flavor is used."""
+    selection_path().parent.mkdir()
+    os.mkfifo(selection_path())
+    assert load_selection().problem.startswith(f"{selection_path()}: is a pipe, not a file; ")
+    assert current_flavor().name == SEED_FLAVOR
+
+
 def test_a_newer_file_is_told() -> None:
     """A file of a newer version is told with its mend, is marked as not to be replaced, and the seed flavor is used."""
     selection_path().parent.mkdir()
@@ -142,7 +151,7 @@ def test_a_newer_file_is_told() -> None:
 def test_a_file_that_is_a_directory_is_told() -> None:
     """What cannot be read at all is told, and the seed flavor is used."""
     selection_path().mkdir(parents=True)
-    assert load_selection().problem.startswith(f"{selection_path()}: cannot be read: Is a directory; ")
+    assert load_selection().problem.startswith(f"{selection_path()}: is a directory, not a file; ")
     assert current_flavor().name == SEED_FLAVOR
 
 
