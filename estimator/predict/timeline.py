@@ -21,6 +21,10 @@ AFTER = ("data_parallel", "optimizer", "offload", "unexplained")
 """Purposes of a step's breakdown that come after its last pass, as far as they are not hidden behind it."""
 
 
+MOST_LAID_OUT = 200_000
+"""Passes of a schedule that are laid out in time; as many take a second."""
+
+
 class StepTimeline(NamedTuple):
     """A step from its begin, in seconds."""
 
@@ -53,6 +57,14 @@ class StepTimeline(NamedTuple):
         return np.concatenate([[0.0], moments]), held
 
 
+def _refuse_too_many_passes(plan: Plan) -> None:
+    count = 2 * plan.num_stages * plan.num_micro_batches * plan.virtual_stages
+    if count > MOST_LAID_OUT:
+        raise ValueError(
+            f"schedule: {count:,} passes are too many to be laid out; take a plan of {MOST_LAID_OUT:,} at most"
+        )
+
+
 def step_timeline(plan: Plan, workload: Workload, machine: Machine, stack: Stack) -> StepTimeline:
     """Return a step of a plan as events.
 
@@ -64,7 +76,11 @@ def step_timeline(plan: Plan, workload: Workload, machine: Machine, stack: Stack
         workload: the work.
         machine: devices, links and network.
         stack: the software.
+
+    Raises:
+        ValueError: the plan has more passes than are laid out.
     """
+    _refuse_too_many_passes(plan)
     inputs = step_inputs(plan, workload, machine, stack.habits)
     efficiencies = stack.efficiencies(workload.shape.family, machine.accelerator.id)
     found = predict(inputs, stack, intervals=False)

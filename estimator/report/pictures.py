@@ -12,14 +12,11 @@ from estimator.report.sensitivity import moves
 from estimator.report.text import MEMORY_NAMES, STEP_NAMES, number
 from estimator.search.choice import frontier_marks
 from estimator.search.planner import Estimate
-from estimator.work.plan import Plan
 from hardware.units import MIB
 
 ENDS = ("", "_low", "_high")
 """Of the columns of a value and its interval."""
 
-MOST_LAID_OUT = 200_000
-"""Passes of a schedule that are laid out in time; as many take a second."""
 
 Cells = tuple[str | float, ...]
 
@@ -86,7 +83,6 @@ def schedule(answer: Estimate) -> Picture:
     """
     best = answer.best
     assert best is not None
-    refuse_too_many_passes(best.plan)
     found = step_timeline(best.plan, answer.workload, answer.machine, answer.stack)
     passes, stages, until_s = _passes(found), best.plan.num_stages, found.seconds
     drawn, cut = passes[: charts.MOST_PASSES], ""
@@ -109,19 +105,6 @@ def schedule(answer: Estimate) -> Picture:
         ("stage", "kind", "passes", "s in all"),
         tuple((*key, len(seconds), sum(seconds)) for key, seconds in totals.items()),
     )
-
-
-def refuse_too_many_passes(plan: Plan) -> None:
-    """Refuse a schedule of more passes than are laid out.
-
-    Raises:
-        ValueError: it has more.
-    """
-    count = 2 * plan.num_stages * plan.num_micro_batches * plan.virtual_stages
-    if count > MOST_LAID_OUT:
-        raise ValueError(
-            f"schedule: {count:,} passes are too many to be laid out; take a plan of {MOST_LAID_OUT:,} at most"
-        )
 
 
 def _passes(found: StepTimeline) -> list[charts.Row]:

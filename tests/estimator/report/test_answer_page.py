@@ -192,7 +192,8 @@ def test_a_schedule_of_very_many_passes_is_not_laid_out(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     line = "schedule: 400,000,000 passes are too many to be laid out; take a plan of 200,000 at most"
     assert line in Page((tmp_path / "page.html").read_text(encoding="utf-8")).words
-    assert call(*options, "--plot", "schedule", str(tmp_path / "x.svg")) == (2, "", f"{line}\n")
+    for wanted in (["--plot", "schedule", str(tmp_path / "x.svg")], ["--trace", str(tmp_path / "x.svg")]):
+        assert call(*options, *wanted) == (2, "", f"{line}\n")
     assert not (tmp_path / "x.svg").exists()
 
 
