@@ -67,7 +67,8 @@ OF_INSTANCES = {
 def private_names(source: str) -> Iterator[str]:
     """Yield the private modules, names and attributes of the libraries that a module touches.
 
-    An attribute counts on whatever it is looked up but `self` and `os`, unless the module defines one of that name.
+    An attribute counts on whatever it is looked up but `self`, `os` and `sys`, unless the module defines one of its
+    name.
     """
     tree = ast.parse(source)
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -81,12 +82,12 @@ def private_names(source: str) -> Iterator[str]:
 
 
 def _of_itself(node: ast.Attribute) -> set[str]:
-    return {node.attr} if isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os"} else set()
+    return {node.attr} if isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os", "sys"} else set()
 
 
 def _is_private(name: str) -> bool:
     of_python = name.endswith("__") and (hasattr(type, name) or hasattr(BaseException, name))
-    return name.startswith("_") and not of_python and name != "__version__"
+    return name.startswith("_") and not of_python and name not in ("__file__", "__version__")
 
 
 def touched() -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from raw import Row, number, whole
 
 from estimator.formulas.counts import num_parameters
-from estimator.runs.run_table import OF_CONFIGS
+from estimator.runs.run_table import SHAPE
 from estimator.work.shape import Shape
 from hardware.errors import shown
 
@@ -129,11 +129,10 @@ def shape_of(row: Row) -> tuple[Shape, dict[str, str]]:
     told, counted = number(row, "n_params"), num_parameters(shape)
     if told and abs(counted / told - 1) > PARAMETERS_TOLERANCE:
         raise ValueError(f"model: its sizes make {counted:.4g} parameters, not {told:.4g}")
-    left_out = ("name", "lora_rank", "lora_targets", *OF_CONFIGS)
     usual = {"num_positions": 0, "num_experts": 0, "num_experts_per_token": 0, "sliding_window": 0}
     cells = {
         key: str(value).lower() if isinstance(value, bool) else str(value)
         for key, value in asdict(shape).items()
-        if key not in left_out and value != usual.get(key)
+        if key in SHAPE.columns and value != usual.get(key)
     }
     return shape, {"model": model, **cells} | ({"assumes": kind.assumes} if kind.assumes else {})
