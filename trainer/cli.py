@@ -254,7 +254,7 @@ def _train(asked: _Asked, nproc: int | None, max_restarts: int) -> int:
     config, continued = _continued(replace(asked.config, num_steps=work.workload.num_steps), work)
     compiles = num_accelerators() > 0 if asked.compiles is None else asked.compiles
     stack = recipe_of(asked.config, compiles=compiles).stack(asked.stack, work.workload.shape)
-    plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware)
+    plan, forecast = choose_plan(asked.plan, work.workload, flavor, stack, hardware, splits=config.can_split)
     config = replace(
         config,
         plan=plan,
@@ -309,7 +309,7 @@ def _elsewhere(asked: _Asked) -> _Elsewhere:
     shape = recipe.shape(trainable_shape(source))
     workload = Workload(shape, config.data.seq_len, config.global_batch, config.num_steps or rows)
     stack = recipe.stack(asked.stack, shape)
-    plan, forecast = choose_plan(asked.plan, workload, flavor, stack, asked.hardware)
+    plan, forecast = choose_plan(asked.plan, workload, flavor, stack, asked.hardware, splits=config.can_split)
     compiles = plan.schedule != "zero_bubble" if asked.compiles is None else asked.compiles
     return _Elsewhere(replace(config, plan=plan, compiles=compiles), source, flavor, workload, stack, forecast)
 

@@ -112,10 +112,15 @@ class TrainConfig:
                 "compile: schedule=zero_bubble splits backward passes, which compiled layers do not; give one"
             )
 
+    @property
+    def can_split(self) -> bool:
+        """Whether tensor parallelism may split the layers: its ranks would each leave out inputs of their own."""
+        return self.adapters is None or not self.adapters.dropout
+
     def _refuse_adapters(self) -> None:
         if self.adapters is None and (self.start_adapter or self.merges):
             raise ValueError("merge: there are no adapters to add; give --lora RANK, or leave out --merge")
-        if self.adapters is not None and self.adapters.dropout and self.plan.tp > 1:
+        if self.adapters is not None and not self.can_split and self.plan.tp > 1:
             raise ValueError(
                 f"lora-dropout: {self.adapters.dropout:g} under tp={self.plan.tp}, whose ranks would each leave out "
                 "inputs of their own; give 0, or use tp=1"

@@ -83,7 +83,7 @@ def trainable_shape(source: ModelSource) -> Shape:
 
 
 def choose_plan(
-    text: str, workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog
+    text: str, workload: Workload, flavor: Flavor, stack: Stack, catalog: Catalog, *, splits: bool = True
 ) -> tuple[Plan, PlanEstimate]:
     """Return the plan of a run and what the estimator says of it.
 
@@ -93,6 +93,7 @@ def choose_plan(
         flavor: the devices.
         stack: the software, that is the trainer's own.
         catalog: where the flavor's hardware is.
+        splits: the best may split layers between ranks (tensor parallelism).
 
     Raises:
         ValueError: the plan cannot run, or none fits.
@@ -103,7 +104,7 @@ def choose_plan(
         if reason := reason or untrainable_reason(plan, workload.shape):
             raise ValueError(f"plan: {reason}")
         return plan, search(workload, flavor, stack, catalog, plan=plan).plans[0]
-    found = search(workload, flavor, stack, catalog, space="full")
+    found = search(workload, flavor, stack, catalog, space="full", fixed=None if splits else {"tp": 1})
     best = next((p for p in found.plans if p.possible and not untrainable_reason(p.plan, workload.shape)), None)
     if best is None:
         raise ValueError(f"plan: {why_nothing_fits(found, catalog)}")

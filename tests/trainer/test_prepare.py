@@ -13,6 +13,7 @@ from hardware.catalog import load_catalog
 from tests.support.tiny import write_work
 from trainer.config import TrainConfig
 from trainer.data.dataset import DataConfig
+from trainer.parallel.adapters import AdapterConfig
 from trainer.prepare import check_output, check_room, choose_plan, find_work, trainable_shape
 from trainer.source import ModelSource, config_of, find_config
 
@@ -48,6 +49,15 @@ def test_the_best_plan_is_one_that_the_trainer_runs() -> None:
     assert estimate.possible
     assert (plan.cp, plan.ep, plan.offload_optimizer) == (1, 1, False)
     assert choose_plan(str(plan), WORKLOAD, FLAVOR, STACK, CATALOG)[0] == plan
+
+
+def test_the_best_plan_splits_no_layer_where_none_may_be() -> None:
+    """Where adapters leave out inputs, the best of the plans without tensor parallelism is taken."""
+    wide = Workload(MISTRAL, 2048, 8, 1)
+    flavor = CATALOG.flavor_of("mi250", 8)
+    plans = [choose_plan("best", wide, flavor, STACK, CATALOG, splits=splits)[0] for splits in (True, False)]
+    assert [plan.tp > 1 for plan in plans] == [True, False]
+    assert not TrainConfig(adapters=AdapterConfig(4, 8.0, dropout=0.1)).can_split
 
 
 @pytest.mark.parametrize(
