@@ -257,8 +257,10 @@ def go_on(work: Path, output: Path) -> tuple[float, int]:
     seconds, first_said = time.monotonic() - began, ranks.output(0)
     ended = ranks.end(PATIENCE_S)
     assert [rank.value for rank in ended] == [DONE, DONE], f"not continued: {last_line(ended[0].output)}"
-    first = next(line for line in first_said.splitlines() if line.startswith("[Step "))
-    return seconds, int(first.removeprefix("[Step ").partition("/")[0]) - 1
+    firsts = [line for line in first_said.splitlines() if line.startswith("[Step ")]
+    if not firsts:  # it was done before the fault was noticed
+        return seconds, STEPS
+    return seconds, int(firsts[0].removeprefix("[Step ").partition("/")[0]) - 1
 
 
 def last_line(said: str) -> str:
