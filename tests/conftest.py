@@ -6,9 +6,11 @@
 import atexit
 import gc
 import os
+import re
 import shutil
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -20,8 +22,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores already; read when numpy and torch are imported
 os.environ["COLUMNS"] = "132"  # parallel runs of pytest set 80, plain ones nothing
 
-if find_spec("torch") is None:  # a base install: all is tested but what trains, or is counted by torch
-    collect_ignore = ["parity", "trainer", "estimator/formulas/test_parity.py"]
+
+def need_torch() -> list[str]:
+    """Return the files of tests that import torch or what comes with it, by themselves or through one another."""
+    folder = Path(__file__).parent
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
+    modules = ["torch", "transformers", "tokenizers", "peft", "matplotlib", "trainer"]
+    found: set[Path] = set()
+    while True:
+        imports = re.compile(rf"^(?:import|from) (?:{'|'.join(modules)})\b", re.MULTILINE)
+        more = {path for path, text in texts.items() if path not in found and imports.search(text)}
+        if not more:
+            return [str(path.relative_to(folder)) for path in sorted(found)]
+        found |= more
+        modules += [f"tests.{'.'.join(path.relative_to(folder).with_suffix('').parts)}" for path in more]
+
+
+if find_spec("torch") is None:  # a base install: all is tested but what trains, or is counted by torch, and the tree
+    collect_ignore = ["parity", "trainer", "test_layers.py", *need_torch()]
 
 _home = tempfile.mkdtemp(prefix="foretrain-tests-")  # what a developer chose, or trains, is none of the tests' business
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
