@@ -1,6 +1,7 @@
 """Ranks of this machine under their launcher: stopped, killed, failing; real processes from their first import."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -164,6 +165,10 @@ def test_ranks_begin_again_at_the_newest_checkpoint(folder: Path, tmp_path: Path
     """With --max-restarts a killed rank costs the steps since the last checkpoint, where all begin again."""
     output, said = tmp_path / "run", "beginning again at the newest checkpoint, 1 of 1 times\n"
     with launched(folder, output, "--checkpoint-every", "2", "--max-restarts", "1") as (launcher, ranks):
+        end = time.monotonic() + PATIENCE_S
+        while not list(output.glob("checkpoints/step-*")):  # written while training goes on
+            assert time.monotonic() < end, launcher.output(0)
+            time.sleep(0.05)
         ranks[1].kill()
         launcher.wait_for(said)
         end = time.monotonic() + PATIENCE_S
@@ -195,7 +200,7 @@ def test_a_rank_that_stands_still_is_named_and_ends_all(folder: Path, tmp_path: 
     (line,) = not_of_steps(ended.output)
     assert line.startswith(f"rank 1 stopped or cut off (process {ranks[1].pid} on "), line
     assert "; rank 0 waits in " in line
-    assert "all_gather" in line
+    assert re.search(r"\(\w*(gather|reduce|scatter|barrier)\w*", line), line  # whichever of the step's it was
     assert "nothing was heard of it for" in line or "no phase has ended for" in line
     assert line.endswith(f"longer than --hang-timeout (3 s here); stacks in {output}/errors")
     assert "gather" in (output / "errors" / "rank-0.txt").read_text()
