@@ -1,4 +1,4 @@
-"""A cache of the embedded dataset, made once for all by whichever worker comes first; commands that begin no run."""
+"""A cache of the embedded dataset, made once by whichever worker comes first; work; commands that begin no run."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import trainer.cli
+from tests.support.tiny import write_work
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +15,14 @@ def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cache folder that all tests of a run share, also over the processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded-cache"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a checkpoint, a tokenizer and rows; modules that need more add it."""
+    folder = tmp_path_factory.mktemp("work")
+    write_work(folder)
+    return folder
 
 
 @pytest.fixture

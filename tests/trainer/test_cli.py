@@ -9,15 +9,13 @@ import pytest
 
 import trainer.cli
 from hardware.command import run_command
-from tests.support.tiny import write_checkpoint, write_work
+from tests.support.tiny import write_checkpoint
 from trainer.jobs.lock import held
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(folder: Path) -> Path:
     """Return a folder with a checkpoint and rows, and others that are no good."""
-    folder = tmp_path_factory.mktemp("work")
-    write_work(folder)
     write_checkpoint("llama", folder / "bare")
     (folder / "bare" / "model.safetensors").unlink()
     (folder / "empty.jsonl").touch()

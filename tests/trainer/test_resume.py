@@ -15,7 +15,7 @@ import trainer.train
 from estimator.work.plan import parse_plan
 from tests.support.checkpoints import DAMAGE, flip, infect
 from tests.support.ranks import Ranks, run_ranks
-from tests.support.tiny import tiny_config, train_tiny, write_checkpoint, write_rows, write_work
+from tests.support.tiny import tiny_config, train_tiny, write_checkpoint, write_rows
 from tests.trainer.test_cli import command, run
 from trainer.config import TrainConfig
 from trainer.measure import read_records
@@ -29,10 +29,8 @@ SHARDED = "num_micro_batches=1,batch_per_device=4,zero_stage=3"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(folder: Path) -> Path:
     """Return a folder with a checkpoint and rows; other rows, and models of the same shape and of another."""
-    folder = tmp_path_factory.mktemp("work")
-    write_work(folder)
     write_rows(folder / "others.jsonl", 63)
     shutil.copytree(folder / "checkpoint", folder / "same")
     write_checkpoint("qwen3", folder / "other")

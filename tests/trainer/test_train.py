@@ -17,7 +17,7 @@ import trainer.parallel.saving
 import trainer.train
 from estimator.work.plan import parse_plan
 from tests.support.ranks import Ranks, run_ranks
-from tests.support.tiny import tiny_config, train_tiny, write_work
+from tests.support.tiny import tiny_config, train_tiny
 from trainer.config import TrainConfig
 from trainer.divergence import STEPS as STEPS_ABOVE
 from trainer.measure import read_records
@@ -35,14 +35,6 @@ PIPELINE = "num_stages=2,num_micro_batches=4,batch_per_device=2"
 SHARDED = "num_micro_batches=2,batch_per_device=2,zero_stage=3"
 TENSOR = "num_micro_batches=1,batch_per_device=8,tp=2"
 ALONE = "num_micro_batches=1,batch_per_device=8"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a checkpoint and rows."""
-    folder = tmp_path_factory.mktemp("work")
-    write_work(folder)
-    return folder
 
 
 def configured(folder: Path, output: Path, plan: str, **changes: Any) -> TrainConfig:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from estimator.work.plan import parse_plan
 from tests.support.ranks import Ranks, run_ranks
-from tests.support.tiny import tiny_config, train_tiny, write_adapter, write_work
+from tests.support.tiny import tiny_config, train_tiny, write_adapter
 from trainer.config import TrainConfig
 from trainer.measure import read_records
 from trainer.parallel.adapter_files import CONFIG_FILE, WEIGHTS_FILE, config_document, read_adapter_config
@@ -24,14 +24,6 @@ PIPELINE = "num_stages=2,num_micro_batches=4,batch_per_device=2"
 OF_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 """Of transformers, at what peft calls."""
 ADAPTERS = AdapterConfig(4, 8.0, ("q_proj", "v_proj", "down_proj"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a checkpoint, rows and a tokenizer."""
-    folder = tmp_path_factory.mktemp("work")
-    write_work(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

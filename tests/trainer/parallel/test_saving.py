@@ -15,7 +15,7 @@ import trainer.parallel.saving
 import trainer.train
 from estimator.work.plan import parse_plan
 from tests.support.ranks import Ranks, run_ranks
-from tests.support.tiny import tiny_config, train_tiny, write_work
+from tests.support.tiny import tiny_config, train_tiny
 from trainer.config import TrainConfig
 from trainer.measure import read_records
 from trainer.parallel.checkpoint import checkpoints_in, damage, read_state, step_of
@@ -28,14 +28,6 @@ ALONE = "num_micro_batches=1,batch_per_device=8"
 SHARDED = "num_micro_batches=1,batch_per_device=4,zero_stage=3"
 SLOW_S = 1.5
 """How much longer a checkpoint is made to take; several steps."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a model and rows."""
-    folder = tmp_path_factory.mktemp("work")
-    write_work(folder)
-    return folder
 
 
 def configured(folder: Path, output: Path, plan: str = ALONE, **changes: Any) -> TrainConfig:
