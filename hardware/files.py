@@ -69,6 +69,18 @@ def _refuse_irregular(path: Path, found: os.stat_result) -> None:
             raise ValueError(f"{shown_path(path)}: is {name}, not a file; {mend}")
 
 
+def write_synced(path: Path, text: str) -> None:
+    """Write a file, and wait until it is on the disk, so that a name which is given to it later comes after its text.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomically(path: Path, text: str, *, durable: bool) -> None:
     """Replace a file's text: a reader sees the old one or the new one, whole.
 

@@ -1,10 +1,11 @@
 """The logs of an earlier part of a run, as a continued one takes them up: whole lines, about steps that are done."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from hardware.files import write_synced
 
 
 class Kept(NamedTuple):
@@ -77,8 +78,5 @@ def _ranges(steps: Sequence[int]) -> str:
 def rewrite(path: Path, lines: Iterable[str]) -> None:
     """Replace a log by some lines, all at once even if the power goes."""
     new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(new, "".join(f"{line}\n" for line in lines))
     new.replace(path)

@@ -16,7 +16,7 @@ from estimator.formulas.step import StepTime, plan_step
 from estimator.predict.residual import features
 from estimator.runs.measured import Run
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits
+from estimator.stack.habits import Habits
 from estimator.work.plan import Plans
 
 

@@ -16,8 +16,9 @@ from estimator.calibrate.student_t import PRIOR_MEASUREMENTS
 from estimator.calibrate.unseen import Errors, Unseen, predict_unseen
 from estimator.runs.measured import Run
 from estimator.stack.fit import Fit, interval_ratio
+from estimator.stack.habits import Habits
 from estimator.stack.measured import MeasuredKind
-from estimator.stack.stack import Habits, MeasuredTable, Premises, Stack, Window
+from estimator.stack.stack import MeasuredTable, Premises, Stack, Window
 from hardware.models import MatmulPrecision
 
 NUM_FOLDS = 5

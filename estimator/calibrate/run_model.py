@@ -9,7 +9,8 @@ from estimator.arrays import Array
 from estimator.calibrate.batches import Batch, batched
 from estimator.runs.measured import Run
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits, Prior
+from estimator.stack.habits import Habits
+from estimator.stack.stack import Prior
 
 STEP, LAUNCH, READ, TOTAL, PEAK = range(5)
 """Quantities that are predicted of a run: seconds of a step, and of launching it; bytes as they were read of a device,

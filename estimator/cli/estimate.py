@@ -1,7 +1,6 @@
 """The command `estimate`: parse, call, print."""
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,24 +8,22 @@ from typing import Annotated, NamedTuple, cast
 
 import typer
 
-from estimator.api.compare import compare as difference_of
 from estimator.api.configuration import num_devices_of, read_configuration
 from estimator.api.estimate import estimate as ask
 from estimator.api.flavors import Estimates, why_nothing_fits
 from estimator.api.options import Options, names_all
-from estimator.api.pages import html_page, refuse_unknown_plot, write
-from estimator.api.pages import plot as draw_plot
+from estimator.api.pages import html_page, write
 from estimator.api.trace import trace as draw
 from estimator.cli.compare import Question, compared
-from estimator.cli.given import given_options
+from estimator.cli.difference import refuse_beside_diff, show_difference
+from estimator.cli.given import command_again, given_options
+from estimator.cli.pages import ON_THE_PLATFORM, refuse_files, write_pages
 from estimator.cli.serve import USUAL_PORT, serve_page
 from estimator.report import text
 from estimator.report.json import comparison_document, estimate_document, flavors_document, stacks_document
 from estimator.report.text_comparison import print_comparison
-from estimator.report.text_difference import print_difference
 from estimator.report.text_flavors import print_flavors, print_known_stacks, print_stacks
 from estimator.search.choice import OBJECTIVES
-from estimator.search.difference import Difference
 from estimator.search.planner import PLATFORM, SPACES, Estimate
 from estimator.stack.choice import known_stacks
 from estimator.stack.optimizers import OPTIMIZERS
@@ -34,18 +31,11 @@ from estimator.stack.recipe import LOSSES, PRECISIONS
 from estimator.work.defaults import SEED_BATCH, SEED_EPOCHS, SEED_MODEL, SEED_ROWS, SEED_SEQ_LEN
 from hardware.catalog import Catalog, catalog_template, load_catalog
 from hardware.command import EXIT_DONE, open_console, print_json, run_command
-from hardware.errors import shown, shown_path
-from hardware.files import told
+from hardware.errors import shown
 from hardware.models import Flavor
 from hardware.smi.selection import current_flavor
 
 EXIT_NOTHING_FITS = 3
-
-ON_THE_PLATFORM = Options(space="moai", accelerator=None, devices=None)
-"""What differs of the question that a larger space is held against; its flavor is given."""
-
-EVERYWHERE = Options(plan="best", deadline=None, budget=None)
-"""What differs of the question on all flavors that a page shows beside an answer on one."""
 
 estimate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -160,9 +150,9 @@ def estimate(
         return _show_known(as_template=template)
     several = "--flavor all" if names_all(flavor) else "--stack all" if names_all(stack) else ""
     _refuse_pairs(why, trace, "--json" if as_json else several, several, explain=explain)
-    _refuse_files(why, html, plot)
+    refuse_files(why, html, plot)
     if diff:
-        _refuse_beside_diff(several, why, trace, plan, explain=explain)
+        refuse_beside_diff(several, why, trace, plan, explain=explain)
     hardware, given = load_catalog(catalog or []), given_options(context)
     if _is_served(is_served, given):
         serve_page(context, hardware, _current_flavor(hardware), port)
@@ -202,17 +192,16 @@ def estimate(
     if configuration:
         model, options = _configured(configuration, where, model, options, set(given))
     if diff:
-        sides = (side if _is_file(side) else _asked_with(side, model, where, options) for side in diff)
-        return _show_difference(difference_of(*sides), diff, as_json=as_json)
+        return show_difference(diff, model, where, options, as_json=as_json)
     found = ask(model, where, **options)
     if compare:
         one = _one_answer(found, compare, bool(explain or trace or plot or why is not None))
         beside = compared(
             context, compare, one, Question(model, None if options["accelerator"] else one.flavor, options)
         )
-        return _show_comparison(beside, html, _again(context), top, as_json=as_json)
+        return _show_comparison(beside, html, command_again(context), top, as_json=as_json)
     if html or plot:
-        _write_pages(found, model, options, html, plot, _again(context))
+        write_pages(found, model, options, html, plot, command_again(context))
     if isinstance(found, Estimates):
         return _show_several(found, top, as_json=as_json, of_stacks=names_all(stack))
     return _show(found, model, options, hardware, _Shown(top, as_json=as_json, explain=explain, trace=trace))
@@ -276,78 +265,6 @@ def _refuse_pairs(why: str | None, trace: Path | None, beside: str, several: str
         raise ValueError("why: --why is given beside --json; it holds one plan against the best of a flavor")
 
 
-def _refuse_files(why: str | None, html: Path | None, plot: tuple[str, Path] | None) -> None:
-    """Refuse a page or a picture beside `--why`, and a picture that there is not, before anything is searched."""
-    if why is not None and (html or plot):
-        which = "html" if html else "plot"
-        raise ValueError(f"{which}: --{which} is given beside --why; it shows an answer, and --why is told in a line")
-    if plot:
-        refuse_unknown_plot(plot[0], plot[1].suffix.removeprefix("."))
-
-
-def _write_pages(
-    found: Estimate | Estimates,
-    model: str,
-    options: Options,
-    html: Path | None,
-    plot: tuple[str, Path] | None,
-    command: str,
-) -> None:
-    """Write the page, and the picture, that are asked for; no picture where no plan fits."""
-    everywhere: Estimates | None = None
-    if isinstance(found, Estimate) and (html or (plot and plot[0] == "frontier")):
-        everywhere = ask(model, "all", **(options | ON_THE_PLATFORM | EVERYWHERE))
-    if plot and found.best:
-        kind, path = plot
-        of = everywhere if everywhere and kind == "frontier" else found
-        write("plot", path, draw_plot(of, kind, path.suffix.removeprefix(".")))
-    if html:
-        write("html", html, html_page(found, everywhere, command).encode())
-
-
-def _again(context: typer.Context) -> str:
-    """Return the command that was given, as it can be given again."""
-    words, given = ["estimate"], given_options(context)
-    for parameter in context.command.params:
-        if parameter.name in given:
-            value = given[parameter.name]
-            flag = parameter.opts[0] if value is not False else parameter.secondary_opts[0]
-            for one in value if isinstance(value, list) else [value]:
-                words += [flag, *([] if isinstance(one, bool) else map(str, one if isinstance(one, tuple) else [one]))]
-    return shlex.join(words)
-
-
-def _refuse_beside_diff(several: str, why: str | None, trace: Path | None, plan: str, *, explain: bool) -> None:
-    """Refuse what cannot be given beside two answers."""
-    given = {several: several, "--why": why, "--trace": trace, "--plan": plan != "best", "--explain": explain}
-    for name, value in given.items():
-        if value:
-            raise ValueError(
-                f"diff: --diff is given beside {name}; it holds two answers of one flavor against each other"
-            )
-
-
-def _is_file(text: str) -> bool:
-    """Whether one side of a difference names a file: it is no plan, and not the best one."""
-    return text.endswith(".json") or (text != "best" and "=" not in text)
-
-
-def _asked_with(plan: str, model: str, where: Flavor | str | list[str] | None, options: Options) -> Estimate:
-    """Return the answer of one flavor with a plan."""
-    found = ask(model, where, **cast("Options", {**options, "plan": plan}))
-    if isinstance(found, Estimates):
-        raise ValueError("diff: --diff is given beside several flavors; it holds two answers of one against each other")
-    return found
-
-
-def _show_difference(found: Difference, names: tuple[str, str], *, as_json: bool) -> int:
-    if as_json:
-        print_json(found.document())
-    else:
-        print_difference(open_console(), found, names)
-    return EXIT_DONE
-
-
 def _configured(
     path: Path, where: Flavor | str | list[str] | None, model: str, options: Options, given: set[str]
 ) -> tuple[str, Options]:
@@ -383,7 +300,7 @@ def _show(found: Estimate, model: str, options: Options, hardware: Catalog, how:
         text.print_why(open_console(), found)
         return EXIT_DONE
     if how.trace and found.best:
-        _write_trace(found, how.trace)
+        write("trace", how.trace, json.dumps(draw(found)).encode())
     if how.as_json:
         print_json(estimate_document(found, how.top))
         return _exit_status(found, hardware)
@@ -395,13 +312,6 @@ def _show(found: Estimate, model: str, options: Options, hardware: Catalog, how:
         console.print()
         text.print_explanation(console, found)
     return _exit_status(found, hardware)
-
-
-def _write_trace(found: Estimate, path: Path) -> None:
-    try:
-        path.write_text(json.dumps(draw(found)), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"trace: {shown_path(path)} cannot be written ({told(error)}); check its folder") from error
 
 
 def _current_flavor(hardware: Catalog) -> Flavor:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimator.arrays import Array, Num
-from estimator.stack.stack import Habits
+from estimator.stack.habits import Habits
 from hardware.errors import shown
 
 DEVICE_MTBF_S = 16384 * 54 * 86400 / 419

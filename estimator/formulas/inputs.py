@@ -8,7 +8,7 @@ import numpy as np
 from estimator.arrays import Array, Num
 from estimator.formulas.layout import Layout, balanced, layout
 from estimator.formulas.machine import Machine
-from estimator.stack.stack import Habits
+from estimator.stack.habits import Habits
 from estimator.work.plan import Plan, Plans
 from estimator.work.shape import Shape
 from estimator.work.workload import Workload

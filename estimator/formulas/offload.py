@@ -27,8 +27,8 @@ def offloaded_bytes(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage
 def most_offloaded_bytes(inputs: StepInputs, efficiencies: Efficiencies) -> Array:
     """Return those of the stage that has most of them."""
     plan = inputs.plan
-    in_flight = plan.in_flight(0), plan.in_flight(1), plan.in_flight(plan.num_stages - 1)
-    stages = (stage._replace(held=held) for stage, held in zip(stages_of(inputs.shape, plan), in_flight, strict=True))
+    first, between, last = stages_of(inputs.shape, plan)
+    stages = first.at(plan, 0), between.at(plan, 1), last.at(plan, plan.num_stages - 1)
     each = [offloaded_bytes(inputs, efficiencies, stage) for stage in stages]
     return np.asarray(np.maximum(np.maximum(each[0], (plan.num_stages > 2) * each[1]), each[2]))
 

@@ -77,6 +77,11 @@ def flight_after(inputs: StepInputs, stage: Stage, least: Num) -> Flight:
     return Flight(done, np.asarray(np.clip(passes - done, 0, most) / v), np.asarray(chunks))
 
 
+def puts_off(inputs: StepInputs, stage: Stage) -> Array:
+    """Return whether weight gradients are a pass of their own: of zero bubble, but for the stage that begins."""
+    return np.asarray(inputs.plan.follows("zero_bubble") & ~np.asarray(stage.has_embedding))
+
+
 def put_off_bytes(inputs: StepInputs, stage: Stage) -> tuple[Array, Array]:
     """Return what a micro-batch whose weight gradients wait holds beyond what its layers keep: of one layer, of all.
 
@@ -103,18 +108,25 @@ def _split_gradient(how: Sharding, tp: Num) -> Num:
 
 
 def peaks_piped(
-    inputs: StepInputs, efficiencies: Efficiencies, stage: Stage, units: Units, how: Sharding
+    inputs: StepInputs, stage: Stage, units: Units, how: Sharding, made: Num, work: Num
 ) -> tuple[Peak, ...]:
     """Return the moments of a stage of a pipeline.
 
     They are: the loss, the first backward pass with all in flight, the one after, that of the projection, the end of
     the first, and the reduction of the first unit; then the first where all chunks have gradients, and the weight
     gradients that were put off.
+
+    Args:
+        inputs: plans, a model and a machine.
+        stage: its layers, ends, and micro-batches in flight.
+        units: of the stage.
+        how: they are sharded.
+        made: parameters of a layer whose gradients are there in its backward pass.
+        work: bytes of that pass beside what the layer keeps.
     """
     plan, has_head = inputs.plan, np.asarray(stage.has_head)
     m, v, p = plan.num_micro_batches, plan.virtual_stages, plan.num_stages
-    waits = plan.follows("zero_bubble") & ~np.asarray(stage.has_embedding)
-    work, made = layer_in_backward(inputs, efficiencies, how.weight, makes_weights=~waits)
+    waits = puts_off(inputs, stage)
     one, each = put_off_bytes(inputs, stage)
     waiting = waits * stage.waiting * each
     of_layers = units.all - units.head - units.embedding
@@ -162,13 +174,12 @@ def moments_of(inputs: StepInputs, efficiencies: Efficiencies, stage: Stage) -> 
     plan, units, how = inputs.plan, units_of(inputs, stage), sharding_of(inputs)
     piped, has_head = plan.num_stages > 1, np.asarray(stage.has_head)
     kept = activation_bytes(inputs, efficiencies, stage._replace(held=1.0))[0] + between_stages(inputs, stage).kept
-    work, made = layer_in_backward(inputs, efficiencies, how.weight)
+    work, made = layer_in_backward(inputs, efficiencies, how.weight, makes_weights=~puts_off(inputs, stage))
     waiting = has_head * waiting_logits(inputs) * (plan.follows("gpipe") & piped)
     loss = has_head * loss_bytes(inputs, np.asarray(stage.held))
     alone = peaks_alone(units, how, stage.num_layers, made, work, plan.tp == 1)
-    piped_peaks = peaks_piped(inputs, efficiencies, stage, units, how)
     found = []
-    for number, other in enumerate(piped_peaks):
+    for number, other in enumerate(peaks_piped(inputs, stage, units, how, made, work)):
         one = alone[min(number, len(alone) - 1)]
         flight = np.where(piped, other.flight, one.flight)
         gathered, gradients, buffers = (np.where(piped, b, a) for a, b in zip(one.moment, other.moment, strict=True))

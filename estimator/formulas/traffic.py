@@ -1,7 +1,7 @@
 """Bytes through memory, and kernels, of what runs between a layer's products, by how the layer is executed."""
 
 from estimator.formulas.counts import Traffic, layer_traffic, routing_traffic
-from estimator.stack.stack import Habits
+from estimator.stack.habits import Habits
 from estimator.work.shape import Shape
 
 KERNELS = {"kernels": Traffic(0, 0), "eager": Traffic(36, 74), "compiled": Traffic(14, 28)}

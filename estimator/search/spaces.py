@@ -9,7 +9,7 @@ import numpy as np
 
 from estimator.arrays import Array
 from estimator.formulas.machine import Machine
-from estimator.stack.stack import Habits
+from estimator.stack.habits import Habits
 from estimator.work.plan import PLAN_FIELDS, PLAN_NAMES, RECOMPUTATIONS, SCHEDULES, Ints, Plan, Plans
 from estimator.work.rules import are_legal
 from estimator.work.workload import Workload

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from estimator.stack.habits import Habits
 from estimator.stack.optimizers import OPTIMIZERS, STATES, state_bytes_each
-from estimator.stack.stack import Habits, Stack
+from estimator.stack.stack import Stack
 from estimator.work.shape import TARGETS, Shape
 from hardware.errors import unknown_name
 from hardware.models import MatmulPrecision

@@ -9,7 +9,7 @@ from estimator.formulas.inputs import StepInputs
 from estimator.formulas.layout import Layout, layout
 from estimator.formulas.machine import Machine
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Evidence, Habits
+from estimator.stack.habits import Evidence, Habits
 from estimator.work.plan import PLAN_FIELDS, RECOMPUTATIONS, SCHEDULES, Plan
 from estimator.work.shape import Shape, shape_from_config
 from hardware.catalog import load_catalog

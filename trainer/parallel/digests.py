@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hardware.errors import shown
-from hardware.files import read_regular_file, told
+from hardware.files import read_regular_file, told, write_synced
 from trainer.data.cache import file_digest
 
 DIGESTS = "digests.json"
@@ -33,14 +33,6 @@ class FileDigest(NamedTuple):
 def digests_of(paths: Iterable[Path]) -> dict[str, FileDigest]:
     """Return the digests of files, by their names."""
     return {path.name: FileDigest(path.stat().st_size, file_digest(path)) for path in paths}
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a file, and wait until it is on the disk: a checkpoint's name must not come before its files."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_digests(folder: Path, digests: Mapping[str, FileDigest]) -> None:

@@ -21,8 +21,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from hardware.files import write_synced
 from trainer.parallel.checkpoint import PARTIAL, STATE, name_of, prune, tensors_of
-from trainer.parallel.digests import FileDigest, digests_of, write_digests, write_synced
+from trainer.parallel.digests import FileDigest, digests_of, write_digests
 from trainer.parallel.metadata import METADATA
 from trainer.parallel.model import Stage
 from trainer.parallel.room import make_folder

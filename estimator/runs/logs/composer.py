@@ -96,7 +96,7 @@ class ComposerReader(Reader):
             self.refused.add("a block without its time/batch", line)
             return
         rows = told.get("time/sample", 0.0) / max(batch, 1.0)
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=int(batch) + 1,
@@ -106,10 +106,7 @@ class ComposerReader(Reader):
                     rows=rows if rows > 0 and rows.is_integer() else None,
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)
-            return
-        self._weigh_units(int(batch) + 1, passed, told.get("throughput/batches_per_sec", 0.0))
+            self._weigh_units(int(batch) + 1, passed, told.get("throughput/batches_per_sec", 0.0))
 
     def _weigh_units(self, step: int, passed: float, rate: float) -> None:
         """Count the unit in which the time since the first block makes the rate."""

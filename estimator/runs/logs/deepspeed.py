@@ -58,7 +58,7 @@ class DeepSpeedReader(Reader):
             self.refused.add("two records in one line", line)
             return
         told = found.groupdict()
-        try:
+        with self.refusing(line):
             step = StepLine(
                 step=int(found["step"]),
                 line=line,
@@ -67,10 +67,7 @@ class DeepSpeedReader(Reader):
                 loss=float(told["loss"]) if "loss" in told else None,
             )
             self.records.add(step)
-        except ValueError as error:
-            self.refused.add(str(error), line)
-            return
-        self.records.hold(None, float(told.get("peak", 0.0)) * GIB)
+            self.records.hold(None, float(told.get("peak", 0.0)) * GIB)
 
 
 def _seconds(text: str) -> float:

@@ -115,7 +115,7 @@ class JsonlReader(Reader):
         if step.useful_tokens is not None and step.tokens is not None and step.useful_tokens > step.tokens:
             self.refused.add(f"{step.useful_tokens} useful tokens are more than {step.tokens}", line)
             return
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=step.step,
@@ -127,5 +127,3 @@ class JsonlReader(Reader):
                 )
             )
             self.records.hold(step.peak_reserved_bytes, step.peak_allocated_bytes)
-        except ValueError as error:
-            self.refused.add(str(error), line)

@@ -62,7 +62,7 @@ class LightningReader(Reader):
         if wrong or not told["step"].is_integer():
             self.refused.add(f"{wrong or 'step'} is no number of its kind", line)
             return
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=int(told["step"]) + 1,
@@ -72,8 +72,6 @@ class LightningReader(Reader):
                     loss=next((told[name] for name in LOSSES if name in told), None),
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)
 
 
 def _cells(line: str) -> list[str]:

@@ -69,7 +69,5 @@ class LitgptReader(Reader):
         if not has_all:
             self.refused.add("the log has not every iteration of the step", line)
             return
-        try:
+        with self.refusing(line):
             self.records.add(StepLine(step=step, line=line, step_s=step_s, loss=loss))
-        except ValueError as error:
-            self.refused.add(str(error), line)

@@ -61,15 +61,12 @@ class LlamaFactoryReader(Reader):
         if elapsed < self._last[1]:  # begun again
             self._evaluating_s = 0.0
         self._last = (step, elapsed)
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(step=step, line=line, clock_s=elapsed - self._evaluating_s, loss=_number(entry["loss"]))
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)
-            return
-        reserved, allocated = (_number(entry.get(f"vram_{kind}")) or 0.0 for kind in ("reserved", "allocated"))
-        self.records.hold(max(reserved, 0.0) * GIB, max(allocated, 0.0) * GIB)
+            reserved, allocated = (_number(entry.get(f"vram_{kind}")) or 0.0 for kind in ("reserved", "allocated"))
+            self.records.hold(max(reserved, 0.0) * GIB, max(allocated, 0.0) * GIB)
 
 
 def _is_one(entry: object) -> bool:

@@ -69,7 +69,7 @@ class MegatronReader(Reader):
             self.refused.add("two records in one line", line)
             return
         batch, loss = _BATCH.search(found["rest"]), _LOSS.search(found["rest"])
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=int(found["step"]),
@@ -79,5 +79,3 @@ class MegatronReader(Reader):
                     rows=float(batch[1]) if batch else None,
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)

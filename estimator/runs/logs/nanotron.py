@@ -61,7 +61,7 @@ class NanotronReader(Reader):
             self.refused.add("two records in one line", line)
             return
         rate, loss, reserved = (pattern.search(rest) for pattern in (_RATE, _LOSS, _RESERVED))
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=int(found["step"]),
@@ -71,10 +71,7 @@ class NanotronReader(Reader):
                     device_tokens_per_s=(_value(rate) or None) if rate else None,
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)
-            return
-        self.records.hold(_value(reserved) if reserved else None, None)
+            self.records.hold(_value(reserved) if reserved else None, None)
 
 
 def _value(found: re.Match[str]) -> float:

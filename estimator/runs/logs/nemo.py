@@ -64,7 +64,7 @@ class NemoReader(Reader):
         count = int(float(step[1])) + 1
         batch, samples, loss = (pattern.search(rest) for pattern in (_BATCH, _SAMPLES, _LOSS))
         rows = float(batch[1]) if batch else float(samples[1]) / count if samples else None
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=count,
@@ -74,5 +74,3 @@ class NemoReader(Reader):
                     rows=rows if rows and rows.is_integer() else None,
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)

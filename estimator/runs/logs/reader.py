@@ -1,5 +1,7 @@
 """What a reader of one format is, and what the times of a format include."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple, Self
 
 from estimator.runs.logs.steps import Refused, StepLine, StepLines
@@ -89,6 +91,14 @@ class Reader:
     def count(self) -> int:
         """Lines of this format so far."""
         return self.records.count
+
+    @contextmanager
+    def refusing(self, line: str) -> Iterator[None]:
+        """Count a line as no evidence where what is taken of it inside is no run's."""
+        try:
+            yield
+        except ValueError as error:
+            self.refused.add(str(error), line)
 
     def take(self, line: str) -> None:
         """Take a line of the log, of this format or not."""

@@ -43,7 +43,7 @@ class TorchtuneReader(Reader):
         if rate is None:
             self.refused.add("not whole", line)
             return
-        try:
+        with self.refusing(line):
             self.records.add(
                 StepLine(
                     step=int(found["step"]),
@@ -52,8 +52,5 @@ class TorchtuneReader(Reader):
                     device_tokens_per_s=float(rate[1]),
                 )
             )
-        except ValueError as error:
-            self.refused.add(str(error), line)
-            return
-        peaks = {peak["kind"]: float(peak["gib"]) * GIB for peak in _PEAK.finditer(found["rest"])}
-        self.records.hold(peaks.get("reserved"), peaks.get("alloc"))
+            peaks = {peak["kind"]: float(peak["gib"]) * GIB for peak in _PEAK.finditer(found["rest"])}
+            self.records.hold(peaks.get("reserved"), peaks.get("alloc"))

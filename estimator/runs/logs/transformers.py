@@ -187,10 +187,8 @@ class TransformersReader(Reader):
         return elapsed_s - evaluating_s
 
     def _add(self, records: StepLines, step: int, clock_s: float, loss: float | None, line: str) -> None:
-        try:
+        with self.refusing(line):
             records.add(StepLine(step=step, line=line, clock_s=clock_s, loss=loss))
-        except ValueError as error:
-            self.refused.add(str(error), line)
 
     def whole(self) -> tuple[float, int] | None:
         """Return the seconds per step of the whole loop without evaluations, and its steps; None where it has no end.

@@ -12,7 +12,8 @@ from estimator.formulas.layout import Layout, layout
 from estimator.formulas.memory import StageBytes, host_bytes, plan_memory, stage_bytes, total_bytes
 from estimator.formulas.stages import Stage, fullest_rank, one_layer, rank_parameters, sharded_bytes
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits, load_stack
+from estimator.stack.habits import Habits
+from estimator.stack.stack import load_stack
 from estimator.work.plan import RECOMPUTATIONS, Plan, Plans
 from estimator.work.shape import Shape, load_shape
 from tests.support.strategies import (

@@ -12,7 +12,8 @@ from estimator.formulas.machine import Machine
 from estimator.formulas.schedule import pass_orders, timeline
 from estimator.formulas.step import StepTime, pipeline_seconds, plan_step
 from estimator.stack.efficiencies import Efficiencies
-from estimator.stack.stack import Habits, Window, load_stack
+from estimator.stack.habits import Habits
+from estimator.stack.stack import Window, load_stack
 from estimator.work.plan import RECOMPUTATIONS, SCHEDULES, Plan, Plans
 from estimator.work.shape import Shape, load_shape
 from tests.support.strategies import (
